@@ -1,0 +1,29 @@
+# Each target makes .venv, installs what it needs and runs one job. README.md has the plain lines.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+LINES := --line-length 120
+
+.PHONY: demo test lint docs bench
+
+demo: $(VENV)/demo.installed
+	$(BIN)/python -m examples.leukemia run
+
+test: $(VENV)/test.installed
+	$(BIN)/python -m pytest
+
+lint: $(VENV)/test.installed
+	$(BIN)/ruff format --check $(LINES) .
+	$(BIN)/ruff check $(LINES) .
+	$(BIN)/mypy
+
+docs: $(VENV)/docs.installed
+	$(BIN)/sphinx-build -W -q docs docs/_build
+
+bench: $(VENV)/bench.installed
+	$(BIN)/python -m benchmarks.generation
+
+$(VENV)/%.installed: setup.cfg constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install -q -c constraints.txt -e ".[$*]"
+	touch $@

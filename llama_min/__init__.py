@@ -1,0 +1,21 @@
+"""A minimal Llama 3.1 that loads Hugging Face folders: model, checkpoints, tokenizers, generation."""
+
+from llama_min.checkpoint import load_llama, save_llama
+from llama_min.config import CheckpointError, LlamaConfig, RopeScaling
+from llama_min.generation import generate, stream
+from llama_min.model import KVCache, Llama
+from llama_min.tokenizer import Tokenizer, load_tokenizer
+
+__all__ = [
+    "CheckpointError",
+    "KVCache",
+    "Llama",
+    "LlamaConfig",
+    "RopeScaling",
+    "Tokenizer",
+    "generate",
+    "load_llama",
+    "load_tokenizer",
+    "save_llama",
+    "stream",
+]

@@ -1,0 +1,139 @@
+"""Reading, cleaning, splitting and annotating abstracts."""
+
+from __future__ import annotations
+
+import csv
+from collections import Counter
+from pathlib import Path
+
+import pytest
+
+from examples.leukemia.annotate import SUBTYPES, blank_subtypes, find_subtypes, subtype_of
+from examples.leukemia.data import Record, UserError, clean, read_abstracts, split
+from examples.leukemia.synthetic import ABSTRACTS, abstracts_csv
+
+
+def write(path: Path, text: str) -> Path:
+    path.write_text(text, encoding="utf-8")
+    return path
+
+
+def test_reads_counts_and_cleans(tmp_path: Path) -> None:
+    path = write(
+        tmp_path / "a.csv",
+        "\ufeffabstract,pubmed_id,title,subtype\n"
+        '"Two\n lines &amp; <i>BCR</i>-ABL, p &lt; 0.05.",1,"A ""title""",CML\n'
+        "again,1,T,\n"
+        ",2,T,\n"
+        "No title.,3,,\n"
+        "short,4\n",
+    )
+    records, counts = read_abstracts(path)
+    assert records == [
+        Record("1", 'A "title"', "Two lines & BCR-ABL, p < 0.05.", "CML"),
+        Record("3", "", "No title."),
+        Record("4", "", "short"),
+    ]
+    assert list(counts.values()) == [5, 1, 1, 2]
+
+
+@pytest.mark.parametrize(
+    ("raw", "cleaned"),
+    [
+        ("It works. Copyright 2003 Wiley-Liss, Inc.", "It works."),
+        ("It works. (C) 1999 Academic Press.", "It works."),
+        ("It works. © 2020 The Authors.", "It works."),
+        ("Copyright law is hard. In 2003 it changed.", "Copyright law is hard. In 2003 it changed."),
+        ("10\u00a0\u00d7\u00a010<sup>9</sup>/l\ufb01", "10 \u00d7 109/lfi"),
+    ],
+)
+def test_clean(raw: str, cleaned: str) -> None:
+    assert clean(raw) == cleaned
+
+
+def test_a_very_long_field_is_read(tmp_path: Path) -> None:
+    path = write(tmp_path / "a.csv", f"pubmed_id,title,abstract\n1,t,{'word ' * 60_000}\n")
+    assert len(read_abstracts(path)[0][0].abstract) == 299_999
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (b"", "lacks the column pubmed_id, title, abstract (its first line has: nothing)"),
+        (b"pubmed_id,abstract\n1,x\n", "lacks the column title (its first line has: pubmed_id, abstract)"),
+        (b"pubmed_id,title,abstract\n", "no row with a pubmed_id and an abstract"),
+        (b"pubmed_id,title,abstract\n1,t,caf\xe9\n", "is not UTF-8"),
+    ],
+)
+def test_bad_files(tmp_path: Path, content: bytes, words: str) -> None:
+    path = tmp_path / "bad.csv"
+    path.write_bytes(content)
+    with pytest.raises(UserError) as caught:
+        read_abstracts(path)
+    assert str(path) in str(caught.value) and words in str(caught.value)
+
+
+def test_missing_file_and_folder(tmp_path: Path) -> None:
+    for path in (tmp_path / "none.csv", tmp_path):
+        with pytest.raises(UserError, match="cannot be read"):
+            read_abstracts(path)
+
+
+def test_split_keeps_articles_apart_and_in_place() -> None:
+    records = [Record(str(n), "t", "a") for n in range(3000)]
+    parts = split(records)
+    ids = {name: {record.pubmed_id for record in part} for name, part in parts.items()}
+    assert sum(map(len, ids.values())) == 3000 == len(set.union(*ids.values()))
+    # shares 0.7, 0.1, 0.2 within five standard errors
+    for name, share in (("train", 0.7), ("validation", 0.1), ("test", 0.2)):
+        assert abs(len(ids[name]) / 3000 - share) < 5 * (share * (1 - share) / 3000) ** 0.5
+    fewer = split(records[::2])
+    assert all({r.pubmed_id for r in fewer[name]} <= ids[name] for name in ids)
+    assert {r.pubmed_id for r in split(records, seed=1)["test"]} != ids["test"]
+
+
+@pytest.mark.parametrize(
+    ("text", "found"),
+    [
+        ("Chronic myeloid leukaemia (CML) and acute lymphoblastic leukemias", {"CML", "ALL"}),
+        ("all patients had AML1-ETO", set()),
+        ("acute promyelocytic leukemia, a kind of AML", {"APL"}),
+        ("ALL patients", {"ALL"}),
+        ("hairy cell leukemia", {"other"}),
+        ("B-CLL cells; CLL/SLL", {"CLL"}),
+    ],
+)
+def test_find_subtypes(text: str, found: set[str]) -> None:
+    assert find_subtypes(text) == found
+
+
+def test_title_decides_and_two_subtypes_are_none() -> None:
+    assert subtype_of("Imatinib in CML", "unlike AML") == "CML"
+    assert subtype_of("Imatinib", "CML, unlike AML") is None
+    assert subtype_of("Imatinib", "nothing here") is None
+
+
+def test_names_are_blanked() -> None:
+    text = "Acute myeloid leukemia (AML) with AML1-ETO. All patients"
+    assert blank_subtypes(text) == "leukemia with AML1-ETO. All patients"
+
+
+def test_labels_agree_with_people(real: Path) -> None:
+    """132 abstracts whose subtype people gave: the gazetteer names the same one for at least 95% of them."""
+    with (real / "leukemia_typed_abstracts.csv").open(encoding="utf-8", newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert len(rows) == 132
+    agree = sum(subtype_of(clean(row["title"]), clean(row["abstract"])) == row["type"] for row in rows)
+    assert agree >= 0.95 * len(rows)
+
+
+def test_shipped_abstracts_are_synthetic_and_reproducible() -> None:
+    text = ABSTRACTS.read_text(encoding="utf-8")
+    assert text == abstracts_csv()
+    rows = list(csv.DictReader(text.splitlines()))
+    assert len(rows) == 600
+    assert all(not row["pubmed_id"].isdecimal() and row["source"].startswith("synthetic") for row in rows)
+    assert Counter(row["subtype"] for row in rows).keys() == set(SUBTYPES)
+    for row in rows:  # the label that the generator gave is the one that the text names, and blanking hides it
+        assert subtype_of(row["title"], row["abstract"]) == row["subtype"]
+        assert not find_subtypes(blank_subtypes(f"{row['title']}\n{row['abstract']}"))

@@ -1,0 +1,299 @@
+"""The main job through the command line: the embedded default, real weights, bad input, a kill in the middle."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from examples.leukemia.__main__ import main
+from examples.leukemia.annotate import SUBTYPES
+from examples.leukemia.folders import load_int8
+from examples.leukemia.pretrain import TINY_LLAMA, pretrain
+from examples.leukemia.synthetic import ABSTRACTS
+from llama_min import load_llama, load_tokenizer, save_llama
+from lora_lite import load_adapter
+from quant_lite import Int8Linear
+
+QUICK = ("--text-epochs", 1, "--task-epochs", 1, "--max-titles", 2)
+
+
+def some_abstracts(path: Path, count: int = 60) -> Path:
+    with ABSTRACTS.open(encoding="utf-8") as source:
+        path.write_text("".join(line for line, _ in zip(source, range(count + 1))), encoding="utf-8")
+    return path
+
+
+def metrics(out: Path) -> dict:
+    return json.loads((out / "metrics.json").read_text(encoding="utf-8"))
+
+
+@pytest.fixture(scope="session")
+def default_run(tmp_path_factory: pytest.TempPathFactory, command):
+    """The embedded default, as `make demo` runs it."""
+    out = tmp_path_factory.mktemp("runs") / "default"
+    return command("run", "--out", out), out
+
+
+def test_default_leaves_everything(default_run) -> None:
+    done, out = default_run
+    assert done.returncode == 0, done.stderr[-2000:]
+    names = {str(path.relative_to(out)) for path in out.rglob("*") if path.is_file()}
+    charts = {"model_size.png", "prefill_time.png", "decode_time.png", "perplexity.png", "subtype_accuracy.png"}
+    files = {"data/train.jsonl", "adapter/adapter_model.safetensors", "adapter/adapter_config.json"}
+    files |= {"merged/model.safetensors", "merged/config.json", "merged/tokenizer.json"}
+    files |= {"int8/quantized.safetensors", "int8/config.json", "int8/tokenizer.json", "metrics.json", "report.html"}
+    assert charts | files <= names
+    assert all((out / name).read_bytes().startswith(b"\x89PNG") for name in charts)
+    assert not [path for path in out.parent.iterdir() if path != out]
+    assert "no medical device" in done.stdout
+    assert re.search(r"training: +\d+%.*<\d\d:\d\d.*loss \d+\.\d+, [\d,]+ tokens/s", done.stderr)
+
+
+def test_default_report_shows_the_scores(default_run) -> None:
+    _, out = default_run
+    page = (out / "report.html").read_text(encoding="utf-8")
+    for name, row in metrics(out)["scores"].items():
+        score = row["subtype_accuracy"]
+        shown = f"{score['value']:.3f} [{score['low']:.3f}, {score['high']:.3f}], n={score['n']}"
+        assert name in page and shown in page
+    assert page.count("data:image/png;base64,") >= 8 and "no medical device" in page
+    assert "http" not in re.sub(r"base64,[^\"]*", "", page)  # it stands alone
+
+
+def test_default_learns_to_tell_subtypes_and_int8_keeps_it(default_run) -> None:
+    scores = metrics(default_run[1])["scores"]
+    base, lora, int8 = (scores[name]["subtype_accuracy"] for name in ("base", "base+LoRA", "LoRA+int8"))
+    assert base["n"] >= 100
+    assert base["value"] <= 1 / len(SUBTYPES) + 0.15  # near chance
+    assert lora["value"] >= 0.85
+    assert abs(int8["value"] - lora["value"]) <= 0.02
+    ratio = scores["LoRA+int8"]["perplexity"]["value"] / scores["base+LoRA"]["perplexity"]["value"]
+    assert ratio < 1.01
+    titles = [scores[name]["title_rouge_l"]["value"] for name in ("base", "base+LoRA")]
+    assert titles[1] > titles[0] + 0.1
+
+
+def test_default_has_no_article_on_two_sides(default_run) -> None:
+    sides = {}
+    for name in ("train", "validation", "test"):
+        lines = (default_run[1] / "data" / f"{name}.jsonl").read_text(encoding="utf-8").splitlines()
+        sides[name] = {json.loads(line)["pubmed_id"] for line in lines}
+        assert sides[name] and all(pubmed_id.startswith("SYN-") for pubmed_id in sides[name])
+    assert len(set.union(*sides.values())) == sum(map(len, sides.values())) == 600
+
+
+def test_default_checkpoints_agree(default_run) -> None:
+    """base + adapter = merged to float rounding; int8 = merged to quantization error, and truly int8."""
+    out, ids = default_run[1], torch.arange(5, 60)[None]
+    adapted = load_llama(TINY_LLAMA, torch.float32)
+    load_adapter(adapted, out / "adapter")
+    merged, int8 = load_llama(out / "merged", torch.float32), load_int8(out / "int8")
+    with torch.no_grad():
+        expected = adapted(ids)
+        torch.testing.assert_close(merged(ids), expected, atol=1e-4, rtol=1e-4)
+        difference = (int8(ids) - expected).abs().max()
+    assert 0 < difference < 0.05 * expected.abs().max()
+    assert sum(isinstance(layer, Int8Linear) for layer in int8.modules()) == 5 * 7
+    sizes = metrics(out)["size_bytes"]
+    assert sizes["LoRA+int8"] < 0.5 * sizes["base"]
+
+
+def test_real_weights_and_abstracts(tmp_path: Path, real: Path, command) -> None:
+    """A short run: held-out perplexity falls, and int8 loses under 1% of it."""
+    out, abstracts = tmp_path / "out", real / "pubmed_leukemia_abstracts.csv"
+    done = command("run", "--model", real / "stories260k", "--abstracts", abstracts, "--out", out, *QUICK)
+    assert done.returncode == 0, done.stderr[-2000:]
+    result = metrics(out)
+    base, lora, int8 = (row["perplexity"] for row in result["scores"].values())
+    assert lora["high"] < base["low"]
+    assert int8["value"] < 1.01 * lora["value"]
+    assert result["data"]["rows"] == 189 and sum(result["data"]["articles"].values()) == 189
+    assert result["data"]["items"]["title"]["cut_to_fit"] > 0  # 512 tokens hold few abstracts
+    assert (out / "merged" / "tokenizer.model").is_file()
+    tokenizer = load_tokenizer(out / "int8")
+    assert tokenizer.vocab_size == 512
+
+
+def test_a_second_run_replaces_the_first_whole(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    abstracts, out = some_abstracts(tmp_path / "some.csv"), tmp_path / "out"
+    arguments = ["run", "--abstracts", str(abstracts), "--out", str(out), *map(str, QUICK)]
+    assert main(arguments) == 0
+    (out / "left over.txt").touch()
+    first = metrics(out)
+    assert main([*arguments, "--seed", "1"]) == 0
+    assert not (out / "left over.txt").exists()
+    second = metrics(out)
+    assert (first["settings"]["seed"], second["settings"]["seed"]) == (0, 1)
+    assert first["data"]["articles"] != second["data"]["articles"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["out", "some.csv"]
+
+    assert main([*arguments, "--seed", "1"]) == 0  # a seed gives the same run, bit for bit
+    third = metrics(out)
+    assert third["scores"] == second["scores"]
+    capsys.readouterr()
+
+
+def config_with(folder: Path, **fields: object) -> None:
+    path = folder / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | fields))
+
+
+def truncate(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:5000])
+
+
+BAD_MODELS = {
+    "missing weights": (lambda m: (m / "model.safetensors").unlink(), "holds neither model.safetensors"),
+    "truncated weights": (lambda m: truncate(m / "model.safetensors"), "is not a whole safetensors file"),
+    "unknown architecture": (lambda m: config_with(m, architectures=["GPT2LMHeadModel"]), "GPT2LMHeadModel"),
+    "unknown rope_type": (lambda m: config_with(m, rope_scaling={"rope_type": "yarn"}), "rope_type='yarn'"),
+    "no config": (lambda m: (m / "config.json").unlink(), "config.json does not exist"),
+    "no tokenizer": (lambda m: (m / "tokenizer.json").unlink(), "neither tokenizer.json nor tokenizer.model"),
+    "misshapen weights": (lambda m: config_with(m, vocab_size=2000), "the config says (2000, 128)"),
+    "no folder": (shutil.rmtree, "neither tokenizer.json nor tokenizer.model"),
+}
+BAD_FILES = {
+    "no such file": (None, "cannot be read"),
+    "missing column": ("pubmed_id,title\n1,x\n", "lacks the column abstract"),
+    "empty": ("", "lacks the column pubmed_id, title, abstract"),
+    "only a header": ("pubmed_id,title,abstract\n", "holds no row"),
+    "too few": ("pubmed_id,title,abstract\n1,t,a b c.\n", "1 articles are too few to split"),
+}
+
+
+def refused(capsys: pytest.CaptureFixture, tmp_path: Path, arguments: list[object], words: str) -> None:
+    """One line on stderr, exit code 2, and nothing new on disk."""
+    before = sorted(tmp_path.rglob("*"))
+    assert main(["run", *map(str, arguments)]) == 2
+    errors = [line for line in capsys.readouterr().err.splitlines() if not line.startswith("model: ")]
+    assert len(errors) == 1 and errors[0].startswith("error: ") and words in errors[0]
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+@pytest.mark.parametrize("case", BAD_MODELS)
+def test_bad_models(tmp_path: Path, capsys: pytest.CaptureFixture, case: str) -> None:
+    model = tmp_path / "model"
+    shutil.copytree(TINY_LLAMA, model)
+    damage, words = BAD_MODELS[case]
+    damage(model)
+    refused(capsys, tmp_path, ["--model", model, "--out", tmp_path / "out"], words)
+
+
+@pytest.mark.parametrize("case", BAD_FILES)
+def test_bad_abstracts(tmp_path: Path, capsys: pytest.CaptureFixture, case: str) -> None:
+    content, words = BAD_FILES[case]
+    path = tmp_path / "abstracts.csv"
+    if content is not None:
+        path.write_text(content)
+    refused(capsys, tmp_path, ["--abstracts", path, "--out", tmp_path / "out"], words)
+
+
+def test_a_tokenizer_of_another_model(tmp_path: Path, capsys: pytest.CaptureFixture, real: Path) -> None:
+    shutil.copytree(real / "stories260k", tmp_path / "model")
+    shutil.copyfile(TINY_LLAMA / "tokenizer.json", tmp_path / "model" / "tokenizer.json")
+    arguments = ["--model", tmp_path / "model", "--out", tmp_path / "out"]
+    refused(capsys, tmp_path, arguments, "the tokenizer knows 2048 tokens, the model 512")
+
+
+def test_a_diverging_run_keeps_nothing(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    abstracts = some_abstracts(tmp_path / "some.csv")
+    arguments = ["run", "--abstracts", abstracts, "--out", tmp_path / "out", *QUICK, "--learning-rate", "1e30"]
+    assert main(list(map(str, arguments))) == 2
+    assert re.search(r"error: step \d+: loss .* lower the learning rate", capsys.readouterr().err)
+    assert [path.name for path in tmp_path.iterdir()] == ["some.csv"]
+
+
+def test_out_folders_that_cannot_be_used(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    (tmp_path / "file").touch()
+    refused(capsys, tmp_path, ["--out", tmp_path / "file" / "out"], "cannot be written")
+    refused(capsys, tmp_path, ["--out", tmp_path / "file"], "is not an earlier run's folder")
+    (tmp_path / "thesis").mkdir()
+    (tmp_path / "thesis" / "chapter.tex").touch()
+    refused(capsys, tmp_path, ["--out", tmp_path / "thesis"], "is not an earlier run's folder")
+
+
+def test_read_only_parent(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    locked = tmp_path / "locked"
+    locked.mkdir(mode=0o555)
+    if os.access(locked, os.W_OK):  # root may write anywhere but among the processes
+        locked = Path("/proc/self")
+    refused(capsys, tmp_path, ["--out", locked / "out"], "cannot be written")
+
+
+@pytest.mark.parametrize(
+    "argument", [["--rank", "0"], ["--rank", "x"], ["--dtype", "int3"], ["--seed", "1.5"], ["--learning-rate", "0"]]
+)
+def test_bad_options(argument: list[str], capsys: pytest.CaptureFixture) -> None:
+    with pytest.raises(SystemExit) as caught:
+        main(["run", *argument])
+    assert caught.value.code == 2
+    assert argument[0] in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("sent", "code"), [(signal.SIGKILL, -9), (signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_stopped_in_the_middle_of_training(tmp_path: Path, root: Path, sent: signal.Signals, code: int) -> None:
+    """No half folder at --out; an asked-for stop also cleans up, and the next run is not disturbed."""
+    out = tmp_path / "runs" / "out"
+    line = [sys.executable, "-m", "examples.leukemia", "run", "--out", str(out)]
+    process = subprocess.Popen(line, cwd=root, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True)
+    assert process.stderr is not None
+    deadline = time.monotonic() + 120
+    while "training on" not in process.stderr.readline():
+        assert time.monotonic() < deadline and process.poll() is None
+    process.send_signal(sent)
+    process.stderr.read()
+    assert process.wait(60) == code
+    assert not out.exists()
+    if sent != signal.SIGKILL:
+        assert not list(out.parent.iterdir())
+    else:
+        abstracts = some_abstracts(tmp_path / "some.csv")
+        assert main(["run", "--abstracts", str(abstracts), "--out", str(out), *map(str, QUICK)]) == 0
+        assert metrics(out)["scores"]
+
+
+def test_the_recipe_gives_the_same_bits_twice(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    """A short pretraining; the whole recipe takes minutes and is compared when the model is made."""
+    threads = torch.get_num_threads()
+    try:
+        for name in ("a", "b"):
+            pretrain(tmp_path / name, documents=96, progress=False)
+    finally:
+        torch.set_num_threads(threads)
+    for file in ("model.safetensors", "tokenizer.json", "config.json", "tokenizer_config.json"):
+        assert (tmp_path / "a" / file).read_bytes() == (tmp_path / "b" / file).read_bytes()
+    capsys.readouterr()
+
+
+def test_the_tiny_llama_is_what_it_claims(tmp_path: Path) -> None:
+    assert sum(path.stat().st_size for path in TINY_LLAMA.iterdir()) <= 8_000_000
+    model = load_llama(TINY_LLAMA, torch.float32)
+    config = model.config
+    assert config.num_key_value_heads < config.num_attention_heads
+    assert config.rope_scaling is not None and config.tie_word_embeddings
+    save_llama(model, tmp_path)
+    assert (tmp_path / "model.safetensors").read_bytes() == (TINY_LLAMA / "model.safetensors").read_bytes()
+    transformers = pytest.importorskip("transformers")
+    theirs = transformers.AutoModelForCausalLM.from_pretrained(TINY_LLAMA, dtype=torch.float32)
+    tokenizer = transformers.AutoTokenizer.from_pretrained(TINY_LLAMA)
+    text = "Imatinib in chronic myeloid leukemia (BCR-ABL1), 62 percent."
+    ids = load_tokenizer(TINY_LLAMA).encode(text, bos=True)
+    assert tokenizer(text)["input_ids"] == ids
+    with torch.no_grad():
+        torch.testing.assert_close(model(torch.tensor([ids])), theirs(torch.tensor([ids])).logits, atol=1e-5, rtol=1e-5)
+
+
+def test_csv_of_the_shipped_set_is_marked(root: Path) -> None:
+    with ABSTRACTS.open(encoding="utf-8", newline="") as file:
+        assert all(row["source"] == "synthetic: invented, no evidence" for row in csv.DictReader(file))

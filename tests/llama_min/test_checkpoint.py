@@ -1,0 +1,149 @@
+"""Folders that are damaged, incomplete or of another model are refused in one clear error."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from llama_min import CheckpointError, Llama, LlamaConfig, load_llama, save_llama
+from lora_lite import add_lora
+from tests.llama_min.test_model import SMALL
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    torch.manual_seed(0)
+    save_llama(Llama(SMALL), tmp_path / "model")
+    return tmp_path / "model"
+
+
+def change(folder: Path, **fields: object) -> None:
+    path = folder / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | fields))
+
+
+def test_round_trip(folder: Path) -> None:
+    model = load_llama(folder, torch.float32)
+    again = folder.parent / "again"
+    save_llama(model, again)
+    state, state2 = model.state_dict(), load_llama(again, torch.float32).state_dict()
+    assert all(torch.equal(state[name], state2[name]) for name in state)
+    assert LlamaConfig.from_pretrained(again) == LlamaConfig.from_pretrained(folder)
+    assert not list(again.glob(".saving*"))
+    assert not model.training
+
+
+def test_dtype_is_converted(folder: Path) -> None:
+    model = load_llama(folder)
+    assert {p.dtype for p in model.parameters()} == {torch.bfloat16}
+
+
+@pytest.mark.parametrize(
+    ("fields", "names"),
+    [
+        ({"architectures": ["MistralForCausalLM"]}, "MistralForCausalLM"),
+        ({"model_type": "mllama"}, "mllama"),
+        ({"rope_scaling": {"rope_type": "yarn", "factor": 4.0}}, "rope_type='yarn'"),
+        ({"rope_scaling": {"type": "linear", "factor": 4.0}}, "rope_type='linear'"),
+        ({"rope_parameters": {"rope_type": "dynamic", "rope_theta": 1e4}}, "rope_type='dynamic'"),
+        ({"rope_scaling": {"rope_type": "llama3", "factor": 8.0}}, "low_freq_factor"),
+        ({"hidden_act": "gelu"}, "hidden_act='gelu'"),
+        ({"sliding_window": 4096}, "sliding_window=4096"),
+        ({"quantization_config": {"quant_method": "gptq"}}, "quantization_config"),
+        ({"hidden_size": None}, "hidden_size"),
+    ],
+)
+def test_unknown_settings_raise_by_name(folder: Path, fields: dict, names: str) -> None:
+    change(folder, **fields)
+    with pytest.raises(CheckpointError, match=names):
+        load_llama(folder)
+
+
+@pytest.mark.parametrize("spelling", ["type", "rope_type"])
+def test_both_spellings_of_rope_type(folder: Path, spelling: str) -> None:
+    scaling = {"factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 16}
+    change(folder, rope_scaling={spelling: "llama3", **scaling})
+    assert load_llama(folder).config.rope_scaling is not None
+
+
+def test_every_problem_is_in_one_error(folder: Path) -> None:
+    path = folder / "model.safetensors"
+    tensors = load_file(path)
+    del tensors["model.norm.weight"]
+    tensors["model.layers.0.mlp.up_proj.weight"] = torch.zeros(3, 3)
+    tensors["model.layers.7.mlp.up_proj.weight"] = torch.zeros(3, 3)
+    save_file(tensors, path)
+    with pytest.raises(CheckpointError) as caught:
+        load_llama(folder)
+    message = str(caught.value)
+    assert "missing model.norm.weight" in message
+    assert "model.layers.0.mlp.up_proj.weight has shape (3, 3), the config says (48, 32)" in message
+    assert "unexpected model.layers.7.mlp.up_proj.weight" in message
+    assert message.count("model.layers.0.mlp.up_proj.weight") == 1
+
+
+@pytest.mark.parametrize("keep", [0, 5, 100, 2000])
+def test_truncated_file(folder: Path, keep: int) -> None:
+    path = folder / "model.safetensors"
+    path.write_bytes(path.read_bytes()[:keep])
+    with pytest.raises(CheckpointError, match="is not a whole safetensors file"):
+        load_llama(folder)
+
+
+def test_missing_files(folder: Path) -> None:
+    (folder / "model.safetensors").unlink()
+    with pytest.raises(CheckpointError, match="holds neither model.safetensors nor"):
+        load_llama(folder)
+    (folder / "config.json").unlink()
+    with pytest.raises(CheckpointError, match="config.json does not exist"):
+        load_llama(folder)
+    (folder / "config.json").write_text("{half")
+    with pytest.raises(CheckpointError, match="cannot be read as JSON"):
+        load_llama(folder)
+
+
+def shard(folder: Path, weight_map: dict[str, str] | None = None) -> dict[str, str]:
+    """Part the one file in two, with an index."""
+    tensors = load_file(folder / "model.safetensors")
+    names = sorted(tensors)
+    parts = {"a.safetensors": names[::2], "b.safetensors": names[1::2]}
+    for file, part in parts.items():
+        save_file({name: tensors[name] for name in part}, folder / file)
+    (folder / "model.safetensors").unlink()
+    weight_map = weight_map or {name: file for file, part in parts.items() for name in part}
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": weight_map}))
+    return weight_map
+
+
+def test_index_that_leaves_the_folder_or_names_a_lost_shard(folder: Path) -> None:
+    weight_map = shard(folder)
+    (folder / "b.safetensors").unlink()
+    with pytest.raises(CheckpointError, match="b.safetensors is missing"):
+        load_llama(folder)
+    weight_map["model.norm.weight"] = "../elsewhere.safetensors"
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": weight_map}))
+    with pytest.raises(CheckpointError, match="elsewhere.safetensors lies outside the folder"):
+        load_llama(folder)
+
+
+def test_shard_that_lacks_what_the_index_promises(folder: Path) -> None:
+    weight_map = shard(folder)
+    tensors = load_file(folder / "a.safetensors")
+    lost = min(tensors)
+    del tensors[lost]
+    save_file(tensors, folder / "a.safetensors")
+    assert weight_map[lost] == "a.safetensors"
+    with pytest.raises(CheckpointError, match=f"{lost} is listed for a.safetensors but not in it"):
+        load_llama(folder)
+
+
+def test_adapters_are_not_saved_as_a_plain_model(tmp_path: Path) -> None:
+    model = Llama(SMALL)
+    add_lora(model)
+    with pytest.raises(ValueError, match="merge adapters first"):
+        save_llama(model, tmp_path / "no")
+    assert not (tmp_path / "no").exists()

@@ -1,0 +1,217 @@
+"""What defines an adapter: its start, its algebra, what it trains and what it leaves alone."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+from torch import nn
+
+from llama_min import Llama
+from lora_lite import (
+    LoRAConfig,
+    LoRALinear,
+    add_lora,
+    lora_disabled,
+    lora_layers,
+    lora_parameters,
+    merge_lora,
+    remove_lora,
+    trainable_summary,
+)
+from quant_lite import quantize_
+from tests.llama_min.test_model import SMALL
+
+
+def filled(model: nn.Module, seed: int = 0) -> nn.Module:
+    """The model with every adapter's B drawn at random, so that it does something."""
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for layer in lora_layers(model).values():
+            layer.lora_B.normal_(std=0.3, generator=generator)
+    return model
+
+
+@pytest.fixture
+def model() -> Llama:
+    torch.manual_seed(0)
+    return Llama(SMALL).eval()
+
+
+IDS = torch.arange(12)[None]
+
+
+def test_forward_by_hand() -> None:
+    """W = 0, A = (1 2), B = (3)^T, alpha / rank = 2: y = 2 * 3 * (1 * 10 + 2 * 100) = 1260."""
+    base = nn.Linear(2, 1, bias=False)
+    layer = LoRALinear(base, rank=1, alpha=2.0)
+    with torch.no_grad():
+        base.weight.zero_()
+        layer.lora_A.copy_(torch.tensor([[1.0, 2.0]]))
+        layer.lora_B.copy_(torch.tensor([[3.0]]))
+    assert layer(torch.tensor([[10.0, 100.0]])).item() == 1260.0
+    assert layer.delta().tolist() == [[6.0, 12.0]]
+
+
+def test_starts_as_the_base(model: Llama) -> None:
+    before = model(IDS)
+    names = add_lora(model)
+    assert len(names) == 8 and names[0] == "model.layers.0.self_attn.q_proj"
+    assert torch.equal(model(IDS), before)
+    limit = 1 / 32**0.5  # as nn.Linear draws: uniform in +-1/sqrt(K)
+    a = model.model.layers[0].self_attn.q_proj.lora_A
+    assert 0.9 * limit < a.abs().max() <= limit
+
+
+def test_only_a_and_b_get_gradients(model: Llama) -> None:
+    add_lora(model, LoRAConfig(rank=4))
+    filled(model)(IDS).sum().backward()
+    with_gradient = {name.rsplit(".", 1)[1] for name, p in model.named_parameters() if p.grad is not None}
+    assert with_gradient == {"lora_A", "lora_B"}
+    # q and o are (32, 32), k and v (16, 32): 4 * (2 * 64 + 2 * 48) in each of two layers
+    assert sum(p.numel() for p in lora_parameters(model)) == 2 * 4 * (2 * 64 + 2 * 48)
+    assert "trainable: 1,792 of" in trainable_summary(model)
+
+
+def test_disabled_is_the_base_bit_for_bit_and_nests(model: Llama) -> None:
+    before = model(IDS)
+    add_lora(model)
+    after = filled(model)(IDS)
+    assert not torch.equal(after, before)
+    with lora_disabled(model):
+        with lora_disabled(model):
+            assert torch.equal(model(IDS), before)
+        assert torch.equal(model(IDS), before)
+    assert torch.equal(model(IDS), after)
+
+
+def test_merged_equals_adapted(model: Llama) -> None:
+    keys = model.state_dict().keys()
+    base = copy.deepcopy(model.state_dict())
+    add_lora(model)
+    expected = filled(model)(IDS)
+    deltas = {name: layer.delta().detach() for name, layer in lora_layers(model).items()}
+    largest = merge_lora(model)
+    torch.testing.assert_close(model(IDS), expected, atol=1e-5, rtol=1e-5)
+    assert model.state_dict().keys() == keys and not lora_layers(model)
+    for name, delta in deltas.items():
+        assert torch.equal(model.state_dict()[f"{name}.weight"], base[f"{name}.weight"] + delta)
+    assert largest == pytest.approx(max(float(d.abs().max()) for d in deltas.values()), rel=1e-4)
+
+
+def test_merge_rounds_once(model: Llama) -> None:
+    """bfloat16: the float32 sum rounded, not a rounded update added to a rounded weight."""
+    model.to(torch.bfloat16)
+    add_lora(model)
+    filled(model)
+    layer = model.model.layers[0].self_attn.v_proj
+    assert layer.lora_A.dtype == torch.float32 and model(IDS).dtype == torch.bfloat16
+    expected = (layer.base.weight.double() + layer.delta().double()).to(torch.bfloat16)
+    merge_lora(model)
+    # double and float32 sums may round apart only where they straddle a tie: one bfloat16 step, and rarely
+    differs = model.model.layers[0].self_attn.v_proj.weight != expected
+    assert differs.float().mean() < 0.01
+
+
+def test_remove_restores_everything(model: Llama) -> None:
+    model.model.embed_tokens.weight.requires_grad_(False)
+    flags = {name: p.requires_grad for name, p in model.named_parameters()}
+    before = model(IDS)
+    add_lora(model)
+    filled(model)
+    remove_lora(model)
+    assert torch.equal(model(IDS), before)
+    assert {name: p.requires_grad for name, p in model.named_parameters()} == flags
+    with pytest.raises(ValueError, match="no adapters to remove"):
+        remove_lora(model)
+    with pytest.raises(ValueError, match="no adapters to merge"):
+        merge_lora(model)
+    with pytest.raises(ValueError, match="call add_lora or load_adapter first"):
+        lora_parameters(model)
+
+
+def test_a_second_time_is_an_error(model: Llama) -> None:
+    add_lora(model)
+    state = model.state_dict().keys()
+    with pytest.raises(ValueError, match=r"adapters already \(model.layers.0.self_attn.q_proj and 7 more\)"):
+        add_lora(model)
+    assert model.state_dict().keys() == state
+
+
+@pytest.mark.parametrize(
+    ("targets", "count"),
+    [
+        (("q_proj",), 2),
+        (("self_attn.q_proj", "down_proj"), 4),
+        ((r"layers\.1\..*_proj",), 7),
+        (("lm_head",), 1),
+    ],
+)
+def test_targets(model: Llama, targets: tuple[str, ...], count: int) -> None:
+    assert len(add_lora(model, LoRAConfig(targets=targets))) == count
+
+
+def test_targets_that_match_nothing_name_what_is_near(model: Llama) -> None:
+    for target, near in (("q_porj", "q_proj"), ("proj", "q_proj"), ("gate", "gate_proj")):
+        with pytest.raises(ValueError, match=f"{target}.*matches no linear layer; did you mean.*{near}"):
+            add_lora(model, LoRAConfig(targets=("v_proj", target)))
+    assert not lora_layers(model)
+    assert all(p.requires_grad for p in model.parameters())
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({"rank": 0}, "rank=0"),
+        ({"rank": 2.5}, "rank=2.5"),
+        ({"dropout": 1.0}, "dropout=1.0"),
+        ({"targets": "q_proj"}, "must be a tuple"),
+        ({"targets": ("(",)}, "no regular expression"),
+    ],
+)
+def test_bad_settings(settings: dict, words: str) -> None:
+    with pytest.raises(ValueError, match=words):
+        LoRAConfig(**settings)
+
+
+def test_dropout_only_in_training() -> None:
+    layer = LoRALinear(nn.Linear(64, 8), rank=4, dropout=0.5)
+    nn.init.ones_(layer.lora_B)
+    x = torch.randn(2, 64)
+    assert not torch.equal(layer.train()(x), layer(x))
+    assert torch.equal(layer.eval()(x), layer(x))
+
+
+def test_a_shared_layer_is_refused_and_so_is_merging_a_tied_head() -> None:
+    shared = nn.Linear(4, 4)
+    model = nn.ModuleDict({"a": shared, "b": shared})
+    with pytest.raises(ValueError, match="b and a are one layer"):
+        add_lora(model, LoRAConfig(targets=("a", "b")))
+    tied = Llama(SMALL.__class__(**{**vars(SMALL), "tie_word_embeddings": True}))
+    add_lora(tied, LoRAConfig(targets=("lm_head",)))
+    with pytest.raises(ValueError, match="the weight of lm_head is shared"):
+        merge_lora(tied)
+    assert lora_layers(tied)
+
+
+def test_merging_into_int8_is_refused(model: Llama) -> None:
+    quantize_(model)
+    add_lora(model)
+    with pytest.raises(ValueError, match="q_proj is a Int8Linear: merge into the float layer before"):
+        merge_lora(model)
+    assert len(lora_layers(model)) == 8
+
+
+def test_a_generator_makes_adapters_reproducible(model: Llama) -> None:
+    draws = []
+    for seed in (1, 1, 2):
+        add_lora(model, generator=torch.Generator().manual_seed(seed))
+        draws.append(model.model.layers[1].self_attn.o_proj.lora_A.detach().clone())
+        remove_lora(model)
+    assert torch.equal(draws[0], draws[1]) and not torch.equal(draws[0], draws[2])
+
+
+def test_wraps_only_linear_layers() -> None:
+    with pytest.raises(TypeError, match="Conv1d has no in_features"):
+        LoRALinear(nn.Conv1d(2, 2, 1))

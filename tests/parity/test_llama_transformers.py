@@ -1,0 +1,151 @@
+"""Our Llama against transformers': an implementation that shares no code with it."""
+
+from __future__ import annotations
+
+import itertools
+from pathlib import Path
+
+import pytest
+import torch
+
+import llama_min.model
+from llama_min import LlamaConfig, generate, load_llama, load_tokenizer, save_llama
+
+transformers = pytest.importorskip("transformers")
+
+ORIGINAL = 64  # context before scaling; the sequences run far past it
+LLAMA3 = {
+    "rope_type": "llama3",
+    "factor": 8.0,
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+    "original_max_position_embeddings": ORIGINAL,
+}
+GRID = list(itertools.product((2, 4), (True, False), (None, LLAMA3)))  # key-value heads, tied, scaling
+
+
+def reference(
+    folder: Path, kv_heads: int = 2, tied: bool = False, scaling: dict | None = None, **more
+) -> torch.nn.Module:
+    """A random transformers Llama, saved to `folder`; weights are wide enough for every part to matter."""
+    rope = {"rope_theta": 10000.0, "rope_type": "default"} if scaling is None else {"rope_theta": 10000.0, **scaling}
+    config = transformers.LlamaConfig(
+        vocab_size=96,
+        hidden_size=64,
+        intermediate_size=112,
+        num_hidden_layers=3,
+        num_attention_heads=4,
+        num_key_value_heads=kv_heads,
+        max_position_embeddings=4096,
+        rms_norm_eps=1e-5,
+        rope_parameters=rope,
+        tie_word_embeddings=tied,
+        **more,
+    )
+    torch.manual_seed(0)
+    model = transformers.LlamaForCausalLM(config).eval()
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if "norm" in name:
+                parameter.uniform_(0.5, 1.5)
+            else:
+                parameter.normal_(std=0.15)
+    model.save_pretrained(folder)
+    return model
+
+
+def tokens(length: int) -> torch.Tensor:
+    return torch.randint(0, 96, (2, length), generator=torch.Generator().manual_seed(1))
+
+
+@torch.no_grad()
+def largest_difference(ours: torch.nn.Module, theirs: torch.nn.Module, length: int) -> float:
+    """Of any logit; with these weights the largest logits are about 6."""
+    ids = tokens(length)
+    return float((ours(ids) - theirs(ids).logits).abs().max())
+
+
+@pytest.mark.parametrize(("kv_heads", "tied", "scaling"), GRID)
+def test_logits_equal(tmp_path: Path, kv_heads: int, tied: bool, scaling: dict | None) -> None:
+    theirs = reference(tmp_path, kv_heads, tied, scaling)
+    ours = load_llama(tmp_path, dtype=torch.float32)
+    assert ours.config.num_key_value_heads == kv_heads
+    assert (ours.lm_head.weight is ours.model.embed_tokens.weight) == tied
+    assert largest_difference(ours, theirs, length=2000) <= 1e-5
+
+
+def test_biases_and_head_dim(tmp_path: Path) -> None:
+    theirs = reference(tmp_path, attention_bias=True, mlp_bias=True, head_dim=32)
+    assert largest_difference(load_llama(tmp_path, torch.float32), theirs, 300) <= 1e-5
+
+
+def _without_groups(q, k, v, mask):
+    """Head h looks at key-value head h mod K instead of h // group."""
+    group = q.shape[1] // k.shape[1]
+    k, v = k.repeat(1, group, 1, 1), v.repeat(1, group, 1, 1)
+    return torch.nn.functional.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=mask is None)
+
+
+SWITCHES = {
+    "llama3 scaling": (
+        "rope_frequencies",
+        lambda config: 1 / 10000.0 ** (torch.arange(0, 16, 2, device="cpu") / 16),
+    ),
+    "rotary positions": ("apply_rope", lambda x, cos, sin: x),
+    "split-half layout": (
+        "apply_rope",
+        lambda x, cos, sin: x * cos + torch.stack((-x[..., 1::2], x[..., ::2]), -1).flatten(-2) * sin,
+    ),
+    "grouped-query attention": ("attend", _without_groups),
+    "causality": (
+        "attend",
+        lambda q, k, v, mask: torch.nn.functional.scaled_dot_product_attention(q, k, v, enable_gqa=True),
+    ),
+}
+
+
+@pytest.mark.parametrize("feature", SWITCHES)
+def test_each_feature_matters(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, feature: str) -> None:
+    """With one feature switched off the same comparison fails, by far: the parity tests do see it."""
+    theirs = reference(tmp_path, kv_heads=2, tied=False, scaling=LLAMA3)
+    name, switched = SWITCHES[feature]
+    monkeypatch.setattr(llama_min.model, name, switched)
+    assert largest_difference(load_llama(tmp_path, torch.float32), theirs, 2000) > 1e-2
+
+
+def test_tying_matters(tmp_path: Path) -> None:
+    theirs = reference(tmp_path, tied=True)
+    ours = load_llama(tmp_path, torch.float32)
+    ours.lm_head.weight = torch.nn.Parameter(ours.lm_head.weight.roll(1, 0))
+    assert largest_difference(ours, theirs, 50) > 1e-2
+
+
+def test_shards_load(tmp_path: Path) -> None:
+    theirs = reference(tmp_path / "one", scaling=LLAMA3)
+    theirs.save_pretrained(tmp_path / "many", max_shard_size="100KB")
+    assert len(list((tmp_path / "many").glob("model-*.safetensors"))) > 2
+    one, many = (load_llama(tmp_path / name, torch.float32).state_dict() for name in ("one", "many"))
+    assert one.keys() == many.keys()
+    assert all(torch.equal(one[name], many[name]) for name in one)
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_what_we_save_transformers_loads(tmp_path: Path, tied: bool) -> None:
+    theirs = reference(tmp_path / "theirs", tied=tied, scaling=LLAMA3)
+    save_llama(load_llama(tmp_path / "theirs", torch.float32), tmp_path / "ours")
+    again = transformers.LlamaForCausalLM.from_pretrained(tmp_path / "ours", dtype=torch.float32)
+    with torch.no_grad():
+        assert torch.equal(again(tokens(200)).logits, theirs(tokens(200)).logits)
+    assert LlamaConfig.from_pretrained(tmp_path / "ours").rope_scaling is not None
+
+
+def test_greedy_story_equals_transformers(real: Path) -> None:
+    """200 tokens through our cache and through theirs, from trained weights."""
+    folder = real / "stories260k"
+    ids = load_tokenizer(folder).encode("Once upon a time", bos=True)
+    ours = generate(load_llama(folder, torch.float32), ids, max_new_tokens=200, eos_ids=())
+    theirs = transformers.LlamaForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    theirs.generation_config.eos_token_id = None
+    expected = theirs.generate(torch.tensor([ids]), max_new_tokens=200, do_sample=False)
+    assert len(ours) == 200
+    assert ours == expected[0, len(ids) :].tolist()
