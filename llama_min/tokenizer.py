@@ -6,6 +6,7 @@ which tokens frame a chat, that there is exactly one BOS, and that text which sp
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Protocol
@@ -49,7 +50,10 @@ def load_tokenizer(folder: str | Path) -> Tokenizer:
 
 
 class BPETokenizer:
-    """Byte-level BPE as Llama 3 uses it, from a `tokenizer.json`; any text comes back unchanged from its ids."""
+    """The tokenizer of a `tokenizer.json`: byte-level BPE in Llama 3, where any text comes back from its ids.
+
+    BOS and EOS are those that `tokenizer_config.json` beside the file names; without one, those of Llama 3.
+    """
 
     def __init__(self, path: str | Path) -> None:
         from tokenizers import Tokenizer as Backend
@@ -60,9 +64,12 @@ class BPETokenizer:
         # encode_special_tokens=True: "<|eot_id|>" written by a user is text, not the end of his turn
         self._backend.encode_special_tokens = True
         self.vocab_size: int = self._backend.get_vocab_size()
-        self.bos_id: int | None = self._backend.token_to_id("<|begin_of_text|>")
-        ends = (self._backend.token_to_id(token) for token in ("<|eot_id|>", "<|end_of_text|>"))
-        self.eos_ids: tuple[int, ...] = tuple(i for i in ends if i is not None)
+        named = _named_tokens(Path(path).with_name("tokenizer_config.json"))
+        self.bos_id: int | None = self._backend.token_to_id(named.get("bos_token", "<|begin_of_text|>"))
+        # a chat model names the end of a turn as its EOS; the end of a text, used by `encode(eos=True)`, comes last
+        ends = dict.fromkeys((named.get("eos_token", "<|eot_id|>"), "<|eot_id|>", "<|end_of_text|>"))
+        ids = (self._backend.token_to_id(token) for token in ends)
+        self.eos_ids: tuple[int, ...] = tuple(i for i in ids if i is not None)
         frame = ("<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>")
         self._frame: list[int | None] = [self._backend.token_to_id(token) for token in frame]
         self.can_chat: bool = self.bos_id is not None and None not in self._frame
@@ -152,6 +159,16 @@ class SentencePieceTokenizer:
     ) -> tuple[list[int], list[int]]:
         """Refuses: this kind of vocabulary has no tokens that frame a turn."""
         raise ValueError("a sentencepiece tokenizer.model has no chat tokens: use encode()")
+
+
+def _named_tokens(path: Path) -> dict[str, str]:
+    """`bos_token` and `eos_token` of a `tokenizer_config.json`, where there is one that names them."""
+    if not path.is_file():
+        return {}
+    settings = json.loads(path.read_text(encoding="utf-8"))
+    tokens = {key: settings.get(key) for key in ("bos_token", "eos_token")}
+    tokens = {key: token["content"] if isinstance(token, dict) else token for key, token in tokens.items()}
+    return {key: token for key, token in tokens.items() if isinstance(token, str)}
 
 
 def _framed(ids: list[int], bos_id: int | None, eos_ids: tuple[int, ...], bos: bool, eos: bool) -> list[int]:

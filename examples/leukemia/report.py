@@ -26,74 +26,82 @@ def write_report(metrics: dict[str, Any], out: Path) -> None:
 
 
 def _charts(metrics: dict[str, Any], out: Path) -> list[Path]:
-    """The PNG files; drawn without a screen."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    paths = []
-
-    def figure(name: str, title: str, ylabel: str, width: float = 5.2) -> tuple[Any, Any]:
-        fig = Figure(figsize=(width, 3.6), layout="constrained")
-        FigureCanvasAgg(fig)
-        axes = fig.add_subplot()
-        axes.set_title(title)
-        axes.set_ylabel(ylabel)
-        axes.spines[["top", "right"]].set_visible(False)
-        paths.append(out / f"{name}.png")
-        return fig, axes
-
-    def bars(name: str, title: str, ylabel: str, values: dict[str, float], form: str) -> None:
-        fig, axes = figure(name, title, ylabel)
-        drawn = axes.bar(list(values), list(values.values()), color=COLOURS[: len(values)], width=0.6)
-        axes.bar_label(drawn, labels=[form.format(value) for value in values.values()], padding=2)
-        axes.margins(y=0.15)
-        fig.savefig(paths[-1], dpi=120)
-
+    """Draw every chart and return the PNG files."""
     sizes = {name: size / 2**20 for name, size in metrics["size_bytes"].items() if name != "adapter"}
-    bars("model_size", "Weights on disk", "MiB", sizes, "{:.2f}")
-    times = metrics["inference"]
-    bars("prefill_time", "Time to read 128 tokens", "ms", {k: v["prefill_ms"] for k, v in times.items()}, "{:.1f}")
-    decode = {k: v["decode_ms_per_token"] for k, v in times.items()}
-    bars("decode_time", "Time to write a token", "ms", decode, "{:.2f}")
-
+    prefill = {name: times["prefill_ms"] for name, times in metrics["inference"].items()}
+    decode = {name: times["decode_ms_per_token"] for name, times in metrics["inference"].items()}
+    paths = [
+        _bars(out / "model_size.png", "Weights on disk", "MiB", sizes),
+        _bars(out / "prefill_time.png", "Time to read a prompt", "ms", prefill),
+        _bars(out / "decode_time.png", "Time to write a token", "ms", decode),
+    ]
     titles = {
-        "perplexity": ("Held-out perplexity (lower is better)", "perplexity a token"),
-        "subtype_accuracy": ("Subtype classification", "accuracy"),
-        "title_rouge_l": ("Titles", "ROUGE-L"),
+        "perplexity": ("Held-out perplexity (lower is better)", "perplexity a token", None),
+        "subtype_accuracy": ("Subtype classification", "accuracy", metrics["scores"]["base"]["subtype_majority"]),
+        "title_rouge_l": ("Titles", "ROUGE-L", None),
     }
-    for key, (title, ylabel) in titles.items():
+    for key, (title, label, baseline) in titles.items():
         scores = {name: row[key] for name, row in metrics["scores"].items() if row[key] is not None}
-        if not scores:
-            continue
-        fig, axes = figure(key, title, ylabel)
-        for place, (name, score) in enumerate(scores.items()):
-            value, low, high = score["value"], score["low"], score["high"]
-            axes.bar(place, value, color=COLOURS[place], width=0.6)
-            if low is not None:
-                axes.errorbar(place, value, [[value - low], [high - value]], color="black", capsize=4)
-            axes.annotate(f"{value:.3g}", (place, 0), (0, 4), textcoords="offset points", ha="center", color="white")
-        axes.set_xticks(range(len(scores)), list(scores))
-        if key == "subtype_accuracy":
-            majority = metrics["scores"]["base"]["subtype_majority"]
-            axes.axhline(majority, color="grey", linestyle="--", linewidth=1)
-            axes.annotate(
-                "most frequent label", (0.99, majority), xycoords=("axes fraction", "data"), ha="right", va="bottom"
-            )
-            axes.set_ylim(0, 1.05)
-        fig.savefig(paths[-1], dpi=120)
-
+        if scores:
+            paths.append(_intervals(out / f"{key}.png", title, label, scores, baseline))
     for stage, steps in metrics["training"].items():
-        fig, axes = figure(f"training_{stage}", f"Training on {stage}", "loss (nats a token)", width=7)
-        axes.plot([s["step"] for s in steps], [s["loss"] for s in steps], color="0.75", label="training step")
-        scored = [s for s in steps if s["eval_loss"] is not None]
-        if scored:
-            axes.plot(
-                [s["step"] for s in scored], [s["eval_loss"] for s in scored], "o-", color=COLOURS[1], label="held out"
-            )
-        axes.set_xlabel("step")
-        axes.legend(frameon=False)
-        fig.savefig(paths[-1], dpi=120)
+        paths.append(_curve(out / f"training_{stage}.png", f"Training on {stage}", steps))
     return paths
 
 
-COLOURS = ("#7a8aa0", "#2f6f9f", "#c8772e", "#4d8f5b")
+def _colour(name: str) -> str:
+    """One colour a kind of model, the same in every chart."""
+    return "#c8772e" if "int8" in name else "#2f6f9f" if "LoRA" in name else "#7a8aa0"
+
+
+def _axes(title: str, label: str, width: float = 5.2) -> Any:
+    """Axes of a new figure, drawn without a screen."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(width, 3.6), dpi=120, layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.add_subplot(title=title, ylabel=label)
+    axes.spines[["top", "right"]].set_visible(False)
+    return axes
+
+
+def _bars(path: Path, title: str, label: str, values: dict[str, float]) -> Path:
+    """A bar a model, its value above it."""
+    axes = _axes(title, label)
+    bars = axes.bar(list(values), list(values.values()), color=[_colour(name) for name in values], width=0.6)
+    axes.bar_label(bars, fmt="%.3g", padding=2)
+    axes.margins(y=0.15)
+    axes.figure.savefig(path)
+    return path
+
+
+def _intervals(path: Path, title: str, label: str, scores: dict[str, Any], baseline: float | None) -> Path:
+    """A bar a model with its confidence interval, and a line at what is reached without any model."""
+    axes = _axes(title, label)
+    for name, score in scores.items():
+        bar = axes.bar(name, score["value"], color=_colour(name), width=0.6)
+        axes.bar_label(bar, fmt="%.3g", label_type="center", color="white")
+        if score["low"] is not None:
+            below, above = score["value"] - score["low"], score["high"] - score["value"]
+            axes.errorbar(name, score["value"], [[below], [above]], color="black", capsize=4)
+    if baseline is not None:
+        axes.axhline(baseline, color="black", linestyle="--", linewidth=1, label="always the most frequent label")
+        axes.legend(frameon=False, loc="upper left")
+        axes.set_ylim(0, 1.2)
+    axes.figure.savefig(path)
+    return path
+
+
+def _curve(path: Path, title: str, steps: list[dict[str, Any]]) -> Path:
+    """Loss by step, on what is trained on and on what is held out."""
+    axes = _axes(title, "loss (nats a token)", width=7)
+    axes.set_xlabel("step")
+    axes.plot([step["step"] for step in steps], [step["loss"] for step in steps], color="0.7", label="training step")
+    scored = [step for step in steps if step["eval_loss"] is not None]
+    if scored:
+        losses = [step["eval_loss"] for step in scored]
+        axes.plot([step["step"] for step in scored], losses, "o-", color="#2f6f9f", label="validation")
+    axes.legend(frameon=False)
+    axes.figure.savefig(path)
+    return path

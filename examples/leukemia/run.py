@@ -85,7 +85,9 @@ def run(settings: Settings) -> Path:
                 key: str(value) if isinstance(value, Path) else value for key, value in asdict(settings).items()
             },
             "made_with": _made_with(),
-            "data": data_counts | {"articles": _articles(items), "items": _item_counts(items)},
+            "data": data_counts
+            | {"synthetic (invented)": sum(record.pubmed_id.startswith("SYN-") for record in records)}
+            | {"articles": _articles(items), "items": _item_counts(items)},
             "scores": {},
         }
         scores = metrics["scores"]
@@ -117,7 +119,10 @@ def run(settings: Settings) -> Path:
 
         metrics["size_bytes"] = _sizes(settings, out)
         float_name = f"LoRA merged ({settings.dtype})"
-        metrics["inference"] = _inference_times({float_name: model, "LoRA+int8": quantized})
+        metrics["prompt_tokens"] = min(128, model.config.max_position_embeddings // 2)
+        metrics["inference"] = _inference_times(
+            {float_name: model, "LoRA+int8": quantized}, metrics["prompt_tokens"], new=16, rounds=7
+        )
         metrics["seconds"] = round(time.perf_counter() - started, 1)
         (out / "metrics.json").write_text(json.dumps(metrics, indent=2, allow_nan=False) + "\n", encoding="utf-8")
         write_report(metrics, out)
@@ -209,14 +214,13 @@ def _sizes(settings: Settings, out: Path) -> dict[str, int]:
 
 
 @torch.inference_mode()
-def _inference_times(models: dict[str, Llama], rounds: int = 7) -> dict[str, dict[str, float]]:
-    """Median milliseconds to read a prompt of 128 tokens and to write one more token, the models taking turns."""
+def _inference_times(models: dict[str, Llama], length: int, new: int, rounds: int) -> dict[str, dict[str, float]]:
+    """Median milliseconds to read a prompt of `length` tokens and to write one of `new` more, the models in turns."""
     samples: dict[str, dict[str, list[float]]] = {
         name: {"prefill_ms": [], "decode_ms_per_token": []} for name in models
     }
     for turn in range(rounds + 1):
         for name, model in models.items():
-            length, new = min(128, model.config.max_position_embeddings // 2), 16
             prompt = torch.arange(length)[None] % model.config.vocab_size
             cache = model.new_cache(1, length + new)
             started = time.perf_counter()

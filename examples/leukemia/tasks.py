@@ -67,17 +67,15 @@ def build_items(records: Sequence[Record], tokenizer: Tokenizer, context: int) -
         for task, (source, completion) in sources.items():
             if completion and (task != "subtype" or completion in SUBTYPES):
                 item = Item(record.pubmed_id, task, _INSTRUCTIONS[task], source, completion)
-                items.append(fit_item(item, tokenizer, context))
+                items.append(fit_item(item, tokenizer, context, SUBTYPES if task == "subtype" else ()))
     return items
 
 
 def encode_prompt(item: Item, tokenizer: Tokenizer) -> list[int]:
     """Ids of the prompt, up to where the completion starts: as a chat where the tokenizer knows chats."""
-    if not item.prompt:
-        return tokenizer.encode("", bos=True)
-    if tokenizer.can_chat:
+    if item.prompt and tokenizer.can_chat:
         return tokenizer.encode_chat([{"role": "user", "content": item.prompt}], add_generation_prompt=True)[0]
-    return tokenizer.encode(f"{item.prompt}\n", bos=True)
+    return tokenizer.encode(f"{item.prompt}\n" if item.prompt else "", bos=tokenizer.bos_id is not None)
 
 
 def encode_item(item: Item, tokenizer: Tokenizer, completion: str | None = None) -> Example:
@@ -87,17 +85,20 @@ def encode_item(item: Item, tokenizer: Tokenizer, completion: str | None = None)
         completion: to be put in place of the item's own, such as a label to be scored.
     """
     completion = item.completion if completion is None else completion
-    prompt = encode_prompt(item, tokenizer)
     if item.prompt and tokenizer.can_chat:
         turns = [{"role": "user", "content": item.prompt}, {"role": "assistant", "content": completion}]
         ids, mask = tokenizer.encode_chat(turns)
         return Example(ids, mask)
-    tail = tokenizer.encode(completion, eos=True)
+    prompt = encode_prompt(item, tokenizer)
+    tail = tokenizer.encode(completion, eos=bool(tokenizer.eos_ids))
     return Example(prompt + tail, [0] * len(prompt) + [1] * len(tail))
 
 
-def fit_item(item: Item, tokenizer: Tokenizer, context: int) -> Item:
+def fit_item(item: Item, tokenizer: Tokenizer, context: int, answers: Sequence[str] = ()) -> Item:
     """The item with as many whole words of its source, from the start, as fit into `context` tokens.
+
+    Args:
+        answers: other completions that must fit behind the same prompt, such as every label to be scored.
 
     Raises:
         UserError: the instruction and the completion alone do not fit.
@@ -110,7 +111,8 @@ def fit_item(item: Item, tokenizer: Tokenizer, context: int) -> Item:
         return replace(item, source=" ".join(words[:kept]), words_cut=len(words) - kept)
 
     def fits(kept: int) -> bool:
-        return len(encode_item(cut_to(kept), tokenizer).ids) <= context
+        cut = cut_to(kept)
+        return max(len(encode_item(cut, tokenizer, text).ids) for text in (item.completion, *answers)) <= context
 
     if fits(len(words)):
         return item
@@ -130,7 +132,7 @@ def _passages(text: str, tokenizer: Tokenizer, context: int) -> list[str]:
     """`text` parted into as few runs of whole sentences as fit the context, long sentences between words."""
 
     def fits(passage: str) -> bool:
-        return len(tokenizer.encode(passage, bos=True, eos=True)) <= context
+        return len(encode_item(Item("", "text", "", "", passage), tokenizer).ids) <= context
 
     pieces = []
     for sentence in re.split(r"(?<=[.!?]) ", text):

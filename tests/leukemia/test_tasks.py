@@ -45,6 +45,8 @@ def test_items_fit_and_keep_their_completions(context: int, chats: bool, real: P
         assert item.completion == whole
         if item.task == "subtype":
             assert not find_subtypes(item.source)
+            scored = [encode_item(item, tokenizer, completion=label) for label in SUBTYPES]
+            assert max(len(example.ids) for example in scored) <= context
     for record in RECORDS:  # nothing of a text is lost: its passages, joined, are the abstract
         passages = [i.completion for i in items if i.pubmed_id == record.pubmed_id and i.task == "text"]
         assert " ".join(passages) == record.abstract

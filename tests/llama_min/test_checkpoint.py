@@ -86,6 +86,12 @@ def test_every_problem_is_in_one_error(folder: Path) -> None:
     assert message.count("model.layers.0.mlp.up_proj.weight") == 1
 
 
+def test_the_rotary_table_of_old_exports_is_passed_over(folder: Path) -> None:
+    path = folder / "model.safetensors"
+    save_file(load_file(path) | {"model.layers.0.self_attn.rotary_emb.inv_freq": torch.ones(4)}, path)
+    assert load_llama(folder, torch.float32)
+
+
 @pytest.mark.parametrize("keep", [0, 5, 100, 2000])
 def test_truncated_file(folder: Path, keep: int) -> None:
     path = folder / "model.safetensors"

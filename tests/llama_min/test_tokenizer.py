@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -41,6 +43,20 @@ def test_one_bos_and_the_end_of_a_text() -> None:
     ids = TINY.encode("leukemia", bos=True, eos=True)
     assert ids[0] == TINY.bos_id and ids.count(TINY.bos_id) == 1
     assert ids[-1] == TINY.eos_ids[-1] and TINY.decode(ids) == "leukemia"
+
+
+def test_bos_and_eos_are_those_that_the_folder_names(tmp_path: Path) -> None:
+    """A Llama with another vocabulary, such as one of `<s>` and `</s>`, in either spelling of the config."""
+    shutil.copyfile(TINY_LLAMA / "tokenizer.json", tmp_path / "tokenizer.json")
+    assert load_tokenizer(tmp_path).bos_id == TINY.bos_id  # no config: Llama 3's names
+    bos = {"content": "<|end_of_text|>"}
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps({"bos_token": bos, "eos_token": "<|start_header_id|>"}))
+    tokenizer = load_tokenizer(tmp_path)
+    assert tokenizer.encode("a", bos=True)[0] == 1 and tokenizer.eos_ids == (2, 4, 1)
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps({"bos_token": "<s>"}))
+    assert load_tokenizer(tmp_path).bos_id is None
+    with pytest.raises(ValueError, match="has no BOS token"):
+        load_tokenizer(tmp_path).encode("a", bos=True)
 
 
 CHAT = [

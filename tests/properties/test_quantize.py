@@ -122,6 +122,17 @@ def test_corners(quantize: Quantizer, dtype: torch.dtype) -> None:
     assert quantize(torch.empty(0, 4, dtype=dtype), PerChannel(1)).scale.shape == (1, 4)
 
 
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_rounding_up_never_leaves_the_range(dtype: torch.dtype) -> None:
+    """The largest number lies 244.6 steps above zero and rounds up to 245: the result stays finite."""
+    largest = torch.finfo(dtype).max
+    x = torch.tensor([-largest * 10.4 / 244.6, largest]).to(dtype)
+    q = zeropoint_quantize(x)
+    assert int(q.values[1]) - int(q.zero_point) == 245
+    assert q.dequantize()[1] == largest
+    assert (error(x, q) <= error_bound(q)).all()
+
+
 @pytest.mark.parametrize("quantize", QUANTIZERS)
 def test_what_is_refused(quantize: Quantizer) -> None:
     for bad in (float("nan"), float("inf"), float("-inf")):
