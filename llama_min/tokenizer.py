@@ -44,6 +44,8 @@ def load_tokenizer(folder: str | Path) -> Tokenizer:
         if (folder / name).is_file():
             try:
                 return kind(folder / name)
+            except ImportError:
+                raise  # the library is not installed, the file may be fine
             except Exception as error:  # noqa: BLE001 (what tokenizers raises on a damaged file)
                 raise CheckpointError(f"{folder / name} is not a tokenizer ({error}): download it again") from None
     raise CheckpointError(f"{folder} holds neither tokenizer.json nor tokenizer.model: copy the model's own into it")

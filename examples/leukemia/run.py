@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import importlib.metadata
 import json
+import math
 import platform
 import random
 import statistics
@@ -105,16 +106,7 @@ def run(settings: Settings) -> Path:
         save_llama(model, out / "merged")
         copy_tokenizer(settings.model, out / "merged")
 
-        quantized = copy.deepcopy(model)
-        report = quantize_(quantized, QuantConfig())
-        save_int8(quantized, out / "int8")
-        copy_tokenizer(settings.model, out / "int8")
-        quantized = load_int8(out / "int8")  # what is measured below is what the file gives
-        metrics["quantization"] = {
-            "layers": [vars(row) for row in report.layers],
-            "kept_in_float": report.kept,
-            "table": str(report),
-        }
+        quantized, metrics["quantization"] = _quantize(model, settings.model, out / "int8")
         scores["LoRA+int8"] = evaluate(quantized, tokenizer, items["test"], settings.max_titles, "LoRA+int8")
 
         metrics["size_bytes"] = _sizes(settings, out)
@@ -182,6 +174,17 @@ def _train(
     if not history:
         raise UserError("there is nothing to train on: both stages are empty; give more abstracts or epochs")
     return history
+
+
+def _quantize(model: Llama, tokenizer_folder: Path, folder: Path) -> tuple[Llama, dict[str, Any]]:
+    """Write an int8 copy of `model` to `folder`; return what the file gives back, and the report."""
+    quantized = copy.deepcopy(model)
+    report = quantize_(quantized, QuantConfig())
+    save_int8(quantized, folder)
+    copy_tokenizer(tokenizer_folder, folder)
+    # JSON has no infinity, which is the SQNR of a layer without error, such as one of zeros
+    layers = [vars(row) | {"sqnr": row.sqnr if math.isfinite(row.sqnr) else None} for row in report.layers]
+    return load_int8(folder), {"layers": layers, "kept_in_float": report.kept, "table": str(report)}
 
 
 def _articles(items: dict[str, list[Item]]) -> dict[str, int]:

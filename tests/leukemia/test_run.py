@@ -125,6 +125,35 @@ def test_real_weights_and_abstracts(tmp_path: Path, real: Path, command) -> None
     assert tokenizer.vocab_size == 512
 
 
+def test_a_sharded_folder_of_another_llama(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    """Multi-head, untied, with biases, in shards, a layer of zeros; a tokenizer without BOS, EOS and chats."""
+    transformers = pytest.importorskip("transformers")
+    sizes = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "max_position_embeddings": 160}
+    config = transformers.LlamaConfig(vocab_size=2048, num_attention_heads=4, attention_bias=True, **sizes)
+    torch.manual_seed(0)
+    llama = transformers.LlamaForCausalLM(config)
+    torch.nn.init.zeros_(llama.model.layers[0].mlp.up_proj.weight)
+    model, out = tmp_path / "model", tmp_path / "out"
+    llama.save_pretrained(model, max_shard_size="200KB")
+    assert (model / "model.safetensors.index.json").is_file()
+    tokenizer = (TINY_LLAMA / "tokenizer.json").read_text(encoding="utf-8")
+    for name in ("begin_of_text", "end_of_text", "start_header_id", "eot_id"):
+        tokenizer = tokenizer.replace(f"<|{name}|>", f"<|{name}_of_others|>")
+    (model / "tokenizer.json").write_text(tokenizer, encoding="utf-8")
+    abstracts = some_abstracts(tmp_path / "some.csv")
+    arguments = ["--model", model, "--abstracts", abstracts, "--out", out, "--dtype", "bfloat16", *QUICK]
+    assert main(["run", *map(str, arguments)]) == 0
+    assert metrics(out)["data"]["items"]["subtype"]["cut_to_fit"] > 0
+    assert None in [layer["sqnr"] for layer in metrics(out)["quantization"]["layers"]]
+    scores = metrics(out)["scores"]
+    assert scores["base+LoRA"]["perplexity"]["value"] < scores["base"]["perplexity"]["value"]
+    again = transformers.LlamaForCausalLM.from_pretrained(out / "merged", dtype=torch.bfloat16)
+    with torch.no_grad():
+        ids = torch.arange(20)[None]
+        torch.testing.assert_close(again(ids).logits, load_llama(out / "merged")(ids), atol=0.05, rtol=0.05)
+    capsys.readouterr()
+
+
 def test_a_second_run_replaces_the_first_whole(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     abstracts, out = some_abstracts(tmp_path / "some.csv"), tmp_path / "out"
     arguments = ["run", "--abstracts", str(abstracts), "--out", str(out), *map(str, QUICK)]
