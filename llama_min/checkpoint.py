@@ -23,6 +23,7 @@ _WEIGHTS, _INDEX, _HEAD, _EMBEDDING = (
     "lm_head.weight",
     "model.embed_tokens.weight",
 )
+_FLOATS = ("F32", "F16", "BF16", "F64")  # as safetensors spells them; int8 and 4-bit weights need their own loader
 
 
 def load_llama(folder: str | Path, dtype: torch.dtype = torch.bfloat16, device: str | torch.device = "cpu") -> Llama:
@@ -55,11 +56,14 @@ def load_llama(folder: str | Path, dtype: torch.dtype = torch.bfloat16, device: 
             for name in sorted(names):
                 if name.endswith("rotary_emb.inv_freq"):
                     continue  # old exports carry this table; it follows from the config
-                shape = tuple(file.get_slice(name).get_shape())
+                header = file.get_slice(name)
+                shape, kind = tuple(header.get_shape()), header.get_dtype()
                 if name not in expected:
                     problems.append(f"unexpected {name} {shape}")
                 elif shape != expected[name]:
                     problems.append(f"{name} has shape {shape}, the config says {expected[name]}")
+                elif kind not in _FLOATS:
+                    problems.append(f"{name} has dtype {kind}, needed is one of {', '.join(_FLOATS)}")
                 else:
                     loaded[name] = file.get_tensor(name).to(device=device, dtype=dtype)
 
@@ -79,10 +83,12 @@ def load_llama(folder: str | Path, dtype: torch.dtype = torch.bfloat16, device: 
     return model.eval()
 
 
-def save_llama(model: Llama, folder: str | Path) -> None:
-    """Write `model` as a Hugging Face folder: `config.json` and `model.safetensors`, a tied head stored once.
+def save_llama(model: Llama, folder: str | Path, max_shard_bytes: int = 5 * 10**9) -> None:
+    """Write `model` as a Hugging Face folder: `config.json` and its weights, a tied head stored once.
 
-    Each file is written beside its target and renamed, so that a kill leaves no half file under a final name.
+    The weights go to one `model.safetensors` where they fit `max_shard_bytes`, else to shards of at most that size
+    (a larger tensor has one of its own) and their index. All files are written beside their targets and renamed, so
+    that a kill leaves no half file under a final name; an older layout of the same folder is removed last.
 
     Raises:
         ValueError: the model's parameters are not a plain Llama's (merge or remove adapters first).
@@ -96,15 +102,45 @@ def save_llama(model: Llama, folder: str | Path) -> None:
     if model.config.tie_word_embeddings:
         del tensors[_HEAD]
     dtype = str(tensors[_EMBEDDING].dtype).removeprefix("torch.")
+    shards = _shards(tensors, max_shard_bytes)
+    files = {_WEIGHTS: tensors} if len(shards) == 1 else {}
+    for number, names in enumerate(shards if len(shards) > 1 else [], start=1):
+        file = f"model-{number:05}-of-{len(shards):05}.safetensors"
+        files[file] = {name: tensors[name] for name in names}
+    texts = {"config.json": {**model.config.to_dict(), "torch_dtype": dtype}}
+    if len(shards) > 1:
+        size = sum(tensor.numel() * tensor.element_size() for tensor in tensors.values())
+        weight_map = {name: file for file, part in files.items() for name in part}
+        texts[_INDEX] = {"metadata": {"total_size": size}, "weight_map": weight_map}
+
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=".saving-", dir=folder) as beside:
-        save_file(tensors, Path(beside) / _WEIGHTS, metadata={"format": "pt"})
-        settings = {**model.config.to_dict(), "torch_dtype": dtype}
-        (Path(beside) / "config.json").write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
-        shutil.copymode(Path(beside) / "config.json", Path(beside) / _WEIGHTS)  # save_file makes it the owner's alone
-        for name in (_WEIGHTS, "config.json"):
-            os.replace(Path(beside) / name, folder / name)
+    with tempfile.TemporaryDirectory(prefix=".saving-", dir=folder) as temporary:
+        beside = Path(temporary)
+        for file, content in texts.items():
+            (beside / file).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+        for file, part in files.items():
+            save_file(part, beside / file, metadata={"format": "pt"})
+            shutil.copymode(beside / "config.json", beside / file)  # save_file makes it the owner's alone
+        for file in (*files, *texts):
+            os.replace(beside / file, folder / file)
+    for path in (folder / _WEIGHTS, folder / _INDEX, *folder.glob("model-*-of-*.safetensors")):
+        if path.name not in (*files, *texts):
+            path.unlink(missing_ok=True)
+
+
+def _shards(tensors: dict[str, torch.Tensor], max_bytes: int) -> list[list[str]]:
+    """Names in their order, parted so that no part passes `max_bytes` unless a single tensor does."""
+    parts: list[list[str]] = [[]]
+    filled = 0
+    for name, tensor in tensors.items():
+        size = tensor.numel() * tensor.element_size()
+        if parts[-1] and filled + size > max_bytes:
+            parts.append([])
+            filled = 0
+        parts[-1].append(name)
+        filled += size
+    return parts
 
 
 def _weight_files(folder: Path) -> dict[Path, set[str]]:
@@ -123,11 +159,12 @@ def _weight_files(folder: Path) -> dict[Path, set[str]]:
             files.setdefault(folder / name, set()).add(tensor)
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise CheckpointError(f"{index} is not a safetensors index ({error!r}): download it again") from None
-    outside = sorted(path.name for path in files if path.parent != folder)
-    absent = sorted(path.name for path in files if path.parent == folder and not path.is_file())
-    if outside or absent:
-        what = [f"{name} lies outside the folder" for name in outside] + [f"{name} is missing" for name in absent]
-        raise CheckpointError(f"{index}: {'; '.join(what)}. Download the folder again.")
+    here = {path for path in files if path.parent == folder}  # "../x" and "a/x" have another parent
+    what = [f"{path.name} lies outside the folder" for path in files.keys() - here]
+    what += [f"{path.name} is missing" for path in here if not path.is_file()]
+    what += [f"{path.name} is not in the index" for path in set(folder.glob("model-*-of-*.safetensors")) - here]
+    if what:
+        raise CheckpointError(f"{index}: {'; '.join(sorted(what))}. Download the folder again.")
     return files
 
 

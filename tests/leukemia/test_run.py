@@ -275,7 +275,13 @@ def test_stopped_in_the_middle_of_training(tmp_path: Path, root: Path, sent: sig
     """No half folder at --out; an asked-for stop also cleans up, and the next run is not disturbed."""
     out = tmp_path / "runs" / "out"
     line = [sys.executable, "-m", "examples.leukemia", "run", "--out", str(out)]
-    process = subprocess.Popen(line, cwd=root, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True)
+
+    def heed_ctrl_c() -> None:  # a shell starts background jobs, and so their tests, deaf to it
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+    process = subprocess.Popen(
+        line, cwd=root, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True, preexec_fn=heed_ctrl_c
+    )
     assert process.stderr is not None
     deadline = time.monotonic() + 120
     while "training on" not in process.stderr.readline():

@@ -147,6 +147,36 @@ def test_shard_that_lacks_what_the_index_promises(folder: Path) -> None:
         load_llama(folder)
 
 
+def test_a_shard_that_the_index_does_not_know(folder: Path) -> None:
+    save_llama(load_llama(folder, torch.float32), folder, max_shard_bytes=30_000)
+    save_file({"x": torch.zeros(1)}, folder / "model-00009-of-00009.safetensors")
+    with pytest.raises(CheckpointError, match="model-00009-of-00009.safetensors is not in the index"):
+        load_llama(folder)
+
+
+def test_integers_where_floats_belong(folder: Path) -> None:
+    path = folder / "model.safetensors"
+    save_file(load_file(path) | {"model.norm.weight": torch.zeros(32, dtype=torch.int8)}, path)
+    with pytest.raises(CheckpointError, match="model.norm.weight has dtype I8, needed is one of F32, F16, BF16, F64"):
+        load_llama(folder)
+
+
+def test_shards_of_a_given_size_and_back(folder: Path) -> None:
+    """Every layout replaces the one before it, and the tensors stay the same."""
+    before = load_llama(folder, torch.float32)
+    for limit, shards in ((20_000, 4), (4_000, None), (10**9, 1)):
+        save_llama(before, folder, max_shard_bytes=limit)
+        files = sorted(folder.glob("*.safetensors"))
+        assert shards in (None, len(files))
+        for file in files:
+            tensors = load_file(file)
+            size = sum(t.numel() * t.element_size() for t in tensors.values())
+            assert size <= limit or len(tensors) == 1
+        assert (folder / "model.safetensors.index.json").exists() == (len(files) > 1)
+        after = load_llama(folder, torch.float32).state_dict()
+        assert all(torch.equal(tensor, after[name]) for name, tensor in before.state_dict().items())
+
+
 def test_adapters_are_not_saved_as_a_plain_model(tmp_path: Path) -> None:
     model = Llama(SMALL)
     add_lora(model)

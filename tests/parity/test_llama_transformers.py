@@ -130,9 +130,11 @@ def test_shards_load(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("tied", [True, False])
-def test_what_we_save_transformers_loads(tmp_path: Path, tied: bool) -> None:
+@pytest.mark.parametrize("max_shard_bytes", [10**9, 100_000])
+def test_what_we_save_transformers_loads(tmp_path: Path, tied: bool, max_shard_bytes: int) -> None:
     theirs = reference(tmp_path / "theirs", tied=tied, scaling=LLAMA3)
-    save_llama(load_llama(tmp_path / "theirs", torch.float32), tmp_path / "ours")
+    save_llama(load_llama(tmp_path / "theirs", torch.float32), tmp_path / "ours", max_shard_bytes)
+    assert (tmp_path / "ours" / "model.safetensors").exists() == (max_shard_bytes > 10**6)
     again = transformers.LlamaForCausalLM.from_pretrained(tmp_path / "ours", dtype=torch.float32)
     with torch.no_grad():
         assert torch.equal(again(tokens(200)).logits, theirs(tokens(200)).logits)
