@@ -4,7 +4,7 @@ from llama_min.checkpoint import load_llama, save_llama
 from llama_min.config import CheckpointError, LlamaConfig, RopeScaling
 from llama_min.generation import generate, stream
 from llama_min.model import KVCache, Llama
-from llama_min.tokenizer import Tokenizer, load_tokenizer
+from llama_min.tokenizer import StreamDecoder, Tokenizer, load_tokenizer
 
 __all__ = [
     "CheckpointError",
@@ -12,6 +12,7 @@ __all__ = [
     "Llama",
     "LlamaConfig",
     "RopeScaling",
+    "StreamDecoder",
     "Tokenizer",
     "generate",
     "load_llama",

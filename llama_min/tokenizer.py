@@ -6,14 +6,35 @@ which tokens frame a chat, that there is exactly one BOS, and that text which sp
 
 from __future__ import annotations
 
+import base64
+import codecs
 import json
+import re
 from collections.abc import Sequence
+from datetime import datetime
 from pathlib import Path
 from typing import Any, Protocol
 
 from llama_min.config import CheckpointError
 
-__all__ = ["BPETokenizer", "SentencePieceTokenizer", "Tokenizer", "load_tokenizer"]
+__all__ = ["BPETokenizer", "SentencePieceTokenizer", "StreamDecoder", "Tokenizer", "load_tokenizer"]
+
+# Llama 3's split of a text into words, digit groups of three, punctuation and space (Meta's tokenizer.py)
+LLAMA3_SPLIT = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+# and its special tokens, in their order behind the 128,000 others; 256 in all, the rest reserved
+LLAMA3_SPECIAL = (
+    "<|begin_of_text|>",
+    "<|end_of_text|>",
+    "<|reserved_special_token_0|>",
+    "<|reserved_special_token_1|>",
+    "<|finetune_right_pad_id|>",
+    "<|reserved_special_token_2|>",
+    "<|start_header_id|>",
+    "<|end_header_id|>",
+    "<|eom_id|>",
+    "<|eot_id|>",
+    "<|python_tag|>",
+)
 
 Message = dict[str, str]  # {"role": "system" | "user" | "assistant", "content": text}
 
@@ -25,11 +46,13 @@ class Tokenizer(Protocol):
     bos_id: int | None
     eos_ids: tuple[int, ...]
     can_chat: bool
+    leading_space: bool
 
-    def encode(self, text: str, bos: bool = False, eos: bool = False) -> list[int]: ...
+    def encode(self, text: str, bos: bool = False, eos: bool = False, special: bool = False) -> list[int]: ...
     def decode(self, ids: Sequence[int]) -> str: ...
+    def token_bytes(self, token: int) -> bytes: ...
     def encode_chat(
-        self, messages: Sequence[Message], add_generation_prompt: bool = False
+        self, messages: Sequence[Message], add_generation_prompt: bool = False, date: str = ...
     ) -> tuple[list[int], list[int]]: ...
 
 
@@ -40,10 +63,10 @@ def load_tokenizer(folder: str | Path) -> Tokenizer:
         CheckpointError: neither file is there, or the one that is cannot be read.
     """
     folder = Path(folder)
-    for name, kind in (("tokenizer.json", BPETokenizer), ("tokenizer.model", SentencePieceTokenizer)):
+    for name in ("tokenizer.json", "tokenizer.model"):
         if (folder / name).is_file():
             try:
-                return kind(folder / name)
+                return _read_tokenizer(folder / name)
             except ImportError:
                 raise  # the library is not installed, the file may be fine
             except Exception as error:  # noqa: BLE001 (what tokenizers raises on a damaged file)
@@ -51,67 +74,174 @@ def load_tokenizer(folder: str | Path) -> Tokenizer:
     raise CheckpointError(f"{folder} holds neither tokenizer.json nor tokenizer.model: copy the model's own into it")
 
 
+def _read_tokenizer(path: Path) -> Tokenizer:
+    """By the file's name and, for `tokenizer.model`, which two formats share, by its first line."""
+    if path.suffix == ".json":
+        return BPETokenizer.from_json(path)
+    with path.open("rb") as file:
+        first = file.readline(1000)
+    if re.fullmatch(rb"[A-Za-z0-9+/]+=* \d+\r?\n?", first):
+        return BPETokenizer.from_tiktoken(path)
+    return SentencePieceTokenizer(path)
+
+
+class StreamDecoder:
+    """Text from tokens as they come, never half a character: the pieces, joined, are `decode` of all tokens.
+
+    Example::
+
+        decoder = StreamDecoder(tokenizer)
+        for token in stream(model, ids):
+            print(decoder.push(token), end="")
+        print(decoder.flush())
+    """
+
+    def __init__(self, tokenizer: Tokenizer) -> None:
+        self._token_bytes = tokenizer.token_bytes
+        self._utf8 = codecs.getincrementaldecoder("utf-8")("replace")  # keeps the bytes of an unfinished character
+        self._drop_space = tokenizer.leading_space
+
+    def push(self, token: int) -> str:
+        """The text that is certain now that `token` has come; empty while a character is unfinished."""
+        return self._without_leading_space(self._utf8.decode(self._token_bytes(token)))
+
+    def flush(self) -> str:
+        """What was held back, at the end of the stream: U+FFFD for a character that never came whole."""
+        return self._without_leading_space(self._utf8.decode(b"", final=True))
+
+    def _without_leading_space(self, text: str) -> str:
+        if self._drop_space and text:
+            self._drop_space = False
+            return text.removeprefix(" ")
+        return text
+
+
 class BPETokenizer:
     """The tokenizer of a `tokenizer.json`: byte-level BPE in Llama 3, where any text comes back from its ids.
 
     BOS and EOS are those that `tokenizer_config.json` beside the file names; without one, those of Llama 3.
+
+    Args:
+        backend: a `tokenizers.Tokenizer`.
+        folder: where `tokenizer_config.json` and a `chat_template` are looked for; None for Llama 3.1's own.
     """
 
-    def __init__(self, path: str | Path) -> None:
+    def __init__(self, backend: Any, folder: Path | None = None) -> None:
+        self._backend = backend
+        backend.no_truncation()
+        backend.no_padding()
+        settings = _read_settings(folder)
+        self.vocab_size: int = backend.get_vocab_size()
+        self.bos_id: int | None = backend.token_to_id(settings.get("bos_token", "<|begin_of_text|>"))
+        # a chat model names the end of a turn as its EOS; the end of a text, used by `encode(eos=True)`, comes last
+        ends = dict.fromkeys((settings.get("eos_token", "<|eot_id|>"), "<|eot_id|>", "<|end_of_text|>"))
+        ids = (backend.token_to_id(token) for token in ends)
+        self.eos_ids: tuple[int, ...] = tuple(i for i in ids if i is not None)
+        added = backend.get_added_tokens_decoder().items()
+        self._added = {i: b"" if token.special else token.content.encode() for i, token in added}
+        byte_level = type(backend.decoder).__name__ == "ByteLevel"
+        self._letters = {letter: byte for byte, letter in _byte_letters().items()} if byte_level else None
+        self.leading_space: bool = not byte_level  # a vocabulary made from sentencepiece's
+        self._template: str | None = settings.get("chat_template")
+        self._special = {"bos_token": settings.get("bos_token", ""), "eos_token": settings.get("eos_token", "")}
+        frame = ("<|begin_of_text|>", "<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>")
+        self.can_chat: bool = bool(self._template) or None not in map(backend.token_to_id, frame)
+
+    @classmethod
+    def from_json(cls, path: Path) -> BPETokenizer:
+        """Read a Hugging Face `tokenizer.json`."""
         from tokenizers import Tokenizer as Backend
 
-        self._backend: Any = Backend.from_file(str(path))
-        self._backend.no_truncation()
-        self._backend.no_padding()
-        # encode_special_tokens=True: "<|eot_id|>" written by a user is text, not the end of his turn
-        self._backend.encode_special_tokens = True
-        self.vocab_size: int = self._backend.get_vocab_size()
-        named = _named_tokens(Path(path).with_name("tokenizer_config.json"))
-        self.bos_id: int | None = self._backend.token_to_id(named.get("bos_token", "<|begin_of_text|>"))
-        # a chat model names the end of a turn as its EOS; the end of a text, used by `encode(eos=True)`, comes last
-        ends = dict.fromkeys((named.get("eos_token", "<|eot_id|>"), "<|eot_id|>", "<|end_of_text|>"))
-        ids = (self._backend.token_to_id(token) for token in ends)
-        self.eos_ids: tuple[int, ...] = tuple(i for i in ids if i is not None)
-        frame = ("<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>")
-        self._frame: list[int | None] = [self._backend.token_to_id(token) for token in frame]
-        self.can_chat: bool = self.bos_id is not None and None not in self._frame
+        return cls(Backend.from_file(str(path)), path.parent)
 
-    def encode(self, text: str, bos: bool = False, eos: bool = False) -> list[int]:
+    @classmethod
+    def from_tiktoken(cls, path: Path) -> BPETokenizer:
+        """Read Meta's `tokenizer.model` of Llama 3: a line a token, its bytes in base64 and its rank.
+
+        The file has no merges. They follow from the ranks: BPE joins two tokens wherever the joined bytes are a token
+        too, the lowest rank of the result first.
+        """
+        from tokenizers import AddedToken, Regex, decoders, models, pre_tokenizers
+        from tokenizers import Tokenizer as Backend
+
+        ranks: dict[bytes, int] = {}
+        for line in path.read_bytes().splitlines():
+            token, rank = line.split()
+            ranks[base64.b64decode(token, validate=True)] = int(rank)
+        letters = _byte_letters()
+        spelt = {token: "".join(letters[byte] for byte in token) for token in ranks}
+        merges = [
+            (spelt[token[:cut]], spelt[token[cut:]])
+            for token in ranks  # in the order of rank, as the file has them
+            for cut in sorted(
+                (c for c in range(1, len(token)) if token[:c] in ranks and token[c:] in ranks),
+                key=lambda c: (ranks[token[:c]], ranks[token[c:]]),
+            )
+        ]
+        vocabulary = {spelt[token]: rank for token, rank in ranks.items()}
+        backend = Backend(models.BPE(vocab=vocabulary, merges=merges, ignore_merges=True))
+        split = pre_tokenizers.Split(Regex(LLAMA3_SPLIT), behavior="isolated")
+        byte_level = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+        backend.pre_tokenizer = pre_tokenizers.Sequence([split, byte_level])
+        backend.decoder = decoders.ByteLevel()
+        names = [*LLAMA3_SPECIAL, *(f"<|reserved_special_token_{n}|>" for n in range(3, 256 - len(LLAMA3_SPECIAL) + 3))]
+        backend.add_special_tokens([AddedToken(name, special=True, normalized=False) for name in names])
+        return cls(backend)
+
+    def encode(self, text: str, bos: bool = False, eos: bool = False, special: bool = False) -> list[int]:
         """Ids of `text`, with BOS in front or an end token behind where asked for.
+
+        Args:
+            special: whether text that spells a special token, such as "<|eot_id|>", becomes that token; else it
+                stays text, so that a user cannot end his own turn.
 
         Raises:
             ValueError: BOS or EOS is asked for and the tokenizer has none.
         """
-        ids = list(self._backend.encode(text, add_special_tokens=False).ids)
+        ids = list(self._encode(text, special).ids)
         return _framed(ids, self.bos_id, self.eos_ids, bos, eos)
+
+    def _encode(self, text: str, special: bool) -> Any:
+        self._backend.encode_special_tokens = not special
+        return self._backend.encode(_whole(text), add_special_tokens=False)
 
     def decode(self, ids: Sequence[int]) -> str:
         """The text of `ids`, without special tokens."""
         return str(self._backend.decode(list(ids), skip_special_tokens=True))
 
-    def encode_chat(
-        self, messages: Sequence[Message], add_generation_prompt: bool = False
-    ) -> tuple[list[int], list[int]]:
-        """Ids of a conversation in Llama 3's chat format, and a mask of what the assistant says.
+    def token_bytes(self, token: int) -> bytes:
+        """What one token stands for, in UTF-8, perhaps a part of a character; nothing for a special token."""
+        if token in self._added:
+            return self._added[token]
+        spelt = self._backend.id_to_token(token)
+        if spelt is None:
+            raise ValueError(f"token {token} is not in the vocabulary of {self.vocab_size}")
+        if self._letters is None:
+            return _piece_bytes(spelt)
+        return bytes(self._letters[letter] for letter in spelt)
 
-        Each turn is `<|start_header_id|>role<|end_header_id|>`, two newlines, the stripped text, `<|eot_id|>`;
-        one `<|begin_of_text|>` stands in front of it all (Meta's `ChatFormat.encode_dialog_prompt`).
+    def encode_chat(
+        self, messages: Sequence[Message], add_generation_prompt: bool = False, date: str = "26 Jul 2024"
+    ) -> tuple[list[int], list[int]]:
+        """Ids of a conversation, and a mask of what the assistant says.
+
+        The format is the folder's own `chat_template` where it has one (through jinja2), else Llama 3.1's: each turn is
+        `<|start_header_id|>role<|end_header_id|>`, two newlines, the stripped text, `<|eot_id|>`; one
+        `<|begin_of_text|>` stands in front, and a system turn that begins with two lines of dates comes first.
 
         Args:
             messages: dicts with `role` (system, user or assistant) and `content`.
             add_generation_prompt: end with the assistant's header, for the model to go on.
+            date: what Llama 3.1's system turn says today is; the default is its template's own.
 
         Returns:
-            ids and mask, of equal length; the mask is 1 on the assistant's text and its `<|eot_id|>`, else 0.
+            ids and mask, of equal length; the mask is 1 on the assistant's text and its end of turn, else 0.
 
         Raises:
-            ValueError: the tokenizer lacks the chat tokens, or a message lacks a known role or its content.
+            ValueError: the tokenizer has neither a template nor the chat tokens, the template fails or writes other
+                than one BOS, or a message lacks a known role or its content.
+            ImportError: the folder has a `chat_template` and jinja2 is not installed.
         """
-        if not self.can_chat or self.bos_id is None:
-            raise ValueError("this tokenizer has no chat tokens such as <|start_header_id|>: use encode()")
-        start, end, turn = self._frame
-        ids: list[Any] = [self.bos_id]
-        mask = [0]
         for number, message in enumerate(messages):
             role, content = message.get("role"), message.get("content")
             if role not in ("system", "user", "assistant") or not isinstance(content, str):
@@ -119,14 +249,69 @@ class BPETokenizer:
                     f"message {number} has role {role!r} and content of type {type(content).__name__}: "
                     "roles are system, user and assistant, content is a string"
                 )
-            header = [start, *self.encode(role), end, *self.encode("\n\n")]
-            body = [*self.encode(content.strip()), turn]
+        if self._template:
+            return self._encode_template(messages, add_generation_prompt, date)
+        if not self.can_chat:
+            raise ValueError("this tokenizer has no chat tokens such as <|start_header_id|>: use encode()")
+
+        system = messages[0]["content"].strip() if messages and messages[0]["role"] == "system" else ""
+        turns = messages[1:] if messages and messages[0]["role"] == "system" else messages
+        about = f"Cutting Knowledge Date: December 2023\nToday Date: {date}\n\n{system}"
+        ids, mask = [self._token("<|begin_of_text|>")], [0]
+        for role, text in [("system", about), *((turn["role"], turn["content"].strip()) for turn in turns)]:
+            header, body = self._header(role), [*self.encode(text), self._token("<|eot_id|>")]
             ids += header + body
             mask += [0] * len(header) + [int(role == "assistant")] * len(body)
         if add_generation_prompt:
-            header = [start, *self.encode("assistant"), end, *self.encode("\n\n")]
-            ids += header
-            mask += [0] * len(header)
+            ids += self._header("assistant")
+            mask += [0] * (len(ids) - len(mask))
+        return ids, mask
+
+    def _header(self, role: str) -> list[int]:
+        start, end = self._token("<|start_header_id|>"), self._token("<|end_header_id|>")
+        return [start, *self.encode(role), end, *self.encode("\n\n")]
+
+    def _token(self, name: str) -> int:
+        return int(self._backend.token_to_id(name))
+
+    def _encode_template(
+        self, messages: Sequence[Message], add_generation_prompt: bool, date: str
+    ) -> tuple[list[int], list[int]]:
+        """Through the folder's template: special tokens are recognised in what it writes, never in the messages."""
+        prompt = {"add_generation_prompt": add_generation_prompt, "date_string": date, **self._special}
+        text = _render(self._template or "", messages, prompt)
+        # Render again with a mark of private-use letters for each text, to see where the template puts them.
+        marked = [{**m, "content": _around(m["content"], f"\ue000{n}\ue001")} for n, m in enumerate(messages)]
+        parts = re.split("\ue000(\\d+)\ue001", _render(self._template or "", marked, prompt))
+        parts[1::2] = [messages[int(n)]["content"].strip() for n in parts[1::2]]
+        if "".join(parts) != text:
+            raise ValueError("the folder's chat_template rewrites the messages: render it yourself and use encode()")
+
+        names = [token.content for token in self._backend.get_added_tokens_decoder().values()]
+        special = re.compile("|".join(map(re.escape, sorted(names, key=len, reverse=True))) or r"(?!)")
+        cuts, spoken, start = [], [], 0
+        for n, part in enumerate(parts):
+            if n % 2 == 0:  # the template's own words
+                cuts += [(start + m.start(), start + m.end()) for m in special.finditer(part)]
+            elif messages[n // 2]["role"] == "assistant":
+                spoken.append((start, start + len(part)))
+            start += len(part)
+
+        ids: list[int] = []
+        mask: list[int] = []
+        done = 0
+        for low, high in [*cuts, (len(text), len(text))]:
+            piece = self._encode(text[done:low], special=False)
+            ids += piece.ids
+            mask += [int(any(s <= done + at < e for s, e in spoken)) for at, _ in piece.offsets]
+            if high > low:
+                ids.append(self._token(text[low:high]))
+                mask.append(int(any(e == low for _, e in spoken)))  # the end of the assistant's turn
+            done = high
+        if self.bos_id is not None and ids.count(self.bos_id) > 1:
+            raise ValueError(
+                f"the folder's chat_template writes {ids.count(self.bos_id)} BOS tokens: mend the template"
+            )
         return ids, mask
 
 
@@ -134,6 +319,7 @@ class SentencePieceTokenizer:
     """The sentencepiece model of Llama 1 and 2, from a `tokenizer.model`."""
 
     can_chat = False
+    leading_space = True
 
     def __init__(self, path: str | Path) -> None:
         from sentencepiece import SentencePieceProcessor
@@ -144,33 +330,104 @@ class SentencePieceTokenizer:
         self.bos_id: int | None = None if bos < 0 else bos
         self.eos_ids: tuple[int, ...] = () if eos < 0 else (eos,)
 
-    def encode(self, text: str, bos: bool = False, eos: bool = False) -> list[int]:
+    def encode(self, text: str, bos: bool = False, eos: bool = False, special: bool = False) -> list[int]:
         """Ids of `text`, with BOS in front or EOS behind where asked for.
 
         Raises:
-            ValueError: BOS or EOS is asked for and the tokenizer has none.
+            ValueError: BOS or EOS is asked for and the tokenizer has none; `special`, since sentencepiece never reads
+                a control token from text.
         """
-        return _framed(list(self._backend.encode(text)), self.bos_id, self.eos_ids, bos, eos)
+        if special:
+            raise ValueError("special=True: sentencepiece never reads a control token from text; use bos and eos")
+        return _framed(list(self._backend.encode(_whole(text))), self.bos_id, self.eos_ids, bos, eos)
 
     def decode(self, ids: Sequence[int]) -> str:
         """The text of `ids`, without control tokens."""
         return str(self._backend.decode(list(ids)))
 
+    def token_bytes(self, token: int) -> bytes:
+        """What one token stands for, in UTF-8, perhaps a part of a character; nothing for a control token."""
+        if not 0 <= token < self.vocab_size:
+            raise ValueError(f"token {token} is not in the vocabulary of {self.vocab_size}")
+        if self._backend.is_control(token):
+            return b""
+        if self._backend.is_unknown(token):
+            return " \u2047 ".encode()  # as sentencepiece writes what it does not know
+        return _piece_bytes(self._backend.id_to_piece(token))
+
     def encode_chat(
-        self, messages: Sequence[Message], add_generation_prompt: bool = False
+        self, messages: Sequence[Message], add_generation_prompt: bool = False, date: str = ""
     ) -> tuple[list[int], list[int]]:
         """Refuses: this kind of vocabulary has no tokens that frame a turn."""
         raise ValueError("a sentencepiece tokenizer.model has no chat tokens: use encode()")
 
 
-def _named_tokens(path: Path) -> dict[str, str]:
-    """`bos_token` and `eos_token` of a `tokenizer_config.json`, where there is one that names them."""
-    if not path.is_file():
-        return {}
-    settings = json.loads(path.read_text(encoding="utf-8"))
-    tokens = {key: settings.get(key) for key in ("bos_token", "eos_token")}
-    tokens = {key: token["content"] if isinstance(token, dict) else token for key, token in tokens.items()}
-    return {key: token for key, token in tokens.items() if isinstance(token, str)}
+def _read_settings(folder: Path | None) -> dict[str, str]:
+    """`bos_token`, `eos_token` and `chat_template` of a folder, where its files name them."""
+    settings: dict[str, Any] = {}
+    if folder is not None and (folder / "tokenizer_config.json").is_file():
+        settings = json.loads((folder / "tokenizer_config.json").read_text(encoding="utf-8"))
+    if folder is not None and (folder / "chat_template.jinja").is_file():
+        settings["chat_template"] = (folder / "chat_template.jinja").read_text(encoding="utf-8")
+    found = {}
+    for key in ("bos_token", "eos_token", "chat_template"):
+        value = settings.get(key)
+        if isinstance(value, list):  # several named templates
+            value = {entry["name"]: entry["template"] for entry in value}.get("default")
+        value = value["content"] if isinstance(value, dict) else value
+        if isinstance(value, str):
+            found[key] = value
+    return found
+
+
+def _render(template: str, messages: Sequence[Message], names: dict[str, Any]) -> str:
+    """A chat template's text, in the sandbox and with the functions that transformers gives templates."""
+    try:
+        from jinja2 import TemplateError
+        from jinja2.sandbox import ImmutableSandboxedEnvironment
+    except ImportError:
+        raise ImportError("the folder has its own chat_template, which needs jinja2: pip install jinja2") from None
+
+    def refuse(message: str) -> None:
+        raise TemplateError(message)
+
+    environment = ImmutableSandboxedEnvironment(
+        trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols"]
+    )
+    environment.globals |= {"raise_exception": refuse, "strftime_now": lambda form: datetime.now().strftime(form)}
+    environment.filters["tojson"] = lambda value, **how: json.dumps(value, ensure_ascii=False, **how)
+    try:
+        return environment.from_string(template).render(messages=list(messages), tools=None, **names)
+    except (TemplateError, TypeError, KeyError) as error:
+        raise ValueError(f"the folder's chat_template cannot write these messages: {error}") from None
+
+
+def _around(text: str, mark: str) -> str:
+    """`mark` between the white space that `text` begins and ends with."""
+    core = text.strip()
+    before = text[: len(text) - len(text.lstrip())]
+    return before + mark + (text[len(before) + len(core) :] if core else "")
+
+
+def _whole(text: str) -> str:
+    """`text` with broken surrogates, which no UTF-8 can hold, replaced by U+FFFD; whole pairs are joined."""
+    if any("\ud800" <= letter <= "\udfff" for letter in text):
+        return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+    return text
+
+
+def _byte_letters() -> dict[int, str]:
+    """The letter that byte-level BPE writes for each byte (Radford et al. 2019): itself if printable, else from 256."""
+    printable = [*range(ord("!"), ord("~") + 1), *range(ord("\xa1"), ord("\xac") + 1), *range(ord("\xae"), 256)]
+    others = [byte for byte in range(256) if byte not in printable]
+    return {byte: chr(byte) for byte in printable} | {byte: chr(256 + n) for n, byte in enumerate(others)}
+
+
+def _piece_bytes(piece: str) -> bytes:
+    """A sentencepiece piece: one byte spelt "<0x0A>", or text in which U+2581 stands for a space."""
+    if re.fullmatch("<0x[0-9A-F]{2}>", piece):
+        return bytes([int(piece[3:5], 16)])
+    return piece.replace("\u2581", " ").encode()
 
 
 def _framed(ids: list[int], bos_id: int | None, eos_ids: tuple[int, ...], bos: bool, eos: bool) -> list[int]:

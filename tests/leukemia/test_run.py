@@ -270,18 +270,19 @@ def test_bad_options(argument: list[str], capsys: pytest.CaptureFixture) -> None
     assert argument[0] in capsys.readouterr().err
 
 
+# a shell starts background jobs deaf to Ctrl-C, and tests that run in one would hand that on
+HEEDFUL = (
+    "import runpy, signal; signal.signal(signal.SIGINT, signal.default_int_handler); "
+    "runpy.run_module('examples.leukemia', run_name='__main__')"
+)
+
+
 @pytest.mark.parametrize(("sent", "code"), [(signal.SIGKILL, -9), (signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_stopped_in_the_middle_of_training(tmp_path: Path, root: Path, sent: signal.Signals, code: int) -> None:
     """No half folder at --out; an asked-for stop also cleans up, and the next run is not disturbed."""
     out = tmp_path / "runs" / "out"
-    line = [sys.executable, "-m", "examples.leukemia", "run", "--out", str(out)]
-
-    def heed_ctrl_c() -> None:  # a shell starts background jobs, and so their tests, deaf to it
-        signal.signal(signal.SIGINT, signal.SIG_DFL)
-
-    process = subprocess.Popen(
-        line, cwd=root, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True, preexec_fn=heed_ctrl_c
-    )
+    line = [sys.executable, "-c", HEEDFUL, "run", "--out", str(out)]
+    process = subprocess.Popen(line, cwd=root, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True)
     assert process.stderr is not None
     deadline = time.monotonic() + 120
     while "training on" not in process.stderr.readline():
