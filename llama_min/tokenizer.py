@@ -52,7 +52,7 @@ class Tokenizer(Protocol):
     def decode(self, ids: Sequence[int]) -> str: ...
     def token_bytes(self, token: int) -> bytes: ...
     def encode_chat(
-        self, messages: Sequence[Message], add_generation_prompt: bool = False, date: str = ...
+        self, messages: Sequence[Message], add_generation_prompt: bool = False, date: str | None = None
     ) -> tuple[list[int], list[int]]: ...
 
 
@@ -221,7 +221,7 @@ class BPETokenizer:
         return bytes(self._letters[letter] for letter in spelt)
 
     def encode_chat(
-        self, messages: Sequence[Message], add_generation_prompt: bool = False, date: str = "26 Jul 2024"
+        self, messages: Sequence[Message], add_generation_prompt: bool = False, date: str | None = None
     ) -> tuple[list[int], list[int]]:
         """Ids of a conversation, and a mask of what the assistant says.
 
@@ -232,7 +232,8 @@ class BPETokenizer:
         Args:
             messages: dicts with `role` (system, user or assistant) and `content`.
             add_generation_prompt: end with the assistant's header, for the model to go on.
-            date: what Llama 3.1's system turn says today is; the default is its template's own.
+            date: what Llama 3.1's system turn says today is, or `date_string` to a folder's template; None leaves the
+                template's own, which is "26 Jul 2024" in Llama 3.1's.
 
         Returns:
             ids and mask, of equal length; the mask is 1 on the assistant's text and its end of turn, else 0.
@@ -256,7 +257,7 @@ class BPETokenizer:
 
         system = messages[0]["content"].strip() if messages and messages[0]["role"] == "system" else ""
         turns = messages[1:] if messages and messages[0]["role"] == "system" else messages
-        about = f"Cutting Knowledge Date: December 2023\nToday Date: {date}\n\n{system}"
+        about = f"Cutting Knowledge Date: December 2023\nToday Date: {date or '26 Jul 2024'}\n\n{system}"
         ids, mask = [self._token("<|begin_of_text|>")], [0]
         for role, text in [("system", about), *((turn["role"], turn["content"].strip()) for turn in turns)]:
             header, body = self._header(role), [*self.encode(text), self._token("<|eot_id|>")]
@@ -275,15 +276,18 @@ class BPETokenizer:
         return int(self._backend.token_to_id(name))
 
     def _encode_template(
-        self, messages: Sequence[Message], add_generation_prompt: bool, date: str
+        self, messages: Sequence[Message], add_generation_prompt: bool, date: str | None
     ) -> tuple[list[int], list[int]]:
         """Through the folder's template: special tokens are recognised in what it writes, never in the messages."""
-        prompt = {"add_generation_prompt": add_generation_prompt, "date_string": date, **self._special}
+        prompt = {"add_generation_prompt": add_generation_prompt, **self._special}
+        if date is not None:
+            prompt["date_string"] = date
         text = _render(self._template or "", messages, prompt)
         # Render again with a mark of private-use letters for each text, to see where the template puts them.
         marked = [{**m, "content": _around(m["content"], f"\ue000{n}\ue001")} for n, m in enumerate(messages)]
         parts = re.split("\ue000(\\d+)\ue001", _render(self._template or "", marked, prompt))
-        parts[1::2] = [messages[int(n)]["content"].strip() for n in parts[1::2]]
+        shown = [messages[int(number)] for number in parts[1::2]]  # a template may leave out or move a message
+        parts[1::2] = [message["content"].strip() for message in shown]
         if "".join(parts) != text:
             raise ValueError("the folder's chat_template rewrites the messages: render it yourself and use encode()")
 
@@ -293,7 +297,7 @@ class BPETokenizer:
         for n, part in enumerate(parts):
             if n % 2 == 0:  # the template's own words
                 cuts += [(start + m.start(), start + m.end()) for m in special.finditer(part)]
-            elif messages[n // 2]["role"] == "assistant":
+            elif shown[n // 2]["role"] == "assistant":
                 spoken.append((start, start + len(part)))
             start += len(part)
 
@@ -356,7 +360,7 @@ class SentencePieceTokenizer:
         return _piece_bytes(self._backend.id_to_piece(token))
 
     def encode_chat(
-        self, messages: Sequence[Message], add_generation_prompt: bool = False, date: str = ""
+        self, messages: Sequence[Message], add_generation_prompt: bool = False, date: str | None = None
     ) -> tuple[list[int], list[int]]:
         """Refuses: this kind of vocabulary has no tokens that frame a turn."""
         raise ValueError("a sentencepiece tokenizer.model has no chat tokens: use encode()")

@@ -129,7 +129,11 @@ def _prepare(records: Sequence[Any], tokenizer: Tokenizer, model: Llama, seed: i
         raise UserError(
             f"{len(records)} articles are too few to split (nothing falls to {', '.join(small)}): give 30 or more"
         )
-    items = {name: build_items(parts[name], tokenizer, model.config.max_position_embeddings) for name in SPLITS}
+    context = model.config.max_position_embeddings
+    try:
+        items = {name: build_items(parts[name], tokenizer, context) for name in SPLITS}
+    except (ValueError, ImportError) as error:  # a chat template that cannot write these turns
+        raise UserError(f"the model's tokenizer: {error}") from None
     (out / "data").mkdir()
     for name, rows in items.items():
         lines = [json.dumps(vars(item), ensure_ascii=False) + "\n" for item in rows]

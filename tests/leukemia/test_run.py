@@ -190,6 +190,10 @@ BAD_MODELS = {
     "no config": (lambda m: (m / "config.json").unlink(), "config.json does not exist"),
     "no tokenizer": (lambda m: (m / "tokenizer.json").unlink(), "neither tokenizer.json nor tokenizer.model"),
     "misshapen weights": (lambda m: config_with(m, vocab_size=2000), "the config says (2000, 128)"),
+    "impossible chat template": (
+        lambda m: (m / "chat_template.jinja").write_text("{{ raise_exception('tools only') }}"),
+        "chat_template cannot write these messages: tools only",
+    ),
     "no folder": (shutil.rmtree, "neither tokenizer.json nor tokenizer.model"),
 }
 BAD_FILES = {

@@ -206,6 +206,19 @@ def test_a_folders_own_template_equals_transformers(tmp_path: Path, template: st
     assert said.replace(" ", "") == "CML<|eot_id|>Yes.<|eot_id|>" if template is None else said.startswith("CML")
 
 
+def test_a_template_may_move_and_drop_messages(tmp_path: Path) -> None:
+    """The mask follows the message, not its place: here the system's text comes last and the user's never."""
+    template = (
+        "{% for m in messages if m['role'] == 'assistant' %}{{ m['content'] }}<|eot_id|>{% endfor %}"
+        "{{ messages[0]['content'] }}{{ date_string | default('no date') }}"
+    )
+    tokenizer = load_tokenizer(tiny_with(tmp_path, chat_template=template))
+    for date, shown in ((None, "no date"), ("1 May 2026", "1 May 2026")):
+        ids, mask = tokenizer.encode_chat(CHAT, date=date)
+        assert tokenizer.decode(ids) == f"CMLBe brief.{shown}"
+        assert tokenizer.decode([i for i, on in zip(ids, mask) if on]) == "CML"
+
+
 def test_a_template_file_and_named_templates_are_found(tmp_path: Path) -> None:
     named = [{"name": "tool_use", "template": "no"}, {"name": "default", "template": CHATML}]
     expected = load_tokenizer(tiny_with(tmp_path, chat_template=CHATML)).encode_chat(CHAT)
