@@ -79,6 +79,46 @@ def test_biases_and_head_dim(tmp_path: Path) -> None:
     assert largest_difference(load_llama(tmp_path, torch.float32), theirs, 300) <= 1e-5
 
 
+@torch.no_grad()
+def test_hidden_states_after_each_layer(tmp_path: Path) -> None:
+    theirs = reference(tmp_path, scaling=LLAMA3)
+    ours = load_llama(tmp_path, torch.float32)
+    seen: dict[str, list[torch.Tensor]] = {"ours": [], "theirs": []}
+
+    def keep(name: str):
+        def hook(layer, arguments, output) -> None:
+            seen[name].append(output[0] if isinstance(output, tuple) else output)
+
+        return hook
+
+    for name, model in (("ours", ours), ("theirs", theirs)):
+        for layer in (*model.model.layers, model.model.norm):
+            layer.register_forward_hook(keep(name))
+        model(tokens(1500))
+    assert len(seen["ours"]) == len(seen["theirs"]) == 4
+    for mine, their in zip(seen["ours"], seen["theirs"]):
+        assert mine.std() > 0.1
+        torch.testing.assert_close(mine, their, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_gradients_equal(tmp_path: Path, tied: bool) -> None:
+    """Of a mean cross-entropy over 600 tokens, every parameter, relative to the largest entry of its gradient."""
+    theirs = reference(tmp_path, tied=tied, scaling=LLAMA3)
+    ours = load_llama(tmp_path, torch.float32)
+    ids = tokens(300)
+    for model in (ours, theirs):
+        output = model(ids)
+        logits = getattr(output, "logits", output)
+        torch.nn.functional.cross_entropy(logits[:, :-1].flatten(0, 1), ids[:, 1:].flatten()).backward()
+    mine, their = (dict(model.named_parameters()) for model in (ours, theirs))
+    assert mine.keys() == their.keys()
+    for name, parameter in mine.items():
+        expected = their[name].grad
+        assert expected.abs().max() > 0
+        assert (parameter.grad - expected).abs().max() <= 1e-5 * expected.abs().max(), name
+
+
 def _without_groups(q, k, v, mask):
     """Head h looks at key-value head h mod K instead of h // group."""
     group = q.shape[1] // k.shape[1]
