@@ -1,0 +1,80 @@
+"""python -m llama_min: streamed text, conversations, Ctrl-C and bad input."""
+
+from __future__ import annotations
+
+import io
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from examples.leukemia.pretrain import TINY_LLAMA
+from llama_min import generate, load_llama, load_tokenizer
+from llama_min.__main__ import main
+
+FLOAT = ["--dtype", "float32"]
+
+
+def written(ids: list[int], count: int) -> str:
+    model, tokenizer = load_llama(TINY_LLAMA, torch.float32), load_tokenizer(TINY_LLAMA)
+    return tokenizer.decode(generate(model, ids, count, eos_ids=tokenizer.eos_ids))
+
+
+def test_writes_what_generate_gives(capsys: pytest.CaptureFixture) -> None:
+    prompt = "Imatinib in chronic"
+    assert main([str(TINY_LLAMA), prompt, "--max-new-tokens", "20", *FLOAT]) == 0
+    ids = load_tokenizer(TINY_LLAMA).encode(prompt, bos=True)
+    assert capsys.readouterr().out == written(ids, 20) + "\n"
+
+
+def test_stops_where_the_context_ends(capsys: pytest.CaptureFixture, real: Path) -> None:
+    assert main([str(real / "stories260k"), "Once", "--max-new-tokens", "100000", "--temperature", "1", *FLOAT]) == 0
+    assert capsys.readouterr().out.strip()
+
+
+def test_chat_remembers_the_conversation(capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch) -> None:
+    turns = ["Repeat this sentence: Blood was taken.", "Repeat this sentence: No change."]
+    monkeypatch.setattr(sys, "stdin", io.StringIO("\n\n".join(turns) + "\n"))
+    assert main([str(TINY_LLAMA), "--chat", "--max-new-tokens", "15", *FLOAT]) == 0
+    answers = capsys.readouterr().out.splitlines()
+    tokenizer, messages = load_tokenizer(TINY_LLAMA), []
+    for turn, answer in zip(turns, answers):
+        messages.append({"role": "user", "content": turn})
+        ids, _ = tokenizer.encode_chat(messages, add_generation_prompt=True)
+        assert answer == written(ids, 15)
+        messages.append({"role": "assistant", "content": answer})
+    assert len(answers) == 2
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["no/such/folder", "x"], "neither tokenizer.json nor tokenizer.model"),
+        ([str(TINY_LLAMA), "x", "--top-p", "2"], "top_p=2.0"),
+        ([str(TINY_LLAMA), "leukemia " * 2000], "fill the context of 1024: say less"),
+    ],
+)
+def test_bad_input_is_one_line(capsys: pytest.CaptureFixture, arguments: list[str], words: str) -> None:
+    assert main(arguments) == 2
+    captured = capsys.readouterr()
+    assert captured.err.startswith("error: ") and captured.err.count("\n") == 1 and words in captured.err
+
+
+def test_ctrl_c_ends_cleanly(root: Path) -> None:
+    """In the middle of a text: no traceback, exit code 130."""
+    code = (
+        "import runpy, signal; signal.signal(signal.SIGINT, signal.default_int_handler); "
+        "runpy.run_module('llama_min', run_name='__main__')"
+    )
+    line = [sys.executable, "-c", code, str(TINY_LLAMA), "--chat"]
+    process = subprocess.Popen(
+        line, cwd=root, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    assert process.stderr is not None
+    assert process.stderr.read(2) == "> "
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 130 and "Traceback" not in errors
