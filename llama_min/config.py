@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -88,23 +89,21 @@ class LlamaConfig:
             CheckpointError: a field is missing or has a value that is not supported.
         """
         _refuse_what_differs(settings)
-        missing = [k for k in _REQUIRED if not isinstance(settings.get(k), int)]
-        if missing:
-            raise CheckpointError(f"{', '.join(missing)} must be given as whole numbers")
+        _refuse_wrong_types(settings)
         heads = settings["num_attention_heads"]
-        rope = settings.get("rope_parameters") or {}
+        rope = settings.get("rope_parameters") or settings.get("rope_scaling") or {}
         eos = settings.get("eos_token_id")
         return cls(
             **{k: settings[k] for k in _REQUIRED},
             num_key_value_heads=settings.get("num_key_value_heads") or heads,
             head_dim=settings.get("head_dim") or settings["hidden_size"] // heads,
-            max_position_embeddings=settings.get("max_position_embeddings", 2048),
-            rms_norm_eps=settings.get("rms_norm_eps", 1e-6),
+            max_position_embeddings=settings.get("max_position_embeddings") or 2048,
+            rms_norm_eps=settings.get("rms_norm_eps") or 1e-6,
             rope_theta=float(rope.get("rope_theta") or settings.get("rope_theta") or 10000.0),
             rope_scaling=_read_rope_scaling(settings),
-            tie_word_embeddings=settings.get("tie_word_embeddings", False),
-            attention_bias=settings.get("attention_bias", False),
-            mlp_bias=settings.get("mlp_bias", False),
+            tie_word_embeddings=settings.get("tie_word_embeddings") or False,
+            attention_bias=settings.get("attention_bias") or False,
+            mlp_bias=settings.get("mlp_bias") or False,
             bos_token_id=settings.get("bos_token_id"),
             eos_token_ids=() if eos is None else tuple(eos) if isinstance(eos, list) else (eos,),
             dtype=settings.get("dtype") or settings.get("torch_dtype") or "float32",
@@ -129,6 +128,36 @@ class LlamaConfig:
 
 
 _REQUIRED = ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads")
+
+
+def _is_whole(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value > 0
+
+
+def _is_number(value: Any) -> bool:
+    return _is_whole(value) or (isinstance(value, float) and value > 0)
+
+
+def _refuse_wrong_types(settings: dict[str, Any]) -> None:
+    """Raise on a field that is missing or holds what it cannot mean, such as text for a number; null is a default."""
+    kinds: tuple[tuple[tuple[str, ...], Callable[[Any], bool], str], ...] = (
+        (_REQUIRED, _is_whole, "a whole number above 0"),
+        (("num_key_value_heads", "head_dim", "max_position_embeddings"), _is_whole, "a whole number above 0"),
+        (("rms_norm_eps", "rope_theta"), _is_number, "a number above 0"),
+        (("tie_word_embeddings", "attention_bias", "mlp_bias"), lambda v: isinstance(v, bool), "true or false"),
+        (("rope_scaling", "rope_parameters"), lambda v: isinstance(v, dict), "an object"),
+    )
+    wrong = [
+        f"{name}={settings.get(name)!r} must be {what}"
+        for names, fits, what in kinds
+        for name in names
+        if not fits(settings.get(name)) and (settings.get(name) is not None or name in _REQUIRED)
+    ]
+    eos = settings.get("eos_token_id")
+    if not all(token is None or isinstance(token, int) for token in (eos if isinstance(eos, list) else [eos])):
+        wrong.append(f"eos_token_id={eos!r} must be a whole number or a list of them")
+    if wrong:
+        raise CheckpointError("; ".join(wrong))
 
 
 def _refuse_what_differs(settings: dict[str, Any]) -> None:

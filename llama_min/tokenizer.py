@@ -67,8 +67,8 @@ def load_tokenizer(folder: str | Path) -> Tokenizer:
         if (folder / name).is_file():
             try:
                 return _read_tokenizer(folder / name)
-            except ImportError:
-                raise  # the library is not installed, the file may be fine
+            except (ImportError, CheckpointError):
+                raise  # a library that is not installed, or another file of the folder: the message says so already
             except Exception as error:  # noqa: BLE001 (what tokenizers raises on a damaged file)
                 raise CheckpointError(f"{folder / name} is not a tokenizer ({error}): download it again") from None
     raise CheckpointError(f"{folder} holds neither tokenizer.json nor tokenizer.model: copy the model's own into it")
@@ -370,7 +370,11 @@ def _read_settings(folder: Path | None) -> dict[str, str]:
     """`bos_token`, `eos_token` and `chat_template` of a folder, where its files name them."""
     settings: dict[str, Any] = {}
     if folder is not None and (folder / "tokenizer_config.json").is_file():
-        settings = json.loads((folder / "tokenizer_config.json").read_text(encoding="utf-8"))
+        path = folder / "tokenizer_config.json"
+        try:
+            settings = dict(json.loads(path.read_text(encoding="utf-8")))
+        except (OSError, ValueError, TypeError) as error:
+            raise CheckpointError(f"{path} cannot be read as a JSON object ({error}): download it again") from None
     if folder is not None and (folder / "chat_template.jinja").is_file():
         settings["chat_template"] = (folder / "chat_template.jinja").read_text(encoding="utf-8")
     found = {}

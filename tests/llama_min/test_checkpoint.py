@@ -54,13 +54,29 @@ def test_dtype_is_converted(folder: Path) -> None:
         ({"hidden_act": "gelu"}, "hidden_act='gelu'"),
         ({"sliding_window": 4096}, "sliding_window=4096"),
         ({"quantization_config": {"quant_method": "gptq"}}, "quantization_config"),
-        ({"hidden_size": None}, "hidden_size"),
+        ({"hidden_size": None}, "hidden_size=None must be a whole number above 0"),
+        ({"hidden_size": "x", "num_hidden_layers": 0}, "hidden_size='x' must be .*; num_hidden_layers=0 must be"),
+        ({"rms_norm_eps": "x"}, "rms_norm_eps='x' must be a number above 0"),
+        ({"head_dim": 2.5}, "head_dim=2.5 must be a whole number"),
+        ({"tie_word_embeddings": "no"}, "tie_word_embeddings='no' must be true or false"),
+        ({"rope_scaling": "llama3"}, "rope_scaling='llama3' must be an object"),
+        ({"eos_token_id": ["a"]}, "eos_token_id="),
     ],
 )
 def test_unknown_settings_raise_by_name(folder: Path, fields: dict, names: str) -> None:
     change(folder, **fields)
     with pytest.raises(CheckpointError, match=names):
         load_llama(folder)
+
+
+def test_rope_theta_is_found_wherever_it_stands(folder: Path) -> None:
+    for fields in (
+        {"rope_theta": 5e5},
+        {"rope_theta": None, "rope_parameters": {"rope_type": "default", "rope_theta": 5e5}},
+        {"rope_theta": None, "rope_parameters": None, "rope_scaling": {"rope_type": "default", "rope_theta": 5e5}},
+    ):
+        change(folder, **fields)
+        assert LlamaConfig.from_pretrained(folder).rope_theta == 5e5
 
 
 @pytest.mark.parametrize("spelling", ["type", "rope_type"])

@@ -281,6 +281,13 @@ def test_sentencepiece_has_no_chat(real: Path) -> None:
 def test_missing_and_damaged_files(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="neither tokenizer.json nor tokenizer.model"):
         load_tokenizer(tmp_path)
+    for content in ('{"a":', "[1]"):
+        shutil.copyfile(TINY_LLAMA / "tokenizer.json", tmp_path / "tokenizer.json")
+        (tmp_path / "tokenizer_config.json").write_text(content)
+        with pytest.raises(CheckpointError, match="tokenizer_config.json cannot be read as a JSON object"):
+            load_tokenizer(tmp_path)
+    (tmp_path / "tokenizer_config.json").unlink()
+    (tmp_path / "tokenizer.json").unlink()
     (tmp_path / "tokenizer.model").write_bytes(b"not a model")
     with pytest.raises(CheckpointError, match="tokenizer.model is not a tokenizer"):
         load_tokenizer(tmp_path)
