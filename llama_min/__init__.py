@@ -2,7 +2,7 @@
 
 from llama_min.checkpoint import load_llama, save_llama
 from llama_min.config import CheckpointError, LlamaConfig, RopeScaling
-from llama_min.generation import generate, stream
+from llama_min.generation import Token, generate, generate_batch, stream
 from llama_min.model import KVCache, Llama
 from llama_min.tokenizer import StreamDecoder, Tokenizer, load_tokenizer
 
@@ -13,8 +13,10 @@ __all__ = [
     "LlamaConfig",
     "RopeScaling",
     "StreamDecoder",
+    "Token",
     "Tokenizer",
     "generate",
+    "generate_batch",
     "load_llama",
     "load_tokenizer",
     "save_llama",

@@ -49,14 +49,18 @@ def _write(model: Llama, tokenizer: Tokenizer, ids: list[int], options: argparse
         temperature=options.temperature,
         top_k=options.top_k,
         top_p=options.top_p,
+        min_p=options.min_p,
+        repetition_penalty=options.repetition_penalty,
         seed=options.seed,
         eos_ids=tokenizer.eos_ids,
     )
-    decoder = StreamDecoder(tokenizer)
+    decoder = StreamDecoder(tokenizer, options.stop)
     pieces = []
     for token in tokens:
         pieces.append(decoder.push(token))
         print(pieces[-1], end="", flush=True)
+        if decoder.stopped:
+            break
     pieces.append(decoder.flush())
     print(pieces[-1])
     return "".join(pieces)
@@ -90,6 +94,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--temperature", type=float, default=0.0, help="0 takes the likeliest token")
     parser.add_argument("--top-k", type=int, default=None, help="sample among the k likeliest")
     parser.add_argument("--top-p", type=float, default=None, help="sample among the fewest that hold p of the mass")
+    parser.add_argument("--min-p", type=float, default=None, help="sample among those at least p x the likeliest")
+    parser.add_argument("--repetition-penalty", type=float, default=1.0, help="above 1 makes words come again less")
+    parser.add_argument("--stop", action="append", default=[], metavar="TEXT", help="end before it; may be repeated")
     parser.add_argument("--seed", type=int, default=0, help="of the sampling")
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="bfloat16", help="of the weights")
     return parser

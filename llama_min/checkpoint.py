@@ -29,54 +29,41 @@ _FLOATS = ("F32", "F16", "BF16", "F64")  # as safetensors spells them; int8 and 
 def load_llama(folder: str | Path, dtype: torch.dtype = torch.bfloat16, device: str | torch.device = "cpu") -> Llama:
     """Load a Llama from a Hugging Face folder, in evaluation mode.
 
-    The model is built without memory (on PyTorch's meta device) and the files are mapped, so that the peak is the
-    weights plus one tensor.
+    The model is built without memory (on PyTorch's meta device) and the files are mapped: weights that keep their
+    dtype on the CPU are the file's own pages, read when they are first used, and others are converted one by one, so
+    that the peak is the weights plus one tensor.
 
     Args:
         folder: holds `config.json` and `model.safetensors`, or `model.safetensors.index.json` with its shards.
-        dtype: of the weights in memory; each tensor is converted as it is read.
+        dtype: of the weights in memory.
         device: where the weights go.
 
     Raises:
-        CheckpointError: a file is missing, damaged or not a Llama's; all missing, unexpected and misshapen tensors
-            are listed in one message.
+        CheckpointError: a file is missing, damaged or not a Llama's; all shards and tensors that are missing,
+            unexpected, misshapen or of a dtype that is no float are listed in one message, before any is read.
     """
     folder = Path(folder)
     config = LlamaConfig.from_pretrained(folder)
     with torch.device("meta"):
         model = Llama(config)
-    expected = {name: tuple(p.shape) for name, p in model.state_dict().items()}
-
+    expected = {name: tuple(parameter.shape) for name, parameter in model.state_dict().items()}
     loaded: dict[str, torch.Tensor] = {}
-    problems: list[str] = []
-    for path, listed in _weight_files(folder).items():
-        with _open(path) as file:
-            names = set(file.keys())
-            problems += [f"{name} is listed for {path.name} but not in it" for name in sorted(listed - names)]
-            for name in sorted(names):
-                if name.endswith("rotary_emb.inv_freq"):
-                    continue  # old exports carry this table; it follows from the config
-                header = file.get_slice(name)
-                shape, kind = tuple(header.get_shape()), header.get_dtype()
-                if name not in expected:
-                    problems.append(f"unexpected {name} {shape}")
-                elif shape != expected[name]:
-                    problems.append(f"{name} has shape {shape}, the config says {expected[name]}")
-                elif kind not in _FLOATS:
-                    problems.append(f"{name} has dtype {kind}, needed is one of {', '.join(_FLOATS)}")
-                else:
-                    loaded[name] = file.get_tensor(name).to(device=device, dtype=dtype)
+    for path, names in _find_tensors(folder, expected, config.tie_word_embeddings).items():
+        with safe_open(path, framework="pt") as mapped:
+            for name in names:
+                tensor = mapped.get_tensor(name)
+                if tensor.dtype != dtype:  # through a map of its own: pages read through a map stay until it is closed
+                    with safe_open(path, framework="pt") as once:
+                        tensor = once.get_tensor(name).to(dtype)
+                loaded[name] = tensor.to(device)
 
-    if config.tie_word_embeddings and _EMBEDDING in loaded:
-        head = loaded.setdefault(_HEAD, loaded[_EMBEDDING])
-        if not torch.equal(head, loaded[_EMBEDDING]):
-            problems.append(f"{_HEAD} differs from {_EMBEDDING} although the config ties them")
-    missing = expected.keys() - loaded.keys()
-    problems += [f"missing {name} {expected[name]}" for name in sorted(missing) if not _named_in(problems, name)]
-    if problems:
-        raise CheckpointError(
-            f"{folder}: the weights do not fit config.json: {'; '.join(problems)}. Download the folder again."
-        )
+    if config.tie_word_embeddings:
+        if _HEAD in loaded and not torch.equal(loaded[_HEAD], loaded[_EMBEDDING]):
+            raise CheckpointError(
+                f"{folder}: {_HEAD} differs from {_EMBEDDING} although config.json ties them: set tie_word_embeddings "
+                "to false there"
+            )
+        loaded[_HEAD] = loaded[_EMBEDDING]
     model.load_state_dict(loaded, strict=True, assign=True)
     if config.tie_word_embeddings:
         model.lm_head.weight = model.model.embed_tokens.weight
@@ -143,8 +130,52 @@ def _shards(tensors: dict[str, torch.Tensor], max_bytes: int) -> list[list[str]]
     return parts
 
 
+def _find_tensors(folder: Path, expected: dict[str, tuple[int, ...]], tied: bool) -> dict[Path, list[str]]:
+    """Which file holds which of the expected tensors, by the files' headers; raises where they do not fit."""
+    promised = _weight_files(folder)
+    found: dict[Path, list[str]] = {}
+    seen: set[str] = set()
+    problems: list[str] = []
+    for path, names in promised.items():
+        try:
+            file = _open(path, folder)
+        except CheckpointError as error:
+            problems.append(str(error))
+            seen |= names or expected.keys()  # said once for the file, not for each of its tensors
+            continue
+        with file:
+            held = set(file.keys())
+            problems += [f"{name} is listed for {path.name} but not in it" for name in sorted(names - held)]
+            for name in sorted(held):
+                if name.endswith("rotary_emb.inv_freq"):
+                    continue  # old exports carry this table; it follows from the config
+                header = file.get_slice(name)
+                shape, kind = tuple(header.get_shape()), header.get_dtype()
+                if name not in expected:
+                    problems.append(f"unexpected {name} {shape}")
+                elif names and name not in names:
+                    problems.append(f"{name} is in {path.name} but not listed for it")
+                elif shape != expected[name]:
+                    problems.append(f"{name} has shape {shape}, the config says {expected[name]}")
+                elif kind not in _FLOATS:
+                    problems.append(f"{name} has dtype {kind}, needed is one of {', '.join(_FLOATS)}")
+                else:
+                    found.setdefault(path, []).append(name)
+            seen |= held | names
+    if len(promised) > 1:
+        others = set(folder.glob("model-*-of-*.safetensors")) - promised.keys()
+        problems += [f"{path.name} is not in the index" for path in sorted(others)]
+    optional = {_HEAD} if tied else set()
+    problems += [f"missing {name} {expected[name]}" for name in sorted(expected.keys() - seen - optional)]
+    if problems:
+        raise CheckpointError(
+            f"{folder}: the weights do not fit config.json: {'; '.join(problems)}. Download the folder again."
+        )
+    return found
+
+
 def _weight_files(folder: Path) -> dict[Path, set[str]]:
-    """The safetensors files of a folder, each with the tensors that the index (where there is one) promises in it."""
+    """The safetensors files of a folder, each with the tensors that its index promises; an empty set without index."""
     if (folder / _WEIGHTS).is_file():
         return {folder / _WEIGHTS: set()}
     index = folder / _INDEX
@@ -152,28 +183,22 @@ def _weight_files(folder: Path) -> dict[Path, set[str]]:
         raise CheckpointError(
             f"{folder} holds neither {_WEIGHTS} nor {_INDEX}: give a Hugging Face folder with safetensors weights"
         )
+    files: dict[Path, set[str]] = {}
     try:
-        weight_map = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
-        files: dict[Path, set[str]] = {}
-        for tensor, name in weight_map.items():
+        for tensor, name in json.loads(index.read_text(encoding="utf-8"))["weight_map"].items():
             files.setdefault(folder / name, set()).add(tensor)
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise CheckpointError(f"{index} is not a safetensors index ({error!r}): download it again") from None
-    here = {path for path in files if path.parent == folder}  # "../x" and "a/x" have another parent
-    what = [f"{path.name} lies outside the folder" for path in files.keys() - here]
-    what += [f"{path.name} is missing" for path in here if not path.is_file()]
-    what += [f"{path.name} is not in the index" for path in set(folder.glob("model-*-of-*.safetensors")) - here]
-    if what:
-        raise CheckpointError(f"{index}: {'; '.join(sorted(what))}. Download the folder again.")
     return files
 
 
-def _open(path: Path) -> safe_open:
+def _open(path: Path, folder: Path) -> safe_open:
+    """A safetensors file of `folder`, mapped; an index may have named one that is elsewhere, missing or damaged."""
+    if path.parent != folder:  # "../x", "a/x" and "/x" have another parent
+        raise CheckpointError(f"{path.name} lies outside the folder")
+    if not path.is_file():
+        raise CheckpointError(f"{path.name} is missing")
     try:
         return safe_open(path, framework="pt")
     except (OSError, SafetensorError) as error:
-        raise CheckpointError(f"{path} is not a whole safetensors file ({error}): download it again") from None
-
-
-def _named_in(problems: list[str], name: str) -> bool:
-    return any(problem.startswith((f"{name} ", f"missing {name} ")) for problem in problems)
+        raise CheckpointError(f"{path.name} is not a whole safetensors file ({error})") from None

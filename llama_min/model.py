@@ -9,6 +9,8 @@ Parameters bear the names of a Hugging Face checkpoint, so that loading is `load
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
+from copy import copy
 
 import torch
 import torch.nn.functional as F
@@ -69,36 +71,66 @@ def attend_reference(q: Tensor, k: Tensor, v: Tensor, mask: Tensor) -> Tensor:
     Grouped-query attention (Ainslie et al. 2023): the H/K heads of a group share one key-value head.
 
     Args:
-        q: (B, H, T, C); k, v: (B, K, S, C); mask: (T, S) or (B, 1, T, S), true where a query may look.
+        q: (B, H, T, C); k, v: (B, K, S, C).
+        mask: (T, S) or (B, 1, T, S), added to the scores: 0 where a query may look, hugely negative where not.
 
     Returns:
         (B, H, T, C).
     """
     group = q.shape[1] // k.shape[1]
     k, v = k.repeat_interleave(group, dim=1), v.repeat_interleave(group, dim=1)  # (B, H, S, C)
-    scores = q @ k.transpose(-2, -1) / math.sqrt(q.shape[-1])  # (B, H, T, S)
-    scores = scores.masked_fill(~mask, float("-inf"))
+    scores = q @ k.transpose(-2, -1) / math.sqrt(q.shape[-1]) + mask  # (B, H, T, S)
     return torch.softmax(scores.float(), dim=-1).to(q.dtype) @ v
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
     """`attend_reference` through PyTorch's fused kernel, which never stores the (T, S) scores.
 
-    `mask=None` stands for the usual causal mask over T = S, or for one new token that may look at everything.
+    `mask=None` stands for the usual causal mask over T = S, or for one new token that may look at everything. The H/K
+    heads of one new token that share a key-value head are given to the kernel as H/K queries, so that it reads each
+    key and value once and not H/K times.
     """
-    causal = mask is None and q.shape[2] > 1
-    return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=causal, enable_gqa=True)
+    if q.shape[2] == 1:
+        grouped = q.reshape(q.shape[0], k.shape[1], -1, q.shape[3])  # (B, K, H/K, C)
+        return F.scaled_dot_product_attention(grouped, k, v, attn_mask=mask).reshape(q.shape)
+    return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=mask is None, enable_gqa=True)
 
 
 class KVCache:
-    """Keys and values of the tokens seen so far, allocated once: two tensors (layers, B, K, max_length, C)."""
+    """Keys and values of the tokens seen so far, allocated once: two tensors (layers, B, K, max_length, C).
 
-    def __init__(self, config: LlamaConfig, batch: int, max_length: int, dtype: torch.dtype, device: torch.device):
+    Prompts of unequal length are padded on the left, so that every row writes its next token in the same column:
+
+        padding 2    .  .  a0 b1 c2 | d3        each token with its position; padding is never looked at
+        padding 0    e0 f1 g2 h3 i4 | j5
+
+    Raises:
+        ValueError: `padding` is not one number for each row, from 0 to below `max_length`.
+    """
+
+    def __init__(
+        self,
+        config: LlamaConfig,
+        batch: int,
+        max_length: int,
+        dtype: torch.dtype,
+        device: torch.device,
+        padding: Sequence[int] | None = None,
+    ) -> None:
         shape = (config.num_hidden_layers, batch, config.num_key_value_heads, max_length, config.head_dim)
         self.k = torch.zeros(shape, dtype=dtype, device=device)
         self.v = torch.zeros(shape, dtype=dtype, device=device)
         self.max_length = max_length
         self.length = 0
+        self.padding: Tensor | None = None  # (B,)
+        self.padding_mask: Tensor | None = None  # (B, 1, 1, max_length), added to the scores
+        if padding is not None and any(padding):
+            if len(padding) != batch or not all(0 <= count < max_length for count in padding):
+                raise ValueError(f"padding={list(padding)} must be {batch} numbers from 0 to below {max_length}")
+            self.padding = torch.tensor(padding, device=device)
+            padded = torch.arange(max_length, device=device) < self.padding[:, None]  # (B, max_length)
+            # the lowest number and not -inf: a padded query sees nothing else, and the softmax of only -inf is NaN
+            self.padding_mask = (padded.to(dtype) * torch.finfo(dtype).min)[:, None, None]
 
     def append(self, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
         """Store this layer's new k and v (B, K, T, C) and return all of them so far, (B, K, S, C)."""
@@ -107,12 +139,26 @@ class KVCache:
         self.v[layer, :, :, self.length : end] = v
         return self.k[layer, :, :, :end], self.v[layer, :, :, :end]
 
+    def positions(self, T: int) -> Tensor:
+        """The positions of the next T tokens in their own texts, (1, T), or (B, T) with padding (at 0 itself)."""
+        columns = torch.arange(self.length, self.length + T, device=self.k.device)[None]
+        return columns if self.padding is None else (columns - self.padding[:, None]).clamp(min=0)
+
+    def mask(self, T: int) -> Tensor | None:
+        """What to add to the scores of the next T tokens, (T, S) or (B, 1, T, S); None as in `attend`."""
+        S = self.length + T
+        padding = None if self.padding_mask is None else self.padding_mask[..., :S]  # (B, 1, 1, S), a view
+        if T == 1 or (self.length == 0 and padding is None):
+            return padding
+        lowest = torch.finfo(self.k.dtype).min
+        causal = torch.full((T, S), lowest, dtype=self.k.dtype, device=self.k.device).triu(self.length + 1)  # (T, S)
+        return causal if padding is None else torch.minimum(causal, padding)  # (B, 1, T, S)
+
     def repeat(self, batch: int) -> KVCache:
         """A cache of `batch` rows that all go on from this one-row cache: one prompt, several continuations."""
-        copy = KVCache.__new__(KVCache)
-        copy.k, copy.v = self.k.repeat(1, batch, 1, 1, 1), self.v.repeat(1, batch, 1, 1, 1)
-        copy.max_length, copy.length = self.max_length, self.length
-        return copy
+        copied = copy(self)
+        copied.k, copied.v = self.k.repeat(1, batch, 1, 1, 1), self.v.repeat(1, batch, 1, 1, 1)
+        return copied
 
 
 class Attention(nn.Module):
@@ -173,9 +219,35 @@ class Decoder(nn.Module):
 
     def __init__(self, config: LlamaConfig) -> None:
         super().__init__()
-        self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
+        table = torch.empty(config.vocab_size, config.hidden_size)
+        if not table.is_meta:  # there is nothing to draw there, and PyTorch would import its compiler to do it
+            table.normal_()
+        self.embed_tokens = nn.Embedding.from_pretrained(table, freeze=False)
         self.layers = nn.ModuleList(Block(config, layer) for layer in range(config.num_hidden_layers))
         self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
+        self.max_length = config.max_position_embeddings
+        self.inv_freq = rope_frequencies(config)  # no buffer: model.to(bfloat16) would round the angles
+
+    def forward(self, tokens: Tensor, cache: KVCache | None = None) -> Tensor:
+        """What the head reads, (B, T, D), from token ids (B, T); arguments and errors as of `Llama.forward`."""
+        if tokens.dim() != 2:
+            raise ValueError(f"tokens must have the shape (B, T), got {tuple(tokens.shape)}: add a batch dimension")
+        T = tokens.shape[1]
+        start, limit = (0, self.max_length) if cache is None else (cache.length, cache.max_length)
+        if start + T > limit:
+            raise ValueError(f"{start} + {T} tokens do not fit the {limit} positions: shorten the prompt")
+
+        x = self.embed_tokens(tokens)  # (B, T, D)
+        positions = torch.arange(T, device=x.device)[None] if cache is None else cache.positions(T)  # (B or 1, T)
+        angles = positions[:, None, :, None].float() * self.inv_freq.to(x.device)  # (B or 1, 1, T, C/2)
+        angles = torch.cat((angles, angles), dim=-1)  # (B or 1, 1, T, C), in float32: bfloat16 cannot tell 256 from 257
+        cos, sin = angles.cos().to(x.dtype), angles.sin().to(x.dtype)
+        mask = None if cache is None else cache.mask(T)
+        for layer in self.layers:
+            x = layer(x, cos, sin, mask, cache)  # (B, T, D)
+        if cache is not None:
+            cache.length += T
+        return self.norm(x)  # (B, T, D)
 
 
 class Llama(nn.Module):
@@ -191,52 +263,33 @@ class Llama(nn.Module):
         self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
         if config.tie_word_embeddings:
             self.lm_head.weight = self.model.embed_tokens.weight
-        self.inv_freq = rope_frequencies(config)  # no buffer: model.to(bfloat16) would round the angles
 
-    def forward(self, tokens: Tensor, cache: KVCache | None = None) -> Tensor:
+    def forward(self, tokens: Tensor, cache: KVCache | None = None, last_only: bool = False) -> Tensor:
         """Logits of the token after each position.
 
         Args:
-            tokens: token ids (B, T). Padding on the right needs no mask: attention never looks ahead.
+            tokens: token ids (B, T). Padding on the right needs no mask: attention never looks ahead. Padding on the
+                left needs a cache that knows of it.
             cache: where the keys and values of earlier calls lie; this call's are added to it.
+            last_only: compute the logits of the last position alone, all that generation needs.
 
         Returns:
-            (B, T, V) in the dtype of the weights.
+            (B, T, V), or (B, 1, V) with `last_only`, in the dtype of the weights.
 
         Raises:
             ValueError: `tokens` is not (B, T), or runs past `max_position_embeddings` or past the cache.
         """
-        if tokens.dim() != 2:
-            raise ValueError(f"tokens must have the shape (B, T), got {tuple(tokens.shape)}: add a batch dimension")
-        T = tokens.shape[1]
-        start = 0 if cache is None else cache.length
-        limit = self.config.max_position_embeddings if cache is None else cache.max_length
-        if start + T > limit:
-            raise ValueError(f"{start} + {T} tokens do not fit the {limit} positions: shorten the prompt")
+        x = self.model(tokens, cache)  # (B, T, D)
+        return self.lm_head(x[:, -1:] if last_only else x)  # (B, T or 1, V)
 
-        x = self.model.embed_tokens(tokens)  # (B, T, D)
-        cos, sin = self._rotation(start, T, x)  # (1, 1, T, C)
-        mask = None
-        if start > 0 and T > 1:  # query i may look at the `start` cached keys and at the new ones up to itself
-            mask = torch.ones(T, start + T, dtype=torch.bool, device=tokens.device).tril(start)
-        for layer in self.model.layers:
-            x = layer(x, cos, sin, mask, cache)  # (B, T, D)
-        if cache is not None:
-            cache.length += T
-        return self.lm_head(self.model.norm(x))  # (B, T, V)
-
-    def _rotation(self, start: int, T: int, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Cosine and sine of position times frequency, both halves alike: (1, 1, T, C), computed in float32."""
-        positions = torch.arange(start, start + T, device=x.device, dtype=torch.float32)
-        angles = positions[:, None] * self.inv_freq.to(x.device)[None, :]  # (T, C/2)
-        angles = torch.cat((angles, angles), dim=-1)[None, None]  # (1, 1, T, C)
-        return angles.cos().to(x.dtype), angles.sin().to(x.dtype)
-
-    def new_cache(self, batch: int, max_length: int) -> KVCache:
+    def new_cache(self, batch: int, max_length: int, padding: Sequence[int] | None = None) -> KVCache:
         """An empty cache for `batch` rows of at most `max_length` tokens, in the dtype of the embedding.
 
+        Args:
+            padding: how many tokens of padding each row's prompt has on its left.
+
         Raises:
-            ValueError: `max_length` is past the model's context.
+            ValueError: `max_length` is past the model's context, or `padding` does not fit.
         """
         if max_length > self.config.max_position_embeddings:
             raise ValueError(
@@ -244,4 +297,4 @@ class Llama(nn.Module):
                 f"{self.config.max_position_embeddings}: ask for fewer new tokens or shorten the prompt"
             )
         weight = self.model.embed_tokens.weight
-        return KVCache(self.config, batch, max_length, weight.dtype, weight.device)
+        return KVCache(self.config, batch, max_length, weight.dtype, weight.device, padding)

@@ -94,20 +94,45 @@ class StreamDecoder:
         for token in stream(model, ids):
             print(decoder.push(token), end="")
         print(decoder.flush())
+
+    Args:
+        tokenizer: what the tokens are of.
+        stop: strings at which the text ends: no piece holds any of one, and `stopped` tells that one has come.
     """
 
-    def __init__(self, tokenizer: Tokenizer) -> None:
+    def __init__(self, tokenizer: Tokenizer, stop: Sequence[str] = ()) -> None:
         self._token_bytes = tokenizer.token_bytes
         self._utf8 = codecs.getincrementaldecoder("utf-8")("replace")  # keeps the bytes of an unfinished character
         self._drop_space = tokenizer.leading_space
+        self._stop = tuple(stop)
+        self._text = ""  # whole characters that may begin a stop string
+        self.stopped = False
+
+    @property
+    def held(self) -> int:
+        """How many whole characters are held back because they may begin a stop string."""
+        return len(self._text)
 
     def push(self, token: int) -> str:
-        """The text that is certain now that `token` has come; empty while a character is unfinished."""
-        return self._without_leading_space(self._utf8.decode(self._token_bytes(token)))
+        """The text that is certain now that `token` has come; empty while a character or a stop string may go on."""
+        if self.stopped:
+            return ""
+        text = self._text + self._without_leading_space(self._utf8.decode(self._token_bytes(token)))
+        found = [text.index(stop) for stop in self._stop if stop in text]
+        if found:
+            self.stopped, self._text = True, ""
+            return text[: min(found)]
+        certain = 0
+        while certain < len(text) and not any(stop.startswith(text[certain:]) for stop in self._stop):
+            certain += 1
+        self._text = text[certain:]
+        return text[:certain]
 
     def flush(self) -> str:
         """What was held back, at the end of the stream: U+FFFD for a character that never came whole."""
-        return self._without_leading_space(self._utf8.decode(b"", final=True))
+        rest = "" if self.stopped else self._text + self._without_leading_space(self._utf8.decode(b"", final=True))
+        self._text = ""
+        return rest
 
     def _without_leading_space(self, text: str) -> str:
         if self._drop_space and text:

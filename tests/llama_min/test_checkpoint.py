@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import json
+import shutil
+import subprocess
+import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from examples.leukemia.pretrain import TINY_LLAMA
 from llama_min import CheckpointError, Llama, LlamaConfig, load_llama, save_llama
 from lora_lite import add_lora
 from tests.llama_min.test_model import SMALL
@@ -168,6 +173,61 @@ def test_a_shard_that_the_index_does_not_know(folder: Path) -> None:
     save_file({"x": torch.zeros(1)}, folder / "model-00009-of-00009.safetensors")
     with pytest.raises(CheckpointError, match="model-00009-of-00009.safetensors is not in the index"):
         load_llama(folder)
+
+
+def test_all_that_is_wrong_with_shards_is_in_one_error(folder: Path) -> None:
+    """One shard lost, one cut, one elsewhere, one too many, one with a tensor too many, misplaced and misshapen."""
+    save_llama(load_llama(folder, torch.float32), folder, max_shard_bytes=9_000)
+    files = sorted(folder.glob("model-*.safetensors"))
+    index = folder / "model.safetensors.index.json"
+    weight_map = json.loads(index.read_text())["weight_map"]
+    of = {file.name: [name for name, place in weight_map.items() if place == file.name] for file in files}
+    files[0].unlink()
+    files[1].write_bytes(files[1].read_bytes()[:-1])
+    shutil.copy(files[2], folder.parent / files[2].name)
+    weight_map |= dict.fromkeys(of[files[2].name], f"../{files[2].name}")
+    tensors = load_file(files[3])
+    (odd, *_), moved = of[files[3].name], of[files[4].name][0]
+    save_file({name: t for name, t in load_file(files[4]).items() if name != moved}, files[4])
+    save_file(tensors | {odd: torch.zeros(3), moved: torch.zeros(2), "extra": torch.zeros(1)}, files[3])
+    index.write_text(json.dumps({"weight_map": weight_map}))
+    with pytest.raises(CheckpointError) as caught:
+        load_llama(folder)
+    message = str(caught.value)
+    for words in (
+        f"{files[0].name} is missing",
+        f"{files[1].name} is not a whole safetensors file",
+        f"{files[2].name} lies outside the folder",
+        f"{files[2].name} is not in the index",
+        f"{odd} has shape (3,), the config says",
+        f"{moved} is in {files[3].name} but not listed for it",
+        f"{moved} is listed for {files[4].name} but not in it",
+        "unexpected extra (1,)",
+    ):
+        assert message.count(words) == 1, words
+    for file in files[:3]:
+        assert not any(name in message for name in of[file.name])  # a lost file is one problem, not one a tensor
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="reads memory figures where Linux gives them")
+def test_loading_holds_the_weights_and_no_more(tmp_path: Path) -> None:
+    """A process that loads 30 MB of bfloat16 and reads them all grows by 30 MB at its peak; as float32, by 60."""
+    config = replace(SMALL, vocab_size=5000, hidden_size=512, intermediate_size=1024, num_hidden_layers=6)
+    save_llama(Llama(config).to(torch.bfloat16), tmp_path)
+    size = (tmp_path / "model.safetensors").stat().st_size
+    code = (
+        "import re, sys, torch; from pathlib import Path; from llama_min import load_llama\n"
+        "read = lambda key: int(re.search(key + r':\\s+(\\d+)', Path('/proc/self/status').read_text())[1]) * 1024\n"
+        "[p.sum() for p in load_llama(sys.argv[3], getattr(torch, sys.argv[2])).parameters()]\n"  # starts the threads
+        "before = read('VmRSS'); model = load_llama(sys.argv[1], getattr(torch, sys.argv[2]))\n"
+        "[p.sum() for p in model.parameters()]; print(read('VmHWM') - before)"
+    )
+    grown = {}
+    for dtype in ("bfloat16", "float32"):
+        line = [sys.executable, "-c", code, str(tmp_path), dtype, str(TINY_LLAMA)]
+        grown[dtype] = int(subprocess.run(line, check=True, capture_output=True, text=True).stdout)
+    assert size <= grown["bfloat16"] <= 1.1 * size
+    assert 2 * size <= grown["float32"] <= 1.1 * 2 * size
 
 
 def test_integers_where_floats_belong(folder: Path) -> None:

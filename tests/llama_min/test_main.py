@@ -18,9 +18,9 @@ from llama_min.__main__ import main
 FLOAT = ["--dtype", "float32"]
 
 
-def written(ids: list[int], count: int) -> str:
+def written(ids: list[int], count: int, **sampling: float) -> str:
     model, tokenizer = load_llama(TINY_LLAMA, torch.float32), load_tokenizer(TINY_LLAMA)
-    return tokenizer.decode(generate(model, ids, count, eos_ids=tokenizer.eos_ids))
+    return tokenizer.decode(generate(model, ids, count, eos_ids=tokenizer.eos_ids, **sampling))
 
 
 def test_writes_what_generate_gives(capsys: pytest.CaptureFixture) -> None:
@@ -28,6 +28,20 @@ def test_writes_what_generate_gives(capsys: pytest.CaptureFixture) -> None:
     assert main([str(TINY_LLAMA), prompt, "--max-new-tokens", "20", *FLOAT]) == 0
     ids = load_tokenizer(TINY_LLAMA).encode(prompt, bos=True)
     assert capsys.readouterr().out == written(ids, 20) + "\n"
+
+
+def test_sampling_options_and_stop_strings(capsys: pytest.CaptureFixture) -> None:
+    prompt = "Imatinib in chronic"
+    sampling = {"temperature": 0.9, "min_p": 0.05, "repetition_penalty": 1.1, "seed": 4}
+    options = [f"--{name.replace('_', '-')}={value}" for name, value in sampling.items()]
+    line = [str(TINY_LLAMA), prompt, "--max-new-tokens=40", *FLOAT, *options]
+    assert main(line) == 0
+    ids = load_tokenizer(TINY_LLAMA).encode(prompt, bos=True)
+    whole = capsys.readouterr().out
+    assert whole == written(ids, 40, **sampling) + "\n" != written(ids, 40) + "\n"
+    stop = whole[len(whole) // 2 :][:4]  # begins in the middle of a token as well as not
+    assert main([*line, "--stop", "never said", f"--stop={stop}"]) == 0
+    assert capsys.readouterr().out == whole.split(stop)[0] + "\n"
 
 
 def test_stops_where_the_context_ends(capsys: pytest.CaptureFixture, real: Path) -> None:
