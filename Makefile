@@ -21,7 +21,9 @@ docs: $(VENV)/docs.installed
 	$(BIN)/sphinx-build -W -q docs docs/_build
 
 bench: $(VENV)/bench.installed
+	$(BIN)/python -m benchmarks.loading
 	$(BIN)/python -m benchmarks.generation
+	$(BIN)/python -m benchmarks.token_profile
 
 $(VENV)/%.installed: setup.cfg constraints.txt
 	$(PYTHON) -m venv $(VENV)

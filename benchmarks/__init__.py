@@ -1,1 +1,1 @@
-"""Measurements beside what a user would pick instead, interleaved in one run."""
+"""Measurements beside what a user would pick instead, interleaved in one run: a command a file, all on random weights."""

@@ -4,6 +4,7 @@ from llama_min.checkpoint import load_llama, save_llama
 from llama_min.config import CheckpointError, LlamaConfig, RopeScaling
 from llama_min.generation import Token, generate, generate_batch, stream
 from llama_min.model import KVCache, Llama
+from llama_min.stacking import stack_products, unstack_products
 from llama_min.tokenizer import StreamDecoder, Tokenizer, load_tokenizer
 
 __all__ = [
@@ -20,5 +21,7 @@ __all__ = [
     "load_llama",
     "load_tokenizer",
     "save_llama",
+    "stack_products",
     "stream",
+    "unstack_products",
 ]

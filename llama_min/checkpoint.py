@@ -14,6 +14,7 @@ from safetensors.torch import save_file
 
 from llama_min.config import CheckpointError, LlamaConfig
 from llama_min.model import Llama
+from llama_min.stacking import unstacked
 
 __all__ = ["load_llama", "save_llama"]
 
@@ -82,7 +83,8 @@ def save_llama(model: Llama, folder: str | Path, max_shard_bytes: int = 5 * 10**
     """
     with torch.device("meta"):
         expected = Llama(model.config).state_dict().keys()
-    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
+    state = unstacked(model.state_dict(), model.config)
+    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}
     if tensors.keys() != expected:
         other = sorted(tensors.keys() ^ expected)
         raise ValueError(f"not a plain Llama: {', '.join(other[:4])} ({len(other)} names differ); merge adapters first")

@@ -17,7 +17,7 @@ class CheckpointError(ValueError):
 
 @dataclass(frozen=True)
 class RopeScaling:
-    """Llama 3.1's stretching of the rotary wavelengths (`rope_type` "llama3"; Dubey et al. 2024, section 3.2).
+    """Llama 3.1's stretching of the rotary wavelengths (`rope_type` "llama3"; Dubey et al. 2024).
 
     Wavelengths shorter than original/high_freq_factor tokens stay, longer than original/low_freq_factor are
     multiplied by `factor`, and those between are interpolated.
@@ -91,7 +91,7 @@ class LlamaConfig:
         _refuse_what_differs(settings)
         _refuse_wrong_types(settings)
         heads = settings["num_attention_heads"]
-        rope = settings.get("rope_parameters") or settings.get("rope_scaling") or {}
+        rope = settings.get("rope_scaling") or settings.get("rope_parameters") or {}
         eos = settings.get("eos_token_id")
         return cls(
             **{k: settings[k] for k in _REQUIRED},
@@ -100,7 +100,7 @@ class LlamaConfig:
             max_position_embeddings=settings.get("max_position_embeddings") or 2048,
             rms_norm_eps=settings.get("rms_norm_eps") or 1e-6,
             rope_theta=float(rope.get("rope_theta") or settings.get("rope_theta") or 10000.0),
-            rope_scaling=_read_rope_scaling(settings),
+            rope_scaling=_read_rope_scaling(rope),
             tie_word_embeddings=settings.get("tie_word_embeddings") or False,
             attention_bias=settings.get("attention_bias") or False,
             mlp_bias=settings.get("mlp_bias") or False,
@@ -170,7 +170,6 @@ def _refuse_what_differs(settings: dict[str, Any]) -> None:
         )
     allowed: dict[str, tuple[Any, ...]] = {
         "hidden_act": ("silu",),
-        "pretraining_tp": (1,),
         "sliding_window": (None,),
         "num_local_experts": (None, 0, 1),
         "quantization_config": (None,),
@@ -181,11 +180,10 @@ def _refuse_what_differs(settings: dict[str, Any]) -> None:
             raise CheckpointError(f"{field}={settings[field]!r} is not supported: only {values[0]!r} is")
 
 
-def _read_rope_scaling(settings: dict[str, Any]) -> RopeScaling | None:
-    """`rope_scaling` (spelt `type` or `rope_type`), or transformers 5's `rope_parameters`."""
-    rope = settings.get("rope_scaling") or settings.get("rope_parameters")
-    if not rope:
-        return None
+def _read_rope_scaling(rope: dict[str, Any]) -> RopeScaling | None:
+    """From `rope_scaling` (its type spelt `type` or `rope_type`) or transformers 5's `rope_parameters`."""
+    if rope.get("partial_rotary_factor", 1.0) not in (None, 1.0):
+        raise CheckpointError(f"partial_rotary_factor={rope['partial_rotary_factor']!r} is not supported: only 1.0 is")
     kind = rope.get("rope_type", rope.get("type"))
     if kind in ("default", None):
         return None

@@ -36,33 +36,35 @@ class RMSNorm(nn.Module):
 
 
 def rope_frequencies(config: LlamaConfig) -> Tensor:
-    """The angle in radians by which each pair of numbers turns per position: theta^(-2i/C), (C/2,).
+    """The angle in radians by which each pair of numbers turns per position: f_i = theta^(-2i/C), (C/2,).
 
-    Su et al. 2021 (RoFormer), equation 15; with `rope_scaling`, stretched as Llama 3.1 does: a pair whose wavelength
-    2 pi / f is short keeps its frequency f, a long one gets f / factor, and between them a blend of the two.
+    Su et al. 2021 (RoFormer), equation 15. With `rope_scaling`, stretched as in Llama 3.1 (Dubey et al. 2024; the
+    formula is `apply_scaling` in the code published with it): over the L tokens of the first training context a pair
+    turns L f / (2 pi) times; pairs that turn often keep f, pairs that seldom turn get f / factor, those between a blend:
+
+        keep = clamp((turns - low) / (high - low), 0, 1)        f' = keep f + (1 - keep) f / factor
     """
     exponent = torch.arange(0, config.head_dim, 2, dtype=torch.int64, device="cpu").float() / config.head_dim
     frequency = 1.0 / config.rope_theta**exponent  # (C/2,)
     scaling = config.rope_scaling
     if scaling is None:
         return frequency
-    # turns: how often a pair turns within the context on which the model was first trained
     turns = scaling.original_max_position_embeddings * frequency / (2 * math.pi)
     low, high = scaling.low_freq_factor, scaling.high_freq_factor
-    keep = ((turns - low) / (high - low)).clamp(0, 1)  # 1: short wavelength, unchanged; 0: long, stretched
+    keep = ((turns - low) / (high - low)).clamp(0, 1)  # (C/2,)
     return keep * frequency + (1 - keep) * frequency / scaling.factor
 
 
 def apply_rope(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Turn each pair (x[i], x[i + C/2]) by its angle: x (B, heads, T, C), cos and sin (B or 1, 1, T, C).
+    """Turn each pair (x[i], x[i + C/2]) by its angle: x (B, heads, T, C), cos and sin (B or 1, 1, T, C/2).
 
     Hugging Face checkpoints store the two numbers of a pair half a head apart ("split-half"), not side by side:
 
         split-half    x0 x1 x2 x3 | y0 y1 y2 y3        pair i is (x_i, y_i)
         interleaved   x0 y0 x1 y1 x2 y2 x3 y3
     """
-    first, second = x.chunk(2, dim=-1)
-    return x * cos + torch.cat((-second, first), dim=-1) * sin
+    first, second = x.chunk(2, dim=-1)  # (B, heads, T, C/2) each
+    return torch.cat((first * cos - second * sin, second * cos + first * sin), dim=-1)
 
 
 def attend_reference(q: Tensor, k: Tensor, v: Tensor, mask: Tensor) -> Tensor:
@@ -167,22 +169,27 @@ class Attention(nn.Module):
     def __init__(self, config: LlamaConfig, layer: int) -> None:
         super().__init__()
         D, H, K, C = config.hidden_size, config.num_attention_heads, config.num_key_value_heads, config.head_dim
-        self.layer, self.head_dim = layer, C
+        self.layer, self.heads, self.kv_heads, self.head_dim = layer, H, K, C
         self.q_proj = nn.Linear(D, H * C, bias=config.attention_bias)
         self.k_proj = nn.Linear(D, K * C, bias=config.attention_bias)
         self.v_proj = nn.Linear(D, K * C, bias=config.attention_bias)
         self.o_proj = nn.Linear(H * C, D, bias=config.attention_bias)
+        self.qkv_proj: nn.Module | None = None  # takes the place of the three after `stack_products`
 
     def forward(self, x: Tensor, cos: Tensor, sin: Tensor, mask: Tensor | None, cache: KVCache | None) -> Tensor:
         B, T, _ = x.shape
-        q = self.q_proj(x).view(B, T, -1, self.head_dim).transpose(1, 2)  # (B, H, T, C)
-        k = self.k_proj(x).view(B, T, -1, self.head_dim).transpose(1, 2)  # (B, K, T, C)
-        v = self.v_proj(x).view(B, T, -1, self.head_dim).transpose(1, 2)  # (B, K, T, C)
-        q, k = apply_rope(q, cos, sin), apply_rope(k, cos, sin)
+        H, K, C = self.heads, self.kv_heads, self.head_dim
+        if self.qkv_proj is None:
+            q, k, v = self.q_proj(x), self.k_proj(x), self.v_proj(x)  # (B, T, H C), (B, T, K C) twice
+        else:
+            q, k, v = self.qkv_proj(x).split((H * C, K * C, K * C), dim=-1)
+        q = apply_rope(q.view(B, T, H, C).transpose(1, 2), cos, sin)  # (B, H, T, C)
+        k = apply_rope(k.view(B, T, K, C).transpose(1, 2), cos, sin)  # (B, K, T, C)
+        v = v.view(B, T, K, C).transpose(1, 2)  # (B, K, T, C)
         if cache is not None:
             k, v = cache.append(self.layer, k, v)  # (B, K, S, C)
         y = attend(q, k, v, mask)  # (B, H, T, C)
-        return self.o_proj(y.transpose(1, 2).reshape(B, T, -1))  # (B, T, D)
+        return self.o_proj(y.transpose(1, 2).reshape(B, T, H * C))  # (B, T, D)
 
 
 class MLP(nn.Module):
@@ -194,9 +201,17 @@ class MLP(nn.Module):
         self.gate_proj = nn.Linear(D, F_, bias=bias)
         self.up_proj = nn.Linear(D, F_, bias=bias)
         self.down_proj = nn.Linear(F_, D, bias=bias)
+        self.gate_up_proj: nn.Module | None = None  # takes the place of the two after `stack_products`
 
     def forward(self, x: Tensor) -> Tensor:  # (B, T, D) -> (B, T, D)
-        return self.down_proj(F.silu(self.gate_proj(x)) * self.up_proj(x))
+        if self.gate_up_proj is None:
+            gate, up = self.gate_proj(x), self.up_proj(x)  # (B, T, F) each
+        else:
+            gate, up = self.gate_up_proj(x).chunk(2, dim=-1)
+        gated = F.silu(gate)
+        # in place where no gradient needs silu(gate) again: a long prompt's (T, F) is not allocated twice
+        gated = gated * up if torch.is_grad_enabled() else gated.mul_(up)
+        return self.down_proj(gated)
 
 
 class Block(nn.Module):
@@ -240,7 +255,7 @@ class Decoder(nn.Module):
         x = self.embed_tokens(tokens)  # (B, T, D)
         positions = torch.arange(T, device=x.device)[None] if cache is None else cache.positions(T)  # (B or 1, T)
         angles = positions[:, None, :, None].float() * self.inv_freq.to(x.device)  # (B or 1, 1, T, C/2)
-        angles = torch.cat((angles, angles), dim=-1)  # (B or 1, 1, T, C), in float32: bfloat16 cannot tell 256 from 257
+        # the cosine of a float32 angle: bfloat16 cannot tell position 256 from 257
         cos, sin = angles.cos().to(x.dtype), angles.sin().to(x.dtype)
         mask = None if cache is None else cache.mask(T)
         for layer in self.layers:

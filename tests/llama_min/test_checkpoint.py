@@ -14,7 +14,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from examples.leukemia.pretrain import TINY_LLAMA
-from llama_min import CheckpointError, Llama, LlamaConfig, load_llama, save_llama
+from llama_min import CheckpointError, Llama, LlamaConfig, RopeScaling, load_llama, save_llama
 from lora_lite import add_lora
 from tests.llama_min.test_model import SMALL
 
@@ -56,6 +56,9 @@ def test_dtype_is_converted(folder: Path) -> None:
         ({"rope_scaling": {"type": "linear", "factor": 4.0}}, "rope_type='linear'"),
         ({"rope_parameters": {"rope_type": "dynamic", "rope_theta": 1e4}}, "rope_type='dynamic'"),
         ({"rope_scaling": {"rope_type": "llama3", "factor": 8.0}}, "low_freq_factor"),
+        ({"rope_parameters": {"rope_type": "default", "partial_rotary_factor": 0.5}}, "partial_rotary_factor=0.5"),
+        ({"partial_rotary_factor": 0.25}, "partial_rotary_factor=0.25"),
+        ({"num_local_experts": 8}, "num_local_experts=8"),
         ({"hidden_act": "gelu"}, "hidden_act='gelu'"),
         ({"sliding_window": 4096}, "sliding_window=4096"),
         ({"quantization_config": {"quant_method": "gptq"}}, "quantization_config"),
@@ -82,6 +85,99 @@ def test_rope_theta_is_found_wherever_it_stands(folder: Path) -> None:
     ):
         change(folder, **fields)
         assert LlamaConfig.from_pretrained(folder).rope_theta == 5e5
+
+
+LLAMA_1 = {
+    "architectures": ["LlamaForCausalLM"],
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+    "hidden_act": "silu",
+    "hidden_size": 4096,
+    "initializer_range": 0.02,
+    "intermediate_size": 11008,
+    "max_position_embeddings": 2048,
+    "max_sequence_length": 2048,
+    "model_type": "llama",
+    "num_attention_heads": 32,
+    "num_hidden_layers": 32,
+    "pad_token_id": 0,
+    "rms_norm_eps": 1e-06,
+    "tie_word_embeddings": False,
+    "torch_dtype": "float16",
+    "use_cache": True,
+    "vocab_size": 32000,
+}
+LLAMA_2_70B = LLAMA_1 | {
+    "hidden_size": 8192,
+    "intermediate_size": 28672,
+    "max_position_embeddings": 4096,
+    "num_attention_heads": 64,
+    "num_hidden_layers": 80,
+    "num_key_value_heads": 8,
+    "pretraining_tp": 1,
+    "rms_norm_eps": 1e-05,
+    "rope_scaling": None,
+}
+LLAMA_3_8B = LLAMA_1 | {
+    "attention_bias": False,
+    "attention_dropout": 0.0,
+    "bos_token_id": 128000,
+    "eos_token_id": 128001,
+    "intermediate_size": 14336,
+    "max_position_embeddings": 8192,
+    "num_key_value_heads": 8,
+    "rms_norm_eps": 1e-05,
+    "rope_scaling": None,
+    "rope_theta": 500000.0,
+    "torch_dtype": "bfloat16",
+    "vocab_size": 128256,
+}
+LLAMA_31_SCALING = {
+    "factor": 8.0,
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 8192,
+    "rope_type": "llama3",
+}
+LLAMA_31_8B = LLAMA_3_8B | {
+    "eos_token_id": [128001, 128008, 128009],
+    "max_position_embeddings": 131072,
+    "mlp_bias": False,
+    "rope_scaling": LLAMA_31_SCALING,
+}
+LLAMA_32_1B = LLAMA_31_8B | {
+    "head_dim": 64,
+    "hidden_size": 2048,
+    "intermediate_size": 8192,
+    "num_hidden_layers": 16,
+    "rope_scaling": LLAMA_31_SCALING | {"factor": 32.0},
+    "tie_word_embeddings": True,
+}
+VERSION_5 = {
+    key: value for key, value in LLAMA_32_1B.items() if key not in ("torch_dtype", "rope_theta", "rope_scaling")
+}
+VERSION_5 |= {"dtype": "bfloat16", "rope_parameters": LLAMA_32_1B["rope_scaling"] | {"rope_theta": 500000.0}}
+
+
+@pytest.mark.parametrize(
+    ("settings", "expected", "parameters"),
+    [
+        (LLAMA_1, {"num_key_value_heads": 32, "head_dim": 128, "rope_theta": 1e4, "dtype": "float16"}, 6738415616),
+        (LLAMA_2_70B, {"num_key_value_heads": 8, "head_dim": 128, "rms_norm_eps": 1e-5}, 68976648192),
+        (LLAMA_3_8B, {"num_key_value_heads": 8, "rope_theta": 5e5, "rope_scaling": None}, 8030261248),
+        (LLAMA_31_8B, {"eos_token_ids": (128001, 128008, 128009), "rope_scaling": RopeScaling()}, 8030261248),
+        (LLAMA_32_1B, {"head_dim": 64, "rope_scaling": RopeScaling(factor=32.0)}, 1235814400),
+        (VERSION_5, {"rope_theta": 5e5, "rope_scaling": RopeScaling(factor=32.0), "dtype": "bfloat16"}, 1235814400),
+    ],
+    ids=["1", "2", "3", "3.1", "3.2", "3.2 as transformers 5 writes it"],
+)
+def test_every_generation_of_config(settings: dict, expected: dict, parameters: int) -> None:
+    """What their config.json says, against what is known of each and the number of parameters that is published."""
+    config = LlamaConfig.from_dict(settings)
+    assert {name: getattr(config, name) for name in expected} == expected
+    with torch.device("meta"):
+        assert sum(p.numel() for p in Llama(config).parameters()) == parameters
+    assert LlamaConfig.from_dict(config.to_dict()) == config
 
 
 @pytest.mark.parametrize("spelling", ["type", "rope_type"])
@@ -228,6 +324,32 @@ def test_loading_holds_the_weights_and_no_more(tmp_path: Path) -> None:
         grown[dtype] = int(subprocess.run(line, check=True, capture_output=True, text=True).stdout)
     assert size <= grown["bfloat16"] <= 1.1 * size
     assert 2 * size <= grown["float32"] <= 1.1 * 2 * size
+
+
+def test_a_tied_head_may_stand_in_the_file_if_it_is_the_embedding(tmp_path: Path) -> None:
+    save_llama(Llama(replace(SMALL, tie_word_embeddings=True)), tmp_path)
+    path = tmp_path / "model.safetensors"
+    tensors = load_file(path)
+    assert "lm_head.weight" not in tensors
+    save_file(tensors | {"lm_head.weight": tensors["model.embed_tokens.weight"].clone()}, path)
+    model = load_llama(tmp_path, torch.float32)
+    assert model.lm_head.weight is model.model.embed_tokens.weight
+    save_file(tensors | {"lm_head.weight": torch.zeros(50, 32)}, path)
+    with pytest.raises(CheckpointError, match=r"lm_head.weight differs from model.embed_tokens.weight although"):
+        load_llama(tmp_path, torch.float32)
+
+
+def test_training_in_place_leaves_the_file_alone(folder: Path) -> None:
+    """Weights that keep their dtype are pages of the file; writing to them must copy, not write through."""
+    before = (folder / "model.safetensors").read_bytes()
+    model = load_llama(folder, torch.float32)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(1)
+    assert (folder / "model.safetensors").read_bytes() == before
+    save_llama(model, folder)  # over the very file that is mapped
+    again = load_llama(folder, torch.float32).state_dict()
+    assert all(torch.equal(tensor, again[name]) for name, tensor in model.state_dict().items())
 
 
 def test_integers_where_floats_belong(folder: Path) -> None:

@@ -3,13 +3,27 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
 
-from llama_min import CheckpointError, Llama, LlamaConfig, RopeScaling
+from llama_min import (
+    CheckpointError,
+    KVCache,
+    Llama,
+    LlamaConfig,
+    RopeScaling,
+    generate,
+    save_llama,
+    stack_products,
+    unstack_products,
+)
 from llama_min.model import apply_rope, attend, attend_reference, rope_frequencies
+from lora_lite import LoRAConfig, add_lora, remove_lora
+from quant_lite import quantize_
 
 SMALL = LlamaConfig(
     vocab_size=50,
@@ -68,6 +82,34 @@ def test_left_padding_changes_nothing_behind_it(model: Llama, chunks: list[int])
         torch.testing.assert_close(together[row : row + 1, count:], alone, atol=1e-5, rtol=1e-5)
 
 
+def _only_padding(cache: KVCache, T: int) -> torch.Tensor:
+    return cache.padding_mask[..., : cache.length + T]
+
+
+def _only_causal(cache: KVCache, T: int) -> torch.Tensor:
+    return torch.full((T, cache.length + T), -1e30).triu(cache.length + 1)
+
+
+@pytest.mark.parametrize("switched", [_only_padding, _only_causal])
+@torch.no_grad()
+def test_each_part_of_the_mask_matters(model: Llama, monkeypatch: pytest.MonkeyPatch, switched: Callable) -> None:
+    """With one of them switched off, a padded row read in pieces is not what it is alone, by far."""
+    tokens = ids(2, 14)
+    alone = model(tokens[1:, 5:])
+    monkeypatch.setattr(KVCache, "mask", switched)
+    cache = model.new_cache(2, 14, [0, 5])
+    together = torch.cat([model(piece, cache) for piece in tokens.split([9, 5], dim=1)], 1)
+    assert (together[1:, 5:] - alone).abs().max() > 1e-2
+
+
+def test_positions_are_counted_behind_the_padding(model: Llama) -> None:
+    cache = model.new_cache(2, 9, [0, 2])
+    assert cache.positions(4).tolist() == [[0, 1, 2, 3], [0, 0, 0, 1]]
+    cache.length = 4
+    assert cache.positions(2).tolist() == [[4, 5], [2, 3]]
+    assert model.new_cache(2, 9).positions(3).tolist() == [[0, 1, 2]]
+
+
 def test_padding_that_does_not_fit(model: Llama) -> None:
     for padding in ([1], [1, -1], [1, 9]):
         with pytest.raises(ValueError, match="must be 2 numbers from 0 to below 9"):
@@ -124,7 +166,7 @@ def test_fused_attention_equals_the_equation(generator: torch.Generator) -> None
 def test_rope_turns_a_pair_by_its_angle() -> None:
     """The pair (1, 0), half a head apart, turned by 90 degrees is (0, 1)."""
     x = torch.tensor([1.0, 5.0, 0.0, 0.0]).view(1, 1, 1, 4)  # pairs (1, 0) and (5, 0)
-    angles = torch.tensor([math.pi / 2, 0.0, math.pi / 2, 0.0]).view(1, 1, 1, 4)
+    angles = torch.tensor([math.pi / 2, 0.0]).view(1, 1, 1, 2)
     turned = apply_rope(x, angles.cos(), angles.sin()).flatten()
     torch.testing.assert_close(turned, torch.tensor([0.0, 5.0, 1.0, 0.0]), atol=1e-6, rtol=0)
 
@@ -158,3 +200,56 @@ def test_positions_past_the_context_raise(model: Llama) -> None:
 def test_heads_must_divide() -> None:
     with pytest.raises(CheckpointError, match="num_attention_heads=4 is not a multiple of num_key_value_heads=3"):
         LlamaConfig(num_attention_heads=4, num_key_value_heads=3)
+
+
+@pytest.mark.parametrize("bias", [False, True])
+@torch.no_grad()
+def test_stacked_products_change_no_logit_and_no_file(tmp_path: Path, bias: bool) -> None:
+    torch.manual_seed(0)
+    model = Llama(replace(SMALL, attention_bias=bias, mlp_bias=bias)).eval()
+    tokens, before = ids(2, 12), {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    logits, text = model(tokens), generate(model, [3, 1, 4], 20)
+    save_llama(model, tmp_path / "single")
+    stack_products(model)
+    assert len([module for module in model.modules() if isinstance(module, torch.nn.Linear)]) == 2 * 4 + 1
+    torch.testing.assert_close(model(tokens), logits, atol=1e-6, rtol=1e-5)
+    assert generate(model, [3, 1, 4], 20) == text
+    save_llama(model, tmp_path / "stacked")
+    files = [tmp_path / folder / "model.safetensors" for folder in ("single", "stacked")]
+    assert files[0].read_bytes() == files[1].read_bytes()
+    unstack_products(model)
+    after = model.state_dict()
+    assert after.keys() == before.keys() and all(torch.equal(after[name], before[name]) for name in before)
+    assert torch.equal(model(tokens), logits)
+    assert not any(module.training for module in model.modules())
+
+
+def test_stacked_products_take_other_linear_layers(model: Llama) -> None:
+    """Quantized after stacking, every product is an int8 one, and equals its dequantized twin."""
+    stack_products(model)
+    quantize_(model)
+    linears = [module for module in model.model.modules() if hasattr(module, "to_linear")]
+    assert len(linears) == 2 * 4
+    with torch.no_grad():
+        logits = model(ids(2, 12))
+        for parent in model.model.modules():
+            for name, child in list(parent.named_children()):
+                if hasattr(child, "to_linear"):
+                    setattr(parent, name, child.to_linear())
+        torch.testing.assert_close(model(ids(2, 12)), logits, atol=1e-5, rtol=1e-4)
+
+
+def test_what_is_no_plain_linear_is_not_stacked(model: Llama) -> None:
+    names = model.state_dict().keys()
+    with pytest.raises(ValueError, match=r"layers.0.self_attn.qkv_proj is NoneType, not Linear"):
+        unstack_products(model)
+    add_lora(model, LoRAConfig(targets=(r".*layers\.1\.mlp\.up_proj",)))
+    with pytest.raises(ValueError, match=r"model.layers.1.mlp.up_proj is LoRALinear, not Linear: stack once, after"):
+        stack_products(model)
+    remove_lora(model)
+    assert model.state_dict().keys() == names
+    stack_products(model)
+    with pytest.raises(ValueError, match=r"self_attn.q_proj is NoneType, not Linear"):
+        stack_products(model)
+    with pytest.raises(ValueError, match="q_proj"):
+        add_lora(model)

@@ -176,7 +176,25 @@ def _without_groups(q, k, v, mask):
     return torch.nn.functional.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=mask is None)
 
 
+class _NormWithoutWeight(llama_min.model.RMSNorm):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return super().forward(x) / self.weight
+
+
+class _NormWithoutEpsilon(llama_min.model.RMSNorm):
+    def __init__(self, width: int, eps: float) -> None:
+        super().__init__(width, 0.0)
+
+
+class _GELU(llama_min.model.MLP):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.down_proj(torch.nn.functional.gelu(self.gate_proj(x)) * self.up_proj(x))
+
+
 SWITCHES = {
+    "the norm's weight": ("RMSNorm", _NormWithoutWeight),
+    "the norm's epsilon": ("RMSNorm", _NormWithoutEpsilon),
+    "SwiGLU": ("MLP", _GELU),
     "llama3 scaling": (
         "rope_frequencies",
         lambda config: 1 / 10000.0 ** (torch.arange(0, 16, 2, device="cpu") / 16),
@@ -184,7 +202,9 @@ SWITCHES = {
     "rotary positions": ("apply_rope", lambda x, cos, sin: x),
     "split-half layout": (
         "apply_rope",
-        lambda x, cos, sin: x * cos + torch.stack((-x[..., 1::2], x[..., ::2]), -1).flatten(-2) * sin,
+        lambda x, cos, sin: torch.stack(
+            (x[..., ::2] * cos - x[..., 1::2] * sin, x[..., 1::2] * cos + x[..., ::2] * sin), -1
+        ).flatten(-2),
     ),
     "grouped-query attention": ("attend", _without_groups),
     "causality": (
@@ -198,18 +218,25 @@ SWITCHES = {
 def test_each_feature_matters(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, feature: str) -> None:
     """With one feature switched off the same comparison fails, by far: the parity tests do see it."""
     theirs = reference(tmp_path, kv_heads=2, tied=False, scaling=LLAMA3)
-    name, switched = SWITCHES[feature]
-    monkeypatch.setattr(llama_min.model, name, switched)
+    monkeypatch.setattr(llama_min.model, *SWITCHES[feature])
     assert largest_difference(load_llama(tmp_path, torch.float32), theirs, 2000) > 1e-2
 
 
-@pytest.mark.parametrize("feature", SWITCHES)
+@pytest.mark.parametrize("feature", SWITCHES.keys() - {"the norm's epsilon"})  # less than a rounding of bfloat16
 def test_each_feature_matters_in_bfloat16(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, feature: str) -> None:
-    ours, theirs, tolerance = in_bfloat16(tmp_path)
+    _, theirs, tolerance = in_bfloat16(tmp_path)
     monkeypatch.setattr(llama_min.model, *SWITCHES[feature])
-    if feature == "llama3 scaling":
-        ours.model.inv_freq = SWITCHES[feature][1](ours.config)
-    assert largest_difference(ours, theirs, 2000) > 2 * tolerance
+    assert largest_difference(load_llama(tmp_path, torch.bfloat16), theirs, 2000) > 2 * tolerance
+
+
+@pytest.mark.parametrize("which", ["self_attn", "mlp"])
+def test_biases_matter(tmp_path: Path, which: str) -> None:
+    theirs = reference(tmp_path, attention_bias=True, mlp_bias=True)
+    ours = load_llama(tmp_path, torch.float32)
+    for name, parameter in ours.named_parameters():
+        if which in name and name.endswith("bias"):
+            torch.nn.init.zeros_(parameter)
+    assert largest_difference(ours, theirs, 50) > 1e-2
 
 
 def test_tying_matters(tmp_path: Path) -> None:

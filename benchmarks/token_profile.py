@@ -1,0 +1,91 @@
+"""Where the time of one decoded token goes, part by part.
+
+python -m benchmarks.token_profile [--folder FOLDER] [--dtype bfloat16] [--context 128] [--new 32]
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import time
+from collections import defaultdict
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+import llama_min.model
+from benchmarks import llama_1b
+from llama_min import load_llama
+
+PARTS = {
+    "q_proj": "products: q, k, v, o",
+    "k_proj": "products: q, k, v, o",
+    "v_proj": "products: q, k, v, o",
+    "o_proj": "products: q, k, v, o",
+    "gate_proj": "products: gate, up, down",
+    "up_proj": "products: gate, up, down",
+    "down_proj": "products: gate, up, down",
+    "lm_head": "products: head",
+    "input_layernorm": "norms",
+    "post_attention_layernorm": "norms",
+    "norm": "norms",
+    "embed_tokens": "embedding",
+}
+
+
+def timed(function: Callable[..., Any], part: str, spent: dict[str, float]) -> Callable[..., Any]:
+    """The function, its time added to `spent[part]`."""
+
+    def call(*arguments: Any) -> Any:
+        started = time.perf_counter()
+        result = function(*arguments)
+        spent[part] += time.perf_counter() - started
+        return result
+
+    return call
+
+
+@torch.inference_mode()
+def main(folder: Path, dtype: torch.dtype, context: int, new: int) -> None:
+    """Print a table: part, milliseconds, share of the token; medians over the new tokens."""
+    model = load_llama(folder, dtype)
+    spent: dict[str, float] = defaultdict(float)
+    for name, module in model.named_modules():
+        part = PARTS.get(name.rpartition(".")[2])
+        if part is not None:
+            assert isinstance(module, nn.Module)
+            module.forward = timed(module.forward, part, spent)  # type: ignore[method-assign]
+    for name, part in (("attend", "attention"), ("apply_rope", "rotary positions")):
+        setattr(llama_min.model, name, timed(getattr(llama_min.model, name), part, spent))
+    cache = model.new_cache(1, context + new + 3)
+    token = model(torch.randint(0, model.config.vocab_size, (1, context)), cache, last_only=True).argmax(-1)
+    rows = []
+    for number in range(new + 3):
+        spent.clear()
+        started = time.perf_counter()
+        token = model(token, cache).argmax(-1)
+        total = time.perf_counter() - started
+        if number >= 3:
+            rows.append({"a token": total, **spent, "all else": total - sum(spent.values())})
+    medians = {part: statistics.median(row[part] for row in rows) for part in rows[0]}
+    whole = medians.pop("a token")
+    shown = f"{folder.name} in {str(dtype).removeprefix('torch.')}, {torch.get_num_threads()} threads"
+    print(f"{shown}: a token after {context} others")
+    for part, seconds in sorted(medians.items(), key=lambda item: -item[1]):
+        print(f"{part:26} {1000 * seconds:8.2f} ms {seconds / whole:7.1%}")
+    products = sum(seconds for part, seconds in medians.items() if part.startswith("products"))
+    print(f"{'a token':26} {1000 * whole:8.2f} ms   {1 - products / whole:.1%} of it no weight product")
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--folder", type=Path, default=None)
+    parser.add_argument("--dtype", choices=("bfloat16", "float32"), default="bfloat16")
+    parser.add_argument("--context", type=int, default=128)
+    parser.add_argument("--new", type=int, default=32)
+    options = parser.parse_args()
+    where = options.folder or llama_1b.folder()
+    main(where, getattr(torch, options.dtype), options.context, options.new)
