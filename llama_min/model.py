@@ -136,10 +136,10 @@ class KVCache:
 
     def append(self, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
         """Store this layer's new k and v (B, K, T, C) and return all of them so far, (B, K, S, C)."""
-        end = self.length + k.shape[2]
-        self.k[layer, :, :, self.length : end] = k
-        self.v[layer, :, :, self.length : end] = v
-        return self.k[layer, :, :, :end], self.v[layer, :, :, :end]
+        keys, values, T = self.k[layer], self.v[layer], k.shape[2]  # (B, K, max_length, C)
+        keys.narrow(2, self.length, T).copy_(k)
+        values.narrow(2, self.length, T).copy_(v)
+        return keys.narrow(2, 0, self.length + T), values.narrow(2, 0, self.length + T)
 
     def positions(self, T: int) -> Tensor:
         """The positions of the next T tokens in their own texts, (1, T), or (B, T) with padding (at 0 itself)."""
@@ -180,12 +180,13 @@ class Attention(nn.Module):
         B, T, _ = x.shape
         H, K, C = self.heads, self.kv_heads, self.head_dim
         if self.qkv_proj is None:
-            q, k, v = self.q_proj(x), self.k_proj(x), self.v_proj(x)  # (B, T, H C), (B, T, K C) twice
+            q = apply_rope(self.q_proj(x).view(B, T, H, C).transpose(1, 2), cos, sin)  # (B, H, T, C)
+            k = apply_rope(self.k_proj(x).view(B, T, K, C).transpose(1, 2), cos, sin)  # (B, K, T, C)
+            v = self.v_proj(x).view(B, T, K, C).transpose(1, 2)  # (B, K, T, C)
         else:
-            q, k, v = self.qkv_proj(x).split((H * C, K * C, K * C), dim=-1)
-        q = apply_rope(q.view(B, T, H, C).transpose(1, 2), cos, sin)  # (B, H, T, C)
-        k = apply_rope(k.view(B, T, K, C).transpose(1, 2), cos, sin)  # (B, K, T, C)
-        v = v.view(B, T, K, C).transpose(1, 2)  # (B, K, T, C)
+            qkv = self.qkv_proj(x).view(B, T, H + 2 * K, C).transpose(1, 2)  # (B, H + 2K, T, C)
+            q, k = apply_rope(qkv[:, : H + K], cos, sin).split((H, K), dim=1)
+            v = qkv[:, H + K :]
         if cache is not None:
             k, v = cache.append(self.layer, k, v)  # (B, K, S, C)
         y = attend(q, k, v, mask)  # (B, H, T, C)
