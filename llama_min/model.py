@@ -296,7 +296,10 @@ class Llama(nn.Module):
             ValueError: `tokens` is not (B, T), or runs past `max_position_embeddings` or past the cache.
         """
         x = self.model(tokens, cache)  # (B, T, D)
-        return self.lm_head(x[:, -1:] if last_only else x)  # (B, T or 1, V)
+        if last_only:
+            # as (B, D): of the view (B, 1, D), whose strides skip T - 1 rows, PyTorch makes a bmm with a copied head
+            return self.lm_head(x[:, -1])[:, None]  # (B, 1, V)
+        return self.lm_head(x)  # (B, T, V)
 
     def new_cache(self, batch: int, max_length: int, padding: Sequence[int] | None = None) -> KVCache:
         """An empty cache for `batch` rows of at most `max_length` tokens, in the dtype of the embedding.

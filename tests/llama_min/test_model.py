@@ -142,6 +142,17 @@ def test_decoding_allocates_nothing_that_grows(dtype: torch.dtype, padding: list
     assert cache.k.data_ptr() == place
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@torch.inference_mode()
+def test_the_first_token_copies_no_weight(dtype: torch.dtype) -> None:
+    """A head of 640,000 weights, frozen as adapters leave it, multiplies the last position alone, where it lies."""
+    model = Llama(replace(SMALL, vocab_size=20_000)).to(dtype).requires_grad_(False)
+    with torch.profiler.profile(profile_memory=True) as profile:
+        logits = model(ids(1, 12), model.new_cache(1, 12), last_only=True)
+    allocated = sum(max(0, event.self_cpu_memory_usage) for event in profile.key_averages())
+    assert logits.nbytes <= allocated < model.lm_head.weight.nbytes
+
+
 @torch.no_grad()
 def test_right_padding_changes_nothing_before_it(model: Llama) -> None:
     tokens = ids(1, 12)
