@@ -24,6 +24,7 @@ bench: $(VENV)/bench.installed
 	$(BIN)/python -m benchmarks.loading
 	$(BIN)/python -m benchmarks.generation
 	$(BIN)/python -m benchmarks.token_profile
+	$(BIN)/python -m benchmarks.lora
 
 $(VENV)/%.installed: setup.cfg constraints.txt
 	$(PYTHON) -m venv $(VENV)

@@ -302,7 +302,7 @@ class Llama(nn.Module):
         return self.lm_head(x)  # (B, T, V)
 
     def new_cache(self, batch: int, max_length: int, padding: Sequence[int] | None = None) -> KVCache:
-        """An empty cache for `batch` rows of at most `max_length` tokens, in the dtype of the embedding.
+        """An empty cache for `batch` rows of at most `max_length` tokens, in the dtype of the weights.
 
         Args:
             padding: how many tokens of padding each row's prompt has on its left.
@@ -315,5 +315,9 @@ class Llama(nn.Module):
                 f"a cache of {max_length} tokens is past the model's context of "
                 f"{self.config.max_position_embeddings}: ask for fewer new tokens or shorten the prompt"
             )
-        weight = self.model.embed_tokens.weight
+        weight = self.model.norm.weight
         return KVCache(self.config, batch, max_length, weight.dtype, weight.device, padding)
+
+    def get_output_embeddings(self) -> nn.Module:
+        """The head, by the name under which libraries of this field ask a model for it."""
+        return self.lm_head

@@ -1,17 +1,25 @@
 """Low-rank adapters for any `nn.Module`, in PEFT's file format, and a small trainer for supervised fine-tuning."""
 
-from lora_lite.files import AdapterError, load_adapter, save_adapter
+from lora_lite.arithmetic import Merged, combine_adapters, correct_quantization, merge_lora, unmerge_lora
+from lora_lite.files import AdapterError, load_adapter, save_adapter, swap_adapter
+from lora_lite.layers import LoRALinear
 from lora_lite.lora import (
     LoRAConfig,
-    LoRALinear,
+    active_adapters,
+    adapter_names,
+    adapters_without_gradient,
     add_lora,
+    delete_adapter,
     lora_disabled,
     lora_layers,
+    lora_parameter_groups,
     lora_parameters,
-    merge_lora,
+    lora_rows,
     remove_lora,
+    set_adapter,
     trainable_summary,
 )
+from lora_lite.starts import loftq, low_rank_correction
 from lora_lite.trainer import Example, Step, TrainConfig, Trainer
 
 __all__ = [
@@ -19,16 +27,30 @@ __all__ = [
     "Example",
     "LoRAConfig",
     "LoRALinear",
+    "Merged",
     "Step",
     "TrainConfig",
     "Trainer",
+    "active_adapters",
+    "adapter_names",
+    "adapters_without_gradient",
     "add_lora",
+    "combine_adapters",
+    "correct_quantization",
+    "delete_adapter",
     "load_adapter",
+    "loftq",
     "lora_disabled",
     "lora_layers",
+    "lora_parameter_groups",
     "lora_parameters",
+    "lora_rows",
+    "low_rank_correction",
     "merge_lora",
     "remove_lora",
     "save_adapter",
+    "set_adapter",
+    "swap_adapter",
     "trainable_summary",
+    "unmerge_lora",
 ]

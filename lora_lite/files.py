@@ -1,159 +1,443 @@
-"""Adapters on disk, in the format of PEFT: `adapter_config.json` and `adapter_model.safetensors`."""
+"""Adapters on disk, in the format of PEFT: `adapter_config.json` and `adapter_model.safetensors`.
+
+Shapes: K in features, N out features, R rank, V vocabulary, D model width, n token rows.
+"""
 
 from __future__ import annotations
 
+import hashlib
 import json
+import math
 import os
 import re
 import shutil
 import tempfile
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from lora_lite.lora import LoRAConfig, is_linear, lora_layers, wrap_layers
+from lora_lite.layers import LowRank, TiedLowRank, TokenRows, layer_size, low_rank_of, stores_transposed
+from lora_lite.lora import (
+    LoRAConfig,
+    adapter_names,
+    adapters_of,
+    base_modules,
+    find_replaced,
+    lora_layers,
+    set_adapter,
+    wrap,
+    wrapped_layers,
+)
 
-__all__ = ["AdapterError", "load_adapter", "save_adapter"]
+__all__ = ["AdapterError", "load_adapter", "save_adapter", "swap_adapter"]
 
 _CONFIG, _WEIGHTS, _PREFIX = "adapter_config.json", "adapter_model.safetensors", "base_model.model."
+_TOKENS = "token_adapter.trainable_tokens_delta"
 
 
 class AdapterError(ValueError):
     """An adapter folder that cannot be used, or a model whose adapter cannot be saved; the message says why."""
 
 
-def save_adapter(model: nn.Module, folder: str | Path, base_model: str | None = None) -> None:
-    """Write the model's adapter where `peft.PeftModel.from_pretrained` reads it.
+def save_adapter(
+    model: nn.Module,
+    folder: str | Path,
+    name: str | None = None,
+    base_model: str | None = None,
+    task_type: str | None = "CAUSAL_LM",
+) -> None:
+    """Write one of the model's adapters where `peft.PeftModel.from_pretrained` reads it.
 
-    Both files are written beside their targets and renamed.
+    Both files are written beside their targets, read back, and renamed. PiSSA and OLoRA become plain LoRA of rank 2R,
+    [A; A0] and [B, -B0], so that they fit the unchanged base.
 
     Args:
         model: with adapters from `add_lora` or `load_adapter`.
         folder: made if it is not there.
+        name: of the adapter; `None` takes the only one.
         base_model: name or path of the base model, noted in the config for whoever loads the adapter.
+        task_type: PEFT's; None for a model that is no language model.
 
     Raises:
-        AdapterError: the model has no adapter, or a weight is not finite.
+        AdapterError: the model has no such adapter, or a weight is not finite.
     """
-    layers = lora_layers(model)
-    if not layers:
-        raise AdapterError("the model has no adapters to save: call add_lora first")
-    tensors: dict[str, Tensor] = {}
-    for name, layer in layers.items():
-        tensors[f"{_PREFIX}{name}.lora_A.weight"] = layer.lora_A.detach().cpu().contiguous()
-        tensors[f"{_PREFIX}{name}.lora_B.weight"] = layer.lora_B.detach().cpu().contiguous()
+    names = adapter_names(model)
+    if not names or (name is None and len(names) > 1) or name not in (None, *names):
+        have = f"the model has the adapters {names}" if names else "the model has no adapters to save"
+        raise AdapterError(f"{have}: call add_lora first, or give one of them as name=")
+    name = name or names[0]
+    tensors, settings = _tensors(model, name), _settings(model, name, base_model, task_type)
     broken = [key for key, tensor in tensors.items() if not tensor.isfinite().all()]
     if broken:
         raise AdapterError(f"{', '.join(broken[:4])} holds NaN or infinity: the training diverged, lower its rate")
-    sizes = {(layer.rank, layer.alpha, layer.dropout) for layer in layers.values()}
-    if len(sizes) > 1:
-        raise AdapterError(f"the adapters differ in (rank, alpha, dropout): {sorted(sizes)}; add them with one config")
-    rank, alpha, dropout = sizes.pop()
+    metadata = {"format": "pt"}
+    adapted = [path for path, layer in wrapped_layers(model).items() if low_rank_of(layer.adapter(name))]
+    if digest := _base_hash(model, adapted):
+        metadata["base_sha256"] = digest
 
-    settings: dict[str, Any] = {
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=".saving-", dir=folder) as beside:
+        save_file(tensors, Path(beside) / _WEIGHTS, metadata=metadata)
+        text = json.dumps(settings, indent=2, sort_keys=True) + "\n"
+        (Path(beside) / _CONFIG).write_text(text, encoding="utf-8")
+        shutil.copymode(Path(beside) / _CONFIG, Path(beside) / _WEIGHTS)  # save_file makes it the owner's alone
+        written = load_file(Path(beside) / _WEIGHTS)
+        if written.keys() != tensors.keys() or not all(torch.equal(written[key], tensors[key]) for key in tensors):
+            raise AdapterError(f"{folder}: what was written reads back otherwise: check the disk")
+        for file in (_WEIGHTS, _CONFIG):
+            os.replace(Path(beside) / file, folder / file)
+
+
+def load_adapter(
+    model: nn.Module, folder: str | Path, name: str = "default", trainable: bool = False, any_base: bool = False
+) -> list[str]:
+    """Add the adapter that `save_adapter` or PEFT wrote to `folder`, and make it the active one.
+
+    Loading is strict: what is missing, unexpected or misshapen, and a base model other than the one that the adapter
+    was saved with, is listed in one error, and the model is then as before.
+
+    Args:
+        model: the base model, perhaps with other adapters; changed in place.
+        name: of the adapter in this model.
+        trainable: whether it may be trained on.
+        any_base: do not compare the base model's hash (only `save_adapter` writes one, and only of float weights).
+
+    Returns:
+        The full names of the adapted layers.
+
+    Raises:
+        AdapterError: the files are missing or damaged, do not fit the model, or use a feature that is not supported.
+        ValueError: the model has an adapter of this name already.
+    """
+    found = _read(model, Path(folder), any_base)
+    try:
+        wrap(model, name, found.config, found.layers, found.tokens, found.replaced, torch.Generator(), found.tied)
+    except ValueError as error:
+        raise AdapterError(f"{folder}: {error}") from None
+    adapters_of(model).by_name[name].trainable = trainable
+    _fill(model, name, found)
+    set_adapter(model, name)
+    return list(found.layers)
+
+
+def swap_adapter(model: nn.Module, folder: str | Path, name: str = "default", any_base: bool = False) -> None:
+    """Put the weights of another saved adapter into the adapter `name`, in place: nothing is rebuilt or recompiled.
+
+    Raises:
+        AdapterError: as `load_adapter`, or the saved one has other layers or ranks, or is of another kind; the model is
+            then as before.
+        ValueError: the model has no adapter of this name.
+    """
+    if name not in adapter_names(model):
+        raise ValueError(f"the model has no adapter {name!r}, it has {adapter_names(model)}")
+    found = _read(model, Path(folder), any_base)
+    new, old = found.tensors, _tensors(model, name, exported=False)
+    problems = [f"{key} is in one of the two only" for key in sorted(new.keys() ^ old.keys())]
+    problems += [
+        f"{key} is {tuple(new[key].shape)} there and {tuple(old[key].shape)} here"
+        for key in sorted(new.keys() & old.keys())
+        if new[key].shape != old[key].shape
+    ]
+    starts = [u for layer in lora_layers(model).values() for u in layer.adapters.values() if _has_start(u)]
+    if found.config.rslora != adapters_of(model).by_name[name].config.rslora or starts:
+        problems.append("the scaling or the start of A and B is of another kind")
+    if problems:
+        raise AdapterError(f"{folder} does not fit adapter {name!r}: {'; '.join(problems)}. Load it under a new name.")
+    _fill(model, name, found)
+
+
+@dataclass
+class _Found:
+    """What an adapter folder holds, checked against a model."""
+
+    config: LoRAConfig
+    tensors: dict[str, Tensor]
+    layers: list[str]
+    tokens: dict[str, list[int]]
+    replaced: list[str]
+    tied: bool
+    alphas: dict[str, float] = field(default_factory=dict)
+
+
+def _tensors(model: nn.Module, name: str, exported: bool = True) -> dict[str, Tensor]:
+    """Everything that one adapter trains, by PEFT's keys; `exported` with a frozen start as further ranks."""
+    tensors: dict[str, Tensor] = {}
+    wrapped = wrapped_layers(model)
+    for path, layer in wrapped.items():
+        update = layer.adapter(name)
+        key = _PREFIX + path
+        if isinstance(update, TokenRows):
+            if not any(tensor is update.rows for tensor in tensors.values()):  # a tied head's rows are the embedding's
+                tensors[f"{key}.{_TOKENS}"] = update.rows
+        elif own := low_rank_of(update):
+            A: Tensor = own.lora_A
+            B: Tensor = own.lora_B
+            if exported and own.start_A is not None and own.start_B is not None:
+                A, B = torch.cat((A, own.start_A)), torch.cat((B, -own.start_B), dim=1)
+            if isinstance(update, TiedLowRank):
+                A, B = B.T, A.T
+            kind = ("lora_embedding_A", "lora_embedding_B")
+            if not isinstance(layer.base, nn.Embedding):
+                kind = ("lora_A.weight", "lora_B.weight")
+            tensors[f"{key}.{kind[0]}"], tensors[f"{key}.{kind[1]}"] = A, B
+            if own.magnitude is not None:
+                tensors[f"{key}.lora_magnitude_vector"] = own.magnitude
+    for path, p in adapters_of(model).by_name[name].replaced.items():
+        parent, _, leaf = path.rpartition(".")
+        tensors[f"{_PREFIX}{parent}.base_layer.{leaf}" if parent in wrapped else _PREFIX + path] = p
+    # a copy of each: safetensors stores no tensor that shares memory with another
+    return {key: t.detach().cpu().clone(memory_format=torch.contiguous_format) for key, t in tensors.items()}
+
+
+def _settings(model: nn.Module, name: str, base_model: str | None, task_type: str | None) -> dict[str, Any]:
+    """The adapter's `adapter_config.json`."""
+    config, layers = adapters_of(model).by_name[name].config, wrapped_layers(model)
+    updates = {path: layer.adapters[name] for path, layer in layers.items() if name in layer.adapters}
+    low_rank = {path: own for path, update in updates.items() if (own := low_rank_of(update))}
+    wider = 2 if any(_has_start(update) for update in low_rank.values()) else 1  # and the scale must stay
+    ranks = {path: wider * u.rank for path, u in low_rank.items()}
+    alphas = {path: u.alpha * (math.sqrt(wider) if u.rslora else wider) for path, u in low_rank.items()}
+    rank, alpha = Counter(ranks.values()).most_common(1)[0][0], Counter(alphas.values()).most_common(1)[0][0]
+    replaced = adapters_of(model).by_name[name].replaced
+    whole = {path.rpartition(".")[0] for path in replaced if path.rsplit(".", 1)[-1] != "bias" or config.bias == "none"}
+    tied = any(isinstance(update, TiedLowRank) for update in updates.values())
+    tied |= len({id(p) for p in replaced.values()}) < len(replaced)
+    tokens = {p: list(u.ids) for p, u in updates.items() if isinstance(u, TokenRows)}
+    return {
         "peft_type": "LORA",
-        "task_type": "CAUSAL_LM",
+        "task_type": task_type,
         "base_model_name_or_path": base_model,
         "revision": None,
         "inference_mode": True,
         "r": rank,
         "lora_alpha": alpha,
-        "lora_dropout": dropout,
-        "target_modules": _target_modules(model, list(layers)),
-        "bias": "none",
-        "fan_in_fan_out": False,
+        "lora_dropout": config.dropout,
+        "target_modules": _target_modules(model, list(low_rank)),
+        "exclude_modules": None,
+        "layers_to_transform": None,
+        "layers_pattern": None,
+        "bias": config.bias,
+        "fan_in_fan_out": any(_is_conv1d(layers[path].base) for path in low_rank),
         "init_lora_weights": True,
-        "modules_to_save": None,
-        "use_rslora": False,
-        "use_dora": False,
-        "rank_pattern": {},
-        "alpha_pattern": {},
+        "modules_to_save": sorted(whole) or None,
+        "use_rslora": config.rslora,
+        "use_dora": config.dora,
+        "rank_pattern": {path: r for path, r in ranks.items() if r != rank},
+        "alpha_pattern": {path: a for path, a in alphas.items() if a != alpha},
+        "trainable_token_indices": tokens or None,
+        "ensure_weight_tying": tied,
     }
-    folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=".saving-", dir=folder) as beside:
-        save_file(tensors, Path(beside) / _WEIGHTS, metadata={"format": "pt"})
-        text = json.dumps(settings, indent=2, sort_keys=True) + "\n"
-        (Path(beside) / _CONFIG).write_text(text, encoding="utf-8")
-        shutil.copymode(Path(beside) / _CONFIG, Path(beside) / _WEIGHTS)  # save_file makes it the owner's alone
-        for name in (_WEIGHTS, _CONFIG):
-            os.replace(Path(beside) / name, folder / name)
 
 
-def load_adapter(model: nn.Module, folder: str | Path, trainable: bool = False) -> list[str]:
-    """Add the adapter that `save_adapter` or PEFT wrote to `folder`.
+def _target_modules(model: nn.Module, names: list[str]) -> list[str]:
+    """Last segments of the names where those find just these layers, as PEFT users write them; else full names."""
+    ends = sorted({name.rsplit(".", 1)[-1] for name in names})
+    found = {name for name in base_modules(model) if name.rsplit(".", 1)[-1] in ends}
+    return ends if found == set(names) else sorted(names)
 
-    Loading is strict: what is missing, unexpected or misshapen is listed in one error, and the model is then as before.
 
-    Args:
-        model: a base model without adapters, changed in place.
-        trainable: whether A and B may be trained on.
+# Fields of adapter_config.json that are read, and those that say nothing of what a saved adapter computes. Any other
+# field must be empty: it would be a feature that is not known here.
+_READ = (
+    *("peft_type", "r", "lora_alpha", "lora_dropout", "target_modules", "exclude_modules", "layers_to_transform"),
+    *("layers_pattern", "bias", "init_lora_weights", "modules_to_save", "use_rslora", "use_dora", "rank_pattern"),
+    *("alpha_pattern", "trainable_token_indices", "ensure_weight_tying"),
+)
+_IDLE = (
+    *("task_type", "base_model_name_or_path", "revision", "inference_mode", "auto_mapping", "peft_version"),
+    *("fan_in_fan_out", "megatron_core", "qalora_group_size", "loftq_config", "eva_config", "runtime_config"),
+)
+# starts that leave the base as it was; the others (pissa, olora, loftq, corda, ...) save A and B for a changed base
+_PLAIN_STARTS = (None, True, False, "gaussian", "eva", "orthogonal")
 
-    Returns:
-        The names of the wrapped layers.
 
-    Raises:
-        AdapterError: the files are missing or damaged, do not fit the model, or use a feature that is not supported.
-    """
-    folder = Path(folder)
+def _read(model: nn.Module, folder: Path, any_base: bool) -> _Found:
+    """Read an adapter folder and check every key of it against the model."""
     settings = _read_settings(folder / _CONFIG)
-    tensors = _read_tensors(folder / _WEIGHTS)
-    modules = dict(model.named_modules())
-    names = list(dict.fromkeys(m[1] for key in tensors if (m := re.fullmatch(_KEY, key))))
-    problems = [f"unexpected key {key}" for key in tensors if not re.fullmatch(_KEY, key)]
-    for name in names:
-        layer = modules.get(name)
-        if layer is None or not is_linear(layer):
-            problems.append(f"the model has no linear layer {name}")
-            continue
-        shapes = {"lora_A": (settings["r"], layer.in_features), "lora_B": (layer.out_features, settings["r"])}
-        for part, shape in shapes.items():
-            key = f"{_PREFIX}{name}.{part}.weight"
-            if key not in tensors:
-                problems.append(f"missing {key}")
-            elif tensors[key].shape != shape:
-                problems.append(f"{key} has shape {tuple(tensors[key].shape)}, needed is {shape}")
-    if problems or not names:
+    tensors, metadata = _read_tensors(folder / _WEIGHTS)
+    modules = base_modules(model)
+    targets = _targeted(settings, modules)
+    problems: list[str] = []
+    layers = [path for path in modules if _keys(path, modules[path], settings, tensors)]
+    tied = bool(settings.get("ensure_weight_tying"))
+    problems += [f"{path} is no target of its own config" for path in layers if path not in targets and not tied]
+
+    ranks = {path: int(_by_pattern(settings, "rank_pattern", path, settings["r"])) for path in layers}
+    alphas = {path: float(_by_pattern(settings, "alpha_pattern", path, settings["lora_alpha"])) for path in layers}
+    config = LoRAConfig(
+        rank=settings["r"],
+        alpha=float(settings["lora_alpha"]),
+        dropout=settings.get("lora_dropout") or 0.0,
+        targets=tuple(layers) or ("none",),
+        rank_pattern={path: rank for path, rank in ranks.items() if rank != settings["r"]},
+        alpha_pattern={path: alpha for path, alpha in alphas.items() if alpha != settings["lora_alpha"]},
+        rslora=bool(settings.get("use_rslora")),
+        dora=bool(settings.get("use_dora")),
+        bias=settings.get("bias") or "none",
+        modules_to_save=tuple(settings.get("modules_to_save") or ()),
+    )
+
+    shapes: dict[str, tuple[int, ...]] = {}  # of every key that must be there
+    for path in dict.fromkeys((*layers, *targets)):
+        size = layer_size(modules[path])
+        assert size is not None
+        N, K = size
+        rank = ranks.get(path) or int(_by_pattern(settings, "rank_pattern", path, settings["r"]))
+        first, second = _pair(path, modules[path])
+        shapes[first], shapes[second] = (rank, K), (N, rank)
+        if config.dora:
+            shapes[f"{_PREFIX}{path}.lora_magnitude_vector"] = (N,)
+    tokens = {path: ids for path, ids in _tokens(settings, tensors).items() if path in modules}
+    for path, ids in tokens.items():
+        size = layer_size(modules[path])
+        if size is not None:
+            shapes[f"{_PREFIX}{path}.{_TOKENS}"] = (
+                len(ids),
+                size[0] if isinstance(modules[path], nn.Embedding) else size[1],
+            )
+    try:
+        replaced = (
+            find_replaced(model, config, layers, tie=tied) if config.bias != "none" or config.modules_to_save else []
+        )
+    except ValueError as error:
+        problems.append(str(error))
+        replaced = []
+    own = {key: path for path in replaced for key in _replaced_keys(path, layers)}
+    shapes |= {key: tuple(_tensor_at(modules, path).shape) for key, path in own.items()}
+
+    for key in list(tensors):  # PEFT adds an adapted embedding's own weight
+        path = key.removeprefix(_PREFIX).removesuffix(".base_layer.weight")
+        if key.endswith(".base_layer.weight") and path in layers:
+            if not _same(tensors[key], _tensor_at(modules, f"{path}.weight")):
+                problems.append(f"{key} is not the weight of the model's {path}")
+            del tensors[key]
+    problems += [f"missing {key}" for key in shapes if key not in tensors]
+    problems += [f"unexpected key {key}{_why(key, modules)}" for key in tensors if key not in shapes]
+    problems += [
+        f"{key} has shape {tuple(tensors[key].shape)}, needed is {shape}"
+        for key, shape in shapes.items()
+        if key in tensors and tuple(tensors[key].shape) != shape
+    ]
+    digest = metadata.get("base_sha256")
+    if digest and not any_base and not problems and _base_hash(model, layers) not in (digest, None):
+        problems.append("the weights of the adapted layers hash to another sha256 than those it was saved with")
+    if problems or not layers:
         raise AdapterError(
             f"{folder / _WEIGHTS} does not fit the model: {'; '.join(problems) or 'it holds no adapter'}. "
             "Load the base model that the adapter was trained on."
         )
-
-    targets = tuple(re.escape(name) for name in names)
-    config = LoRAConfig(settings["r"], settings["lora_alpha"], settings.get("lora_dropout") or 0.0, targets)
-    wrap_layers(model, names, config, generator=None)
-    with torch.no_grad():
-        for name, layer in lora_layers(model).items():
-            for part in ("lora_A", "lora_B"):
-                parameter = getattr(layer, part)
-                parameter.copy_(tensors[f"{_PREFIX}{name}.{part}.weight"])
-                parameter.requires_grad_(trainable)
-    return names
+    return _Found(config, tensors, layers, tokens, replaced, tied, alphas)
 
 
-_KEY = re.escape(_PREFIX) + r"(.+)\.lora_[AB]\.weight"
+@torch.no_grad()
+def _fill(model: nn.Module, name: str, found: _Found) -> None:
+    """Copy what was read into the adapter, which has just these layers and shapes."""
+    for path, layer in wrapped_layers(model).items():
+        update = layer.adapter(name)
+        if isinstance(update, TokenRows) and f"{_PREFIX}{path}.{_TOKENS}" in found.tensors:
+            update.rows.copy_(found.tensors[f"{_PREFIX}{path}.{_TOKENS}"])
+        elif isinstance(update, LowRank):
+            first, second = _pair(path, layer.base)
+            update.lora_A.copy_(found.tensors[first])
+            update.lora_B.copy_(found.tensors[second])
+            update.alpha = found.alphas[path]
+            if update.magnitude is not None:
+                update.magnitude.copy_(found.tensors[f"{_PREFIX}{path}.lora_magnitude_vector"])
+    for path, p in adapters_of(model).by_name[name].replaced.items():
+        p.copy_(next(found.tensors[key] for key in _replaced_keys(path, found.layers)))
 
-# fields of adapter_config.json that change what the adapter computes, with the values that mean "plain LoRA"
-_PLAIN: dict[str, tuple[Any, ...]] = {
-    "peft_type": ("LORA",),
-    "bias": (None, "none"),
-    "fan_in_fan_out": (None, False),
-    "modules_to_save": (None, []),
-    "use_rslora": (None, False),
-    "use_dora": (None, False),
-    "rank_pattern": (None, {}),
-    "alpha_pattern": (None, {}),
-    "trainable_token_indices": (None, [], {}),
-    "target_parameters": (None, []),
-    "lora_bias": (None, False),
-    "alora_invocation_tokens": (None, []),
-    "use_qalora": (None, False),
-    "layer_replication": (None, []),
-}
+
+def _pair(path: str, base: nn.Module) -> tuple[str, str]:
+    """PEFT's keys of A and B."""
+    if isinstance(base, nn.Embedding):
+        return f"{_PREFIX}{path}.lora_embedding_A", f"{_PREFIX}{path}.lora_embedding_B"
+    return f"{_PREFIX}{path}.lora_A.weight", f"{_PREFIX}{path}.lora_B.weight"
+
+
+def _keys(path: str, module: nn.Module, settings: dict[str, Any], tensors: Iterable[str]) -> bool:
+    """Whether a layer has an A or B in the file."""
+    return layer_size(module) is not None and any(key in tensors for key in _pair(path, module))
+
+
+def _replaced_keys(path: str, layers: Iterable[str]) -> list[str]:
+    """PEFT's key of a parameter that takes the base's place."""
+    parent, _, leaf = path.rpartition(".")
+    return [f"{_PREFIX}{parent}.base_layer.{leaf}" if parent in layers else _PREFIX + path]
+
+
+def _why(key: str, modules: dict[str, nn.Module]) -> str:
+    """What is wrong with a key that was not expected, where it is plain."""
+    path = re.sub(r"\.lora_(embedding_)?[AB](\.weight)?$", "", key.removeprefix(_PREFIX))
+    if path == key.removeprefix(_PREFIX) or layer_size(modules.get(path, nn.Identity())) is not None:
+        return ""
+    return f" (the model has no linear layer {path})"
+
+
+def _tensor_at(modules: dict[str, nn.Module], path: str) -> Tensor:
+    parent, _, leaf = path.rpartition(".")
+    tensor = getattr(modules[parent], leaf)
+    assert isinstance(tensor, Tensor)
+    return tensor
+
+
+def _same(stored: Tensor, present: Tensor) -> bool:
+    """Equal, in the coarser of the two dtypes."""
+    return stored.shape == present.shape and (
+        torch.equal(stored.to(present), present) or torch.equal(present.to(stored), stored)
+    )
+
+
+def _tokens(settings: dict[str, Any], tensors: Iterable[str]) -> dict[str, list[int]]:
+    """The token ids of each embedding that has trained rows in the file."""
+    wanted = settings.get("trainable_token_indices") or {}
+    paths = [key.removeprefix(_PREFIX).removesuffix(f".{_TOKENS}") for key in tensors if key.endswith(_TOKENS)]
+    if isinstance(wanted, list):
+        return {path: wanted for path in paths}
+    return {path: ids for path in paths for end, ids in wanted.items() if path == end or path.endswith(f".{end}")}
+
+
+def _by_pattern(settings: dict[str, Any], kind: str, path: str, default: Any) -> Any:
+    """A layer's own rank or alpha, as PEFT finds it: the first pattern that fits the end of its name."""
+    for pattern, value in (settings.get(kind) or {}).items():
+        if re.match(rf"(.*\.)?({pattern})$", path):
+            return value
+    return default
+
+
+def _targeted(settings: dict[str, Any], modules: dict[str, nn.Module]) -> list[str]:
+    """The layers that the config's own targets name, as PEFT reads them: ends of names, or a regular expression."""
+
+    def named(path: str, wanted: Any) -> bool:
+        if isinstance(wanted, str):
+            return re.fullmatch(wanted, path) is not None
+        return any(path == end or path.endswith(f".{end}") for end in wanted or ())
+
+    wanted, excluded = settings.get("target_modules"), settings.get("exclude_modules")
+    if wanted == "all-linear":
+        return []  # which layers PEFT means by that depends on its version; the keys tell
+    blocks = settings.get("layers_to_transform")
+    blocks = [blocks] if isinstance(blocks, int) else blocks
+    found = []
+    for path, module in modules.items():
+        if not path or layer_size(module) is None or not named(path, wanted) or named(path, excluded):
+            continue
+        if any(re.match(rf"(^|.*\.){m}($|\..*)", path) for m in settings.get("modules_to_save") or ()):
+            continue
+        lists = settings.get("layers_pattern") or [r"[^.]*"]
+        lists = [lists] if isinstance(lists, str) else lists
+        block = next((m[1] for p in lists if (m := re.match(rf"(?:^|.*?\.){p}\.(\d+)\.", path))), None)
+        if blocks and (block is None or int(block) not in blocks):
+            continue
+        found.append(path)
+    return found
 
 
 def _read_settings(path: Path) -> dict[str, Any]:
@@ -165,28 +449,52 @@ def _read_settings(path: Path) -> dict[str, Any]:
         raise AdapterError(f"{path} cannot be read as JSON: {error}") from None
     if not isinstance(settings, dict):
         raise AdapterError(f"{path} holds no JSON object")
-    for field, values in _PLAIN.items():
-        value = settings.get(field, None if field != "peft_type" else "missing")
-        if value not in values:
-            raise AdapterError(f"{path}: {field}={value!r} is not supported: only plain LoRA adapters are")
+    if settings.get("peft_type") != "LORA":
+        raise AdapterError(f"{path}: peft_type={settings.get('peft_type')!r} is not supported: only LORA is")
+    for key, value in settings.items():
+        if key not in (*_READ, *_IDLE) and value not in (None, False, [], {}):
+            raise AdapterError(f"{path}: {key}={value!r} is not supported")
+    if settings.get("init_lora_weights") not in _PLAIN_STARTS:
+        raise AdapterError(
+            f"{path}: init_lora_weights={settings['init_lora_weights']!r} fits a changed base: save it from peft with "
+            "path_initial_model_for_weight_conversion, as plain LoRA"
+        )
+    if settings.get("bias") not in (None, "none", "all", "lora_only"):
+        raise AdapterError(f"{path}: bias={settings['bias']!r} is not supported")
     rank, alpha = settings.get("r"), settings.get("lora_alpha")
     if not isinstance(rank, int) or rank < 1 or not isinstance(alpha, (int, float)):
         raise AdapterError(f"{path}: r={rank!r} and lora_alpha={alpha!r} must both be given as numbers")
     return settings
 
 
-def _read_tensors(path: Path) -> dict[str, Tensor]:
+def _read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     if not path.is_file():
         raise AdapterError(f"{path} does not exist: give a folder that save_adapter or PEFT wrote")
     try:
         with safe_open(path, framework="pt") as file:
-            return {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (no dict)
+            return {key: file.get_tensor(key) for key in file.keys()}, file.metadata() or {}  # noqa: SIM118 (no dict)
     except (OSError, SafetensorError) as error:
         raise AdapterError(f"{path} is not a whole safetensors file ({error}): copy it again") from None
 
 
-def _target_modules(model: nn.Module, names: list[str]) -> list[str]:
-    """Last segments of the names where those find just these layers, as PEFT users write them; else full names."""
-    ends = sorted({name.rsplit(".", 1)[-1] for name in names})
-    found = {name for name, _ in model.named_modules() if name.rsplit(".", 1)[-1] in ends}
-    return ends if found == set(names) else sorted(names)
+def _base_hash(model: nn.Module, paths: Iterable[str]) -> str | None:
+    """sha256 of these layers' weights, rounded to bfloat16 so that it does not depend on the dtype they are loaded in.
+
+    None where one is quantized: adapters move between a quantized base and the float one that it was made of.
+    """
+    modules, digest = base_modules(model), hashlib.sha256()
+    for path in sorted(paths):
+        weight = getattr(modules[path], "weight", None)
+        if not isinstance(weight, Tensor) or not weight.is_floating_point():
+            return None
+        digest.update(f"{path} {tuple(weight.shape)} ".encode())
+        digest.update(weight.detach().cpu().to(torch.bfloat16).contiguous().view(torch.uint8).numpy().data)
+    return digest.hexdigest()
+
+
+def _has_start(update: nn.Module) -> bool:
+    return isinstance(update, LowRank) and update.start_A is not None
+
+
+def _is_conv1d(base: nn.Module) -> bool:
+    return stores_transposed(base) and not isinstance(base, nn.Embedding)

@@ -9,11 +9,14 @@ import math
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from tqdm import tqdm
+
+from lora_lite.lora import lora_parameter_groups
 
 __all__ = ["Example", "Step", "TrainConfig", "Trainer", "learning_rate", "token_losses"]
 
@@ -46,6 +49,7 @@ class TrainConfig:
         learning_rate: at the end of the warm-up.
         warmup: share of the steps in which the rate rises from zero.
         final_learning_rate: share of the rate that the cosine ends at.
+        lora_plus: how many times as fast B is trained as all else (LoRA+, Hayou et al. 2024; they advise 16).
         weight_decay: of AdamW.
         max_grad_norm: gradients are scaled down to this Euclidean norm.
         evaluations: how often `eval_set` is scored, evenly spaced, the last time after the last step.
@@ -59,6 +63,7 @@ class TrainConfig:
     learning_rate: float = 2e-4
     warmup: float = 0.05
     final_learning_rate: float = 0.0
+    lora_plus: float = 1.0
     weight_decay: float = 0.0
     max_grad_norm: float = 1.0
     evaluations: int = 4
@@ -69,7 +74,7 @@ class TrainConfig:
         for name in ("epochs", "batch_size", "micro_batch_size", "evaluations"):
             if not isinstance(getattr(self, name), int) or getattr(self, name) < 1:
                 raise ValueError(f"{name}={getattr(self, name)!r} must be a whole number of at least 1")
-        for name in ("learning_rate", "max_grad_norm"):
+        for name in ("learning_rate", "lora_plus", "max_grad_norm"):
             if not getattr(self, name) > 0:
                 raise ValueError(f"{name}={getattr(self, name)!r} must be above 0")
         for name in ("warmup", "final_learning_rate"):
@@ -161,15 +166,19 @@ class Trainer:
         batches = self._batches(len(train_set))
         steps = len(batches)
         every = max(1, steps // config.evaluations)
-        optimizer = torch.optim.AdamW(self.parameters, lr=config.learning_rate, weight_decay=config.weight_decay)
+        groups: list[dict[str, Any]] = [{"params": self.parameters, "lr": 1.0}]
+        if config.lora_plus != 1:
+            groups = lora_parameter_groups(self.model, learning_rate=1.0, ratio=config.lora_plus)
+        optimizer = torch.optim.AdamW(groups, weight_decay=config.weight_decay)
+        speeds = [group["lr"] for group in groups]  # as multiples of the schedule's rate
         history: list[Step] = []
         best_loss, best = math.inf, [p.detach().clone() for p in self.parameters]
         bar = tqdm(batches, desc="training", unit="step", disable=not config.progress)
         for step, batch in enumerate(bar):
             started = time.perf_counter()
             rate = learning_rate(step, steps, config)
-            for group in optimizer.param_groups:
-                group["lr"] = rate
+            for group, speed in zip(optimizer.param_groups, speeds):
+                group["lr"] = rate * speed
             self.model.train()
             examples = [train_set[i] for i in batch]
             loss = self._accumulate(examples)

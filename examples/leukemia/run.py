@@ -95,14 +95,14 @@ def run(settings: Settings) -> Path:
         scores["base"] = evaluate(model, tokenizer, items["test"], settings.max_titles, "base")
 
         generator = torch.Generator().manual_seed(settings.seed)
-        add_lora(model, LoRAConfig(settings.rank, settings.alpha), generator)
+        add_lora(model, LoRAConfig(settings.rank, settings.alpha), generator=generator)
         metrics["trainable"] = trainable_summary(model)
         _say(metrics["trainable"])
         metrics["training"] = _train(model, tokenizer, items, settings)
         save_adapter(model, out / "adapter", base_model=str(settings.model))
         scores["base+LoRA"] = evaluate(model, tokenizer, items["test"], settings.max_titles, "base+LoRA")
 
-        metrics["largest_merge_change"] = merge_lora(model)
+        metrics["largest_merge_change"] = merge_lora(model).largest_change
         save_llama(model, out / "merged")
         copy_tokenizer(settings.model, out / "merged")
 

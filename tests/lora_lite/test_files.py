@@ -10,7 +10,18 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from llama_min import Llama
-from lora_lite import AdapterError, LoRAConfig, add_lora, load_adapter, lora_layers, save_adapter
+from lora_lite import (
+    AdapterError,
+    LoRAConfig,
+    add_lora,
+    files,
+    load_adapter,
+    lora_layers,
+    lora_parameters,
+    save_adapter,
+    swap_adapter,
+)
+from quant_lite import quantize_
 from tests.llama_min.test_model import SMALL
 from tests.lora_lite.test_lora import IDS, filled
 
@@ -18,6 +29,13 @@ from tests.lora_lite.test_lora import IDS, filled
 def base() -> Llama:
     torch.manual_seed(0)
     return Llama(SMALL).eval()
+
+
+def base_of(state: torch.Tensor) -> Llama:
+    """The same model, with the random state as it was."""
+    model = base()
+    torch.set_rng_state(state)
+    return model
 
 
 @pytest.fixture
@@ -48,7 +66,7 @@ def test_trainable_on_request(folder: Path) -> None:
 
 def test_part_of_the_layers_is_named_in_full(tmp_path: Path) -> None:
     model = base()
-    add_lora(model, LoRAConfig(targets=(r"layers\.1\.self_attn\.q_proj",)))
+    add_lora(model, LoRAConfig(targets=("layers.1.self_attn.q_proj",)))
     save_adapter(model, tmp_path)
     settings = json.loads((tmp_path / "adapter_config.json").read_text())
     assert settings["target_modules"] == ["model.layers.1.self_attn.q_proj"]
@@ -80,13 +98,21 @@ def test_every_problem_is_in_one_error_and_the_model_is_unchanged(folder: Path) 
 @pytest.mark.parametrize(
     ("fields", "words"),
     [
-        ({"use_dora": True}, "use_dora=True is not supported"),
-        ({"use_rslora": True}, "use_rslora=True"),
-        ({"rank_pattern": {"q_proj": 4}}, "rank_pattern="),
-        ({"bias": "all"}, "bias='all'"),
-        ({"modules_to_save": ["lm_head"]}, "modules_to_save="),
+        ({"use_qalora": True}, "use_qalora=True is not supported"),
+        ({"lora_bias": True}, "lora_bias=True is not supported"),
+        ({"a_feature_of_next_year": 1}, "a_feature_of_next_year=1 is not supported"),
+        ({"layer_replication": [[0, 2]]}, "layer_replication="),
+        ({"init_lora_weights": "loftq"}, "init_lora_weights='loftq' fits a changed base"),
+        ({"bias": "some"}, "bias='some' is not supported"),
+        ({"bias": "all"}, "bias='all': none of these layers has a bias"),
         ({"peft_type": "LOHA"}, "peft_type='LOHA'"),
         ({"r": None}, "r=None"),
+        # known features that the weights do not bear out
+        ({"use_dora": True}, "missing .*q_proj.lora_magnitude_vector"),
+        ({"rank_pattern": {"q_proj": 4}}, r"q_proj.lora_A.weight has shape \(3, 32\), needed is \(4, 32\)"),
+        ({"modules_to_save": ["lm_head"]}, "missing base_model.model.lm_head.weight"),
+        ({"target_modules": ["q_proj"]}, "layers.0.mlp.down_proj is no target of its own config"),
+        ({"target_modules": ["q_proj", "down_proj", "up_proj"]}, "missing .*layers.1.mlp.up_proj.lora_B.weight"),
     ],
 )
 def test_unknown_features_are_refused(folder: Path, fields: dict, words: str) -> None:
@@ -94,6 +120,77 @@ def test_unknown_features_are_refused(folder: Path, fields: dict, words: str) ->
     path.write_text(json.dumps(json.loads(path.read_text()) | fields))
     with pytest.raises(AdapterError, match=words):
         load_adapter(base(), folder)
+
+
+def test_another_base_is_named_by_its_hash(folder: Path) -> None:
+    """Not the same base loaded in bfloat16, nor a quantized one; but one weight that differs by a bfloat16 step."""
+    load_adapter(base().to(torch.bfloat16), folder)
+    quantized = base()
+    quantize_(quantized)
+    load_adapter(quantized, folder)
+    other = base()
+    with torch.no_grad():
+        other.model.layers[1].mlp.down_proj.weight[3, 4] *= 1 + 2**-7
+    with pytest.raises(AdapterError, match="hash to another sha256"):
+        load_adapter(other, folder)
+    assert not lora_layers(other)
+    load_adapter(other, folder, any_base=True)
+
+
+def test_hot_swap(tmp_path: Path) -> None:
+    """Other weights in the same tensors, so that what holds them (a compiled graph) goes on; or an error, unchanged."""
+    for number, settings in enumerate(({"alpha": 8.0}, {"alpha": 3.0}, {"rank": 4}, {"targets": ("v_proj",)})):
+        other = base()
+        add_lora(other, LoRAConfig(**{"rank": 3, "targets": ("q_proj",), **settings}))
+        save_adapter(filled(other, seed=number), tmp_path / str(number))
+    model, expected = base(), base()
+    load_adapter(model, tmp_path / "0")
+    load_adapter(expected, tmp_path / "1")
+    places = [p.data_ptr() for p in lora_parameters(model)]
+    swap_adapter(model, tmp_path / "1")
+    assert torch.equal(model(IDS), expected(IDS))
+    assert [p.data_ptr() for p in lora_parameters(model)] == places
+    for number, words in (
+        ("2", r"lora_A.weight is \(4, 32\) there and \(3, 32\) here"),
+        ("3", "in one of the two only"),
+    ):
+        with pytest.raises(AdapterError, match=words):
+            swap_adapter(model, tmp_path / number)
+    with pytest.raises(ValueError, match="no adapter 'b'"):
+        swap_adapter(model, tmp_path / "1", name="b")
+    assert torch.equal(model(IDS), expected(IDS))
+
+
+def test_loading_draws_no_random_numbers(folder: Path) -> None:
+    before = torch.get_rng_state()
+    load_adapter(base_of(before), folder)
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_a_kill_while_saving_leaves_the_old_adapter(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever stops it before the first rename; nothing else is left behind."""
+    before = {path.name: path.read_bytes() for path in folder.iterdir()}
+    model = base()
+    add_lora(model)
+    for module, name in ((files, "save_file"), (files.json, "dumps"), (files, "load_file")):
+        with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+            patch.setattr(module, name, stop)
+            save_adapter(model, folder)
+        assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
+
+
+def stop(*arguments: object, **settings: object) -> None:
+    raise KeyboardInterrupt
+
+
+def test_what_reads_back_otherwise_is_not_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = base()
+    add_lora(model)
+    read = files.load_file
+    monkeypatch.setattr(files, "load_file", lambda path: {key: tensor + 1 for key, tensor in read(path).items()})
+    with pytest.raises(AdapterError, match="reads back otherwise"):
+        save_adapter(model, tmp_path)
+    assert not list(tmp_path.iterdir())
 
 
 def test_missing_and_truncated_files(folder: Path) -> None:

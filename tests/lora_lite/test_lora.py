@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from dataclasses import replace
 
 import pytest
 import torch
@@ -92,7 +93,7 @@ def test_merged_equals_adapted(model: Llama) -> None:
     add_lora(model)
     expected = filled(model)(IDS)
     deltas = {name: layer.delta().detach() for name, layer in lora_layers(model).items()}
-    largest = merge_lora(model)
+    largest = merge_lora(model).largest_change
     torch.testing.assert_close(model(IDS), expected, atol=1e-5, rtol=1e-5)
     assert model.state_dict().keys() == keys and not lora_layers(model)
     for name, delta in deltas.items():
@@ -134,7 +135,7 @@ def test_remove_restores_everything(model: Llama) -> None:
 def test_a_second_time_is_an_error(model: Llama) -> None:
     add_lora(model)
     state = model.state_dict().keys()
-    with pytest.raises(ValueError, match=r"adapters already \(model.layers.0.self_attn.q_proj and 7 more\)"):
+    with pytest.raises(ValueError, match="has an adapter 'default' already"):
         add_lora(model)
     assert model.state_dict().keys() == state
 
@@ -144,17 +145,58 @@ def test_a_second_time_is_an_error(model: Llama) -> None:
     [
         (("q_proj",), 2),
         (("self_attn.q_proj", "down_proj"), 4),
-        ((r"layers\.1\..*_proj",), 7),
+        ((r"re:.*\.layers\.1\..*_proj",), 7),
         (("lm_head",), 1),
+        (("model.layers.*.self_attn.?_proj",), 8),
+        (("layers.1.*",), 7),
+        ("all-linear", 14),
     ],
 )
-def test_targets(model: Llama, targets: tuple[str, ...], count: int) -> None:
+def test_targets(model: Llama, targets: tuple[str, ...] | str, count: int) -> None:
     assert len(add_lora(model, LoRAConfig(targets=targets))) == count
+
+
+def test_targets_narrowed() -> None:
+    """Exclusions, block numbers, and ranks and alphas of their own, worked by hand; a pattern in vain is an error."""
+    torch.manual_seed(0)
+    model = Llama(SMALL)
+    settings = {"exclude": ("layers.0.self_attn.k_proj",), "rank_pattern": {"v_proj": 2}, "alpha_pattern": {"o_*": 1.0}}
+    names = add_lora(model, LoRAConfig(rank=4, alpha=8.0, **settings))
+    assert len(names) == 7 and "model.layers.0.self_attn.k_proj" not in names
+    layers = model.model.layers
+    assert (layers[0].self_attn.v_proj.rank, layers[0].self_attn.v_proj.scale) == (2, 4.0)
+    assert (layers[1].self_attn.o_proj.rank, layers[1].self_attn.o_proj.scale) == (4, 0.25)
+    assert (layers[1].self_attn.q_proj.rank, layers[1].self_attn.q_proj.scale) == (4, 2.0)
+    remove_lora(model)
+    assert add_lora(model, LoRAConfig(targets=("q_proj", "up_proj"), layers=(1,))) == [
+        "model.layers.1.self_attn.q_proj",
+        "model.layers.1.mlp.up_proj",
+    ]
+    remove_lora(model)
+    for wrong, words in (
+        ({"exclude": ("k_porj",)}, "exclude 'k_porj' matches no linear layer or embedding; did you mean.*k_proj"),
+        ({"exclude": ("*",)}, "leave none of the layers"),
+        ({"layers": (7,)}, "leave none of the layers"),
+        ({"rank_pattern": {"up_proj": 2}}, "rank_pattern 'up_proj' matches none of the 8 adapted layers"),
+        ({"alpha_pattern": {"up_proj": 2.0}}, "alpha_pattern 'up_proj' matches none"),
+        (
+            {"modules_to_save": ("head",)},
+            "modules_to_save 'head' matches no module with parameters; did you mean lm_head",
+        ),
+        ({"token_rows": {"embed": (1,)}}, "token_rows 'embed' matches no embedding or linear layer; did you mean"),
+        ({"token_rows": {"embed_tokens": (1, 50)}}, "different ids below 50, got"),
+        ({"token_rows": {"embed_tokens": (1, 1)}}, "different ids below 50, got"),
+        ({"bias": "all"}, "none of these layers has a bias"),
+        ({"targets": ("embed_tokens",), "token_rows": {"embed_tokens": (1,)}}, "is a target and has token_rows"),
+    ):
+        with pytest.raises(ValueError, match=words):
+            add_lora(model, LoRAConfig(**wrong))
+        assert not lora_layers(model) and all(p.requires_grad for p in model.parameters())
 
 
 def test_targets_that_match_nothing_name_what_is_near(model: Llama) -> None:
     for target, near in (("q_porj", "q_proj"), ("proj", "q_proj"), ("gate", "gate_proj")):
-        with pytest.raises(ValueError, match=f"{target}.*matches no linear layer; did you mean.*{near}"):
+        with pytest.raises(ValueError, match=f"{target}.*matches no linear layer or embedding; did you mean.*{near}"):
             add_lora(model, LoRAConfig(targets=("v_proj", target)))
     assert not lora_layers(model)
     assert all(p.requires_grad for p in model.parameters())
@@ -166,8 +208,14 @@ def test_targets_that_match_nothing_name_what_is_near(model: Llama) -> None:
         ({"rank": 0}, "rank=0"),
         ({"rank": 2.5}, "rank=2.5"),
         ({"dropout": 1.0}, "dropout=1.0"),
-        ({"targets": "q_proj"}, "must be a tuple"),
-        ({"targets": ("(",)}, "no regular expression"),
+        ({"targets": "q_proj"}, 'must be a tuple of patterns or "all-linear"'),
+        ({"targets": ()}, "names no layer"),
+        ({"exclude": "q_proj"}, "must be a tuple of patterns"),
+        ({"rank_pattern": {"q_proj": 0}}, "q_proj=0"),
+        ({"start": "gauss"}, "start='gauss' is not known: take one of lora, pissa, olora"),
+        ({"bias": "some"}, "bias='some'"),
+        ({"dora": True, "start": "pissa"}, "DoRA starts from B = 0"),
+        ({"targets": ("re:(",)}, "no regular expression"),
     ],
 )
 def test_bad_settings(settings: dict, words: str) -> None:
@@ -183,16 +231,76 @@ def test_dropout_only_in_training() -> None:
     assert torch.equal(layer.eval()(x), layer(x))
 
 
-def test_a_shared_layer_is_refused_and_so_is_merging_a_tied_head() -> None:
-    shared = nn.Linear(4, 4)
-    model = nn.ModuleDict({"a": shared, "b": shared})
-    with pytest.raises(ValueError, match="b and a are one layer"):
-        add_lora(model, LoRAConfig(targets=("a", "b")))
-    tied = Llama(SMALL.__class__(**{**vars(SMALL), "tie_word_embeddings": True}))
-    add_lora(tied, LoRAConfig(targets=("lm_head",)))
-    with pytest.raises(ValueError, match="the weight of lm_head is shared"):
-        merge_lora(tied)
-    assert lora_layers(tied)
+def test_a_layer_under_two_names_has_one_adapter() -> None:
+    """Whichever name is targeted, both compute with it, and both are plain again afterwards."""
+    for targets in (("a",), ("b",), ("a", "b")):
+        shared = nn.Linear(4, 4)
+        model = nn.ModuleDict({"a": shared, "b": shared, "c": nn.Linear(4, 4)})
+        add_lora(model, LoRAConfig(targets=targets))
+        filled(model)
+        assert model["a"] is model["b"] and isinstance(model["a"], LoRALinear)
+        x = torch.randn(2, 4)
+        expected = model["b"](x)
+        merge_lora(model)
+        assert model["a"] is model["b"] is shared
+        torch.testing.assert_close(shared(x), expected)
+
+
+def test_layers_that_share_a_weight_share_the_update() -> None:
+    """Two layers with one weight and biases of their own: one A and B, and one merge."""
+    model = nn.ModuleDict({"a": nn.Linear(6, 4), "b": nn.Linear(6, 4)})
+    model["b"].weight = model["a"].weight
+    add_lora(model, LoRAConfig(rank=2, targets=("b",)))
+    assert len(lora_parameters(model)) == 2
+    filled(model)
+    x = torch.randn(3, 6)
+    expected = model["a"](x), model["b"](x)
+    assert not torch.equal(expected[0], expected[1])
+    merge_lora(model)
+    assert model["a"].weight is model["b"].weight
+    for name, y in zip("ab", expected):
+        torch.testing.assert_close(model[name](x), y)
+
+
+def tied_llama() -> Llama:
+    torch.manual_seed(0)
+    return Llama(replace(SMALL, tie_word_embeddings=True)).eval()
+
+
+@pytest.mark.parametrize("targets", [("embed_tokens",), ("lm_head",), ("embed_tokens", "lm_head")])
+def test_a_tied_weight_has_one_update_for_embedding_and_head(targets: tuple[str, ...]) -> None:
+    """By the definition: the same logits as an untied copy whose two weights both got the delta; then merged."""
+    model = tied_llama()
+    add_lora(model, LoRAConfig(rank=4, alpha=8.0, targets=targets))
+    assert len(lora_parameters(model)) == 2
+    filled(model)
+    A, B = model.model.embed_tokens.lora_A.detach(), model.model.embed_tokens.lora_B.detach()
+    assert A.shape == (4, 50) and B.shape == (32, 4)
+    other = tied_llama()
+    with torch.no_grad():
+        other.model.embed_tokens.weight += 2.0 * (B @ A).T
+    torch.testing.assert_close(model(IDS), other(IDS), atol=1e-5, rtol=1e-5)
+    merge_lora(model)
+    assert model.lm_head.weight is model.model.embed_tokens.weight
+    torch.testing.assert_close(model(IDS), other(IDS), atol=1e-5, rtol=1e-5)
+
+
+def test_what_shares_a_weight_and_cannot_have_an_adapter_is_named() -> None:
+    class Odd(nn.Module):
+        def __init__(self, weight: nn.Parameter) -> None:
+            super().__init__()
+            self.weight = weight
+
+    linear = nn.Linear(4, 4)
+    model = nn.ModuleDict({"linear": linear, "odd": Odd(linear.weight)})
+    with pytest.raises(ValueError, match="linear shares its weight with odd, a Odd"):
+        add_lora(model, LoRAConfig(targets=("linear",)))
+    with pytest.raises(ValueError, match="share one weight: DoRA"):
+        add_lora(tied_llama(), LoRAConfig(targets=("lm_head",), dora=True))
+    scaled = nn.ModuleDict({"e": nn.Embedding(5, 4, max_norm=1.0)})
+    with pytest.raises(ValueError, match="e is a Embedding that computes more than a row"):
+        add_lora(scaled, LoRAConfig(targets=("e",)))
+    assert not lora_layers(model) and model["linear"].weight.requires_grad
 
 
 def test_merging_into_int8_is_refused(model: Llama) -> None:

@@ -108,7 +108,7 @@ def test_a_seed_gives_the_same_bits() -> None:
     for seed in (1, 1, 2):
         torch.manual_seed(0)
         net = Llama(SMALL)
-        add_lora(net, LoRAConfig(rank=2, dropout=0.3), torch.Generator().manual_seed(0))
+        add_lora(net, LoRAConfig(rank=2, dropout=0.3), generator=torch.Generator().manual_seed(0))
         torch.manual_seed(seed * 1000 + len(outcomes))  # the caller's random state must not matter
         state = torch.get_rng_state()
         trainer(net, epochs=2, batch_size=2, seed=seed).fit(EXAMPLES)
@@ -128,6 +128,18 @@ def test_learns_and_keeps_the_best() -> None:
     assert history[-1].loss < 0.6 * history[0].loss
     assert scores[-1] > min(scores)
     assert run.evaluate(held_out) == pytest.approx(min(scores), rel=1e-6)
+
+
+def test_lora_plus_moves_b_faster() -> None:
+    """AdamW's first step is the rate times the sign of the gradient: B moves `lora_plus` times as far as A."""
+    net = model()
+    before = {name: p.detach().clone() for name, p in net.named_parameters() if p.requires_grad}
+    trainer(net, batch_size=5, learning_rate=1e-3, warmup=0.0, lora_plus=16.0).fit(EXAMPLES)
+    moved = {
+        name: float((p - before[name]).detach().abs().max()) for name, p in net.named_parameters() if name in before
+    }
+    assert {round(far / 1e-3) for name, far in moved.items() if name.endswith("lora_A")} == {1}
+    assert {round(far / 1e-3) for name, far in moved.items() if name.endswith("lora_B")} == {16}
 
 
 def test_clipping_bounds_the_step() -> None:

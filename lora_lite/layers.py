@@ -1,0 +1,373 @@
+"""One layer with its adapters (Hu et al. 2021, "LoRA", equation 3), and the forms that an adapter can take.
+
+Shapes: ... any leading dimensions, B batch, K in features, N out features, R rank, V vocabulary, D model width.
+
+An embedding is a linear layer on one-hot vectors: K = V and N = D. It and transformers' `Conv1D` store the weight as
+(K, N), every other layer as (N, K); here `weight` is always (N, K).
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+__all__ = [
+    "LoRALinear",
+    "LowRank",
+    "TiedLowRank",
+    "TokenRows",
+    "float_weight",
+    "layer_size",
+    "low_rank_of",
+    "stores_transposed",
+]
+
+
+def layer_size(module: nn.Module) -> tuple[int, int] | None:
+    """(N, K) of a layer that can have an adapter, else None; by duck typing, so that quantized layers count."""
+    if isinstance(module, LoRALinear):
+        return None
+    if isinstance(module, nn.Embedding):
+        return module.embedding_dim, module.num_embeddings
+    weight = getattr(module, "weight", None)
+    if isinstance(getattr(module, "nf", None), int) and isinstance(weight, Tensor) and weight.dim() == 2:
+        return weight.shape[1], weight.shape[0]  # transformers' Conv1D
+    sizes = getattr(module, "out_features", None), getattr(module, "in_features", None)
+    return (sizes[0], sizes[1]) if isinstance(sizes[0], int) and isinstance(sizes[1], int) else None
+
+
+def stores_transposed(base: nn.Module) -> bool:
+    """Whether the layer stores its weight as (K, N): an embedding or transformers' `Conv1D`."""
+    return isinstance(base, nn.Embedding) or not hasattr(base, "in_features")
+
+
+def float_weight(base: nn.Module) -> Tensor:
+    """The weight (N, K) of a layer; a quantized layer's is that of its `to_linear()`.
+
+    Raises:
+        TypeError: the layer has neither a floating point weight nor `to_linear`.
+    """
+    weight = getattr(base, "weight", None)
+    if isinstance(weight, Tensor) and weight.is_floating_point():
+        return weight.T if stores_transposed(base) else weight
+    to_linear = getattr(base, "to_linear", None)
+    if to_linear is None:
+        raise TypeError(f"{type(base).__name__} has neither a floating point weight nor to_linear()")
+    dense: nn.Linear = to_linear()
+    return dense.weight.detach()
+
+
+class LowRank(nn.Module):
+    """scale * B A x: a trainable update of rank R (Hu et al. 2021, equation 3).
+
+    A (R, K) starts as `nn.Linear` does and B (N, R) at zero, so that the update starts at zero. Both are float32
+    whatever the base is; x is cast in and the update cast out.
+
+    With `magnitude` m (N,), the layer is DoRA's (Liu et al. 2024, equation 5): the updated weight V = W + scale B A
+    gives the directions and m the lengths of its rows, which start as those of W. Their norm gets no gradient
+    (section 4.3):
+
+        y = m / norm(V) * (V x) + bias
+
+    Where A and B start from the base weight (PiSSA, OLoRA), a frozen copy of the start is subtracted, so that the base
+    stays as it is and the layer starts as the base to the bit:
+
+        y = W x + scale (B A - B0 A0) x        which is (W - scale B0 A0) x + scale B A x, as in the papers
+
+    Args:
+        size: (N, K).
+        rank, alpha: scale = alpha / R, or alpha / sqrt(R) with `rslora` (Kalajdzievski 2023, equation 4).
+        dropout: on x, in training only; an embedding's x are token ids and keep whole.
+        generator: draws A; `None` takes PyTorch's global one.
+    """
+
+    def __init__(
+        self,
+        size: tuple[int, int],
+        rank: int,
+        alpha: float,
+        dropout: float = 0.0,
+        rslora: bool = False,
+        generator: torch.Generator | None = None,
+        device: torch.device | None = None,
+    ) -> None:
+        super().__init__()
+        if not isinstance(rank, int) or rank < 1:
+            raise ValueError(f"rank={rank!r} must be a whole number of at least 1")
+        if not 0 <= dropout < 1:
+            raise ValueError(f"dropout={dropout!r} must be at least 0 and below 1")
+        N, K = size
+        self.rank, self.alpha, self.dropout, self.rslora = rank, alpha, dropout, rslora
+        A = torch.empty(rank, K)
+        if not A.is_meta:
+            nn.init.kaiming_uniform_(A, a=math.sqrt(5), generator=generator)  # uniform in +-1/sqrt(K), as nn.Linear
+        self.lora_A = nn.Parameter(A.to(device))
+        self.lora_B = nn.Parameter(torch.zeros(N, rank, device=device))
+        self.magnitude: nn.Parameter | None = None
+        self.start_A: Tensor | None
+        self.start_B: Tensor | None
+        self.register_buffer("start_A", None)
+        self.register_buffer("start_B", None)
+
+    @property
+    def scale(self) -> float:
+        """alpha / R, or alpha / sqrt(R)."""
+        return self.alpha / (math.sqrt(self.rank) if self.rslora else self.rank)
+
+    @torch.no_grad()
+    def measure_magnitude(self, base: nn.Module) -> None:
+        """Make the adapter DoRA's: m = norm(W + scale B A), the length of each row, (N,)."""
+        length = (float_weight(base).float() + self.product()).norm(dim=1)
+        self.magnitude = nn.Parameter(length)
+
+    @torch.no_grad()
+    def start_at(self, A: Tensor, B: Tensor) -> None:
+        """Start from A (R, K) and B (N, R) and subtract a frozen copy of them ever after."""
+        self.lora_A.copy_(A)
+        self.lora_B.copy_(B)
+        self.start_A, self.start_B = self.lora_A.detach().clone(), self.lora_B.detach().clone()
+
+    def product(self) -> Tensor:
+        """scale (B A - B0 A0): (N, K), float32."""
+        product = self.lora_B @ self.lora_A
+        if self.start_A is not None and self.start_B is not None:
+            product = product - self.start_B @ self.start_A
+        return self.scale * product
+
+    def delta(self, base: nn.Module) -> Tensor:
+        """The change of the base's weight: (N, K), float32."""
+        if self.magnitude is None:
+            return self.product()
+        W = float_weight(base).float()
+        V = W + self.product()
+        return (self.magnitude / V.norm(dim=1).detach())[:, None] * V - W
+
+    def forward(self, x: Tensor, y: Tensor, base_y: Tensor, base: nn.Module) -> Tensor:
+        """Add the update to y (..., N), from x (..., K) or token ids (...); `base_y` is what the base alone gives."""
+        embedding = isinstance(base, nn.Embedding)
+        if not embedding:
+            x = x.to(self.lora_A.dtype)
+            if self.dropout:
+                x = F.dropout(x, self.dropout, self.training)
+        update = self._product(x, self.lora_A, self.lora_B, embedding)  # (..., N)
+        if self.start_A is not None and self.start_B is not None:
+            update = update - self._product(x, self.start_A, self.start_B, embedding)
+        if self.magnitude is None:
+            return y + update.to(y.dtype)
+        with torch.no_grad():
+            length = (float_weight(base).float() + self.product()).norm(dim=1)  # norm(V), (N,)
+        bias = getattr(base, "bias", None)
+        product = base_y if bias is None else base_y - bias  # W x
+        ratio = self.magnitude / length
+        return y + ((ratio - 1) * product + ratio * update).to(y.dtype)
+
+    def _product(self, x: Tensor, A: Tensor, B: Tensor, embedding: bool) -> Tensor:
+        inner = F.embedding(x, A.T) if embedding else F.linear(x, A)  # (..., R)
+        return F.linear(inner * self.scale, B)
+
+    def extra_repr(self) -> str:
+        kind = ", DoRA" if self.magnitude is not None else ""
+        return f"rank={self.rank}, scale={self.scale:g}, dropout={self.dropout}{kind}"
+
+
+class TiedLowRank(nn.Module):
+    """The same update for the head whose weight is an embedding's: its (A, B) are the embedding's (B^T, A^T).
+
+    The two layers share one weight M (V, D), the embedding's W transposed; so M + (scale B A)^T serves both.
+    """
+
+    def __init__(self, adapter: LowRank) -> None:
+        super().__init__()
+        self.adapter = adapter
+
+    @property
+    def lora_A(self) -> Tensor:
+        """What reads the head's x, (R, D): B^T."""
+        return self.adapter.lora_B.T
+
+    @property
+    def lora_B(self) -> Tensor:
+        """What writes the head's y, (V, R): A^T."""
+        return self.adapter.lora_A.T
+
+    def delta(self, base: nn.Module) -> Tensor:
+        """The change of the head's weight, (V, D), float32."""
+        return self.adapter.delta(base).T
+
+    def forward(self, x: Tensor, y: Tensor, base_y: Tensor, base: nn.Module) -> Tensor:
+        """Add the update to y (..., V), from x (..., D)."""
+        own = self.adapter
+        x = x.to(own.lora_A.dtype)
+        if own.dropout:
+            x = F.dropout(x, own.dropout, self.training)
+        update = own._product(x, own.lora_B.T, own.lora_A.T, embedding=False)
+        if own.start_A is not None and own.start_B is not None:
+            update = update - own._product(x, own.start_B.T, own.start_A.T, embedding=False)
+        return y + update.to(y.dtype)
+
+
+def low_rank_of(update: nn.Module | None) -> LowRank | None:
+    """The low-rank update itself, also where a tied head turns it around; None for anything else."""
+    update = update.adapter if isinstance(update, TiedLowRank) else update
+    return update if isinstance(update, LowRank) else None
+
+
+class TokenRows(nn.Module):
+    """New values for some rows of an embedding, or of the head tied to it: all that new tokens need to be learnt.
+
+    Args:
+        rows: (n, D), what the tokens start from.
+        ids: the n token ids.
+    """
+
+    def __init__(self, rows: Tensor, ids: tuple[int, ...]) -> None:
+        super().__init__()
+        self.rows = nn.Parameter(rows.detach().clone())
+        self.ids = ids
+        self.register_buffer("index", torch.tensor(ids, device=rows.device), persistent=False)
+        self.index: Tensor
+
+    def delta(self, base: nn.Module) -> Tensor:
+        """The change of the base's weight in float32: of an embedding's W (D, V) by columns, of a head's by rows."""
+        W = float_weight(base).float()
+        dim = 1 if isinstance(base, nn.Embedding) else 0
+        change = (self.rows.float().T if dim else self.rows.float()) - W.index_select(dim, self.index)
+        return torch.zeros_like(W).index_copy(dim, self.index, change)
+
+    def forward(self, x: Tensor, y: Tensor, base_y: Tensor, base: nn.Module) -> Tensor:
+        """Replace in y what the new rows change: of an embedding (..., D) from ids, of a head (..., V) from (..., D)."""
+        rows = self.rows.to(y.dtype)
+        if isinstance(base, nn.Embedding):
+            hits = x[..., None] == self.index  # (..., n)
+            return torch.where(hits.any(-1, keepdim=True), rows[hits.int().argmax(-1)], y)
+        return y.index_copy(-1, self.index, F.linear(x, rows))
+
+    def extra_repr(self) -> str:
+        return f"{len(self.ids)} tokens"
+
+
+class LoRALinear(nn.Module):
+    """y = base(x) + (alpha / R) B A x: a frozen linear layer or embedding with trainable low-rank updates.
+
+    Hu et al. 2021, equation 3. The layer may have several adapters by name; the active ones are added up. With none
+    active it is the base, bit for bit.
+
+    Args:
+        base: anything with `in_features`, `out_features` and `forward`, such as `nn.Linear` or a quantized layer; an
+            `nn.Embedding`; transformers' `Conv1D`.
+        rank, alpha, dropout, generator: of the first adapter, as in `LowRank`; `rank=None` adds none yet.
+        name: of the first adapter.
+
+    Raises:
+        TypeError: the base is none of these.
+    """
+
+    def __init__(
+        self,
+        base: nn.Module,
+        rank: int | None = 8,
+        alpha: float = 16.0,
+        dropout: float = 0.0,
+        generator: torch.Generator | None = None,
+        name: str = "default",
+    ) -> None:
+        super().__init__()
+        size = layer_size(base)
+        if size is None:
+            raise TypeError(
+                f"{type(base).__name__} has no in_features and out_features: LoRALinear wraps linear layers"
+            )
+        self.base = base.requires_grad_(False)
+        self.out_features, self.in_features = size
+        self.adapters = nn.ModuleDict()
+        self.active: tuple[str, ...] = ()
+        self.rows: tuple[tuple[str, Tensor], ...] | None = None  # adapter, and the rows of the batch that it serves
+        self.batch = 0  # how many rows that batch has
+        if rank is not None:
+            device = next((t.device for t in (*base.parameters(), *base.buffers())), None)
+            self.adapters[name] = LowRank(size, rank, alpha, dropout, generator=generator, device=device)
+            self.active = (name,)
+
+    def adapter(self, name: str) -> nn.Module | None:
+        """The update that the adapter of this name makes here, if it makes one."""
+        return dict(self.adapters.items()).get(name)
+
+    def forward(self, x: Tensor) -> Tensor:  # (..., K) -> (..., N); an embedding's ids (...) -> (..., N)
+        y = base_y = self.base(x)
+        if self.rows is None:
+            for name in self.active:
+                y = self.adapters[name](x, y, base_y, self.base)
+            return y
+        if x.shape[0] != self.batch:
+            raise ValueError(f"lora_rows names an adapter for each of {self.batch} rows, the batch has {x.shape[0]}")
+        for name, rows in self.rows:
+            y = y.index_copy(0, rows, self.adapters[name](x[rows], y[rows], base_y[rows], self.base))
+        return y
+
+    @property
+    def weight(self) -> Tensor:
+        """What the layer multiplies by, as the base stores its weight, with the active adapters in it.
+
+        Computed at each access, for modules that read a layer's weight instead of calling it, such as
+        `nn.MultiheadAttention`; so they too are adapted.
+        """
+        plain = float_weight(self.base)  # (N, K)
+        weight = (plain.float() + self.delta()).to(plain.dtype) if self.active or self.rows else plain
+        return weight.T if stores_transposed(self.base) else weight
+
+    def delta(self) -> Tensor:
+        """The change of the weight (N, K) by the active adapters, float32: (alpha / R) B A for one that is plain LoRA.
+
+        Raises:
+            ValueError: the rows of the batch have different adapters, or no adapter is active.
+        """
+        if self.rows is not None or not self.active:
+            raise ValueError(
+                "inside lora_rows each row has its own change of the weight, and without adapters none has"
+            )
+        updates: list[Any] = [self.adapters[name] for name in self.active]
+        changes = [update.delta(self.base) for update in updates]
+        return torch.stack(changes).sum(0) if len(changes) > 1 else changes[0]
+
+    @property
+    def bias(self) -> Tensor | None:
+        """The base's."""
+        return getattr(self.base, "bias", None)
+
+    def _only(self) -> Any:
+        """The only adapter, which `layer.lora_A` and the like mean."""
+        if len(self.adapters) != 1:
+            raise ValueError(f"the layer has the adapters {list(self.adapters)}: take layer.adapters[name]")
+        return next(iter(self.adapters.values()))
+
+    @property
+    def lora_A(self) -> Tensor:
+        """A (R, K) of the only adapter."""
+        return self._only().lora_A
+
+    @property
+    def lora_B(self) -> Tensor:
+        """B (N, R) of the only adapter."""
+        return self._only().lora_B
+
+    @property
+    def rank(self) -> int:
+        """R of the only adapter."""
+        return self._only().rank
+
+    @property
+    def alpha(self) -> float:
+        """Numerator of the only adapter's scale."""
+        return self._only().alpha
+
+    @property
+    def scale(self) -> float:
+        """alpha / R of the only adapter."""
+        return self._only().scale
+
+    def extra_repr(self) -> str:
+        return f"in_features={self.in_features}, out_features={self.out_features}, active={list(self.active)}"
