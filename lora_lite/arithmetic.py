@@ -180,8 +180,7 @@ def combine_adapters(
     if name in state.by_name or not weights or not all(map(math.isfinite, weights.values())):
         raise ValueError(f"name={name!r} must be a new one and weights={dict(weights)} finite numbers of adapters")
     for own in weights:
-        if own not in state.by_name:
-            raise ValueError(f"the model has no adapter {own!r}, it has {', '.join(map(repr, state.by_name))}")
+        state.require(own)
         if state.by_name[own].replaced:
             raise ValueError(f"adapter {own!r} trains biases or whole modules, which cannot be summed here")
     made: dict[str, nn.Module] = {}

@@ -136,8 +136,7 @@ def swap_adapter(model: nn.Module, folder: str | Path, name: str = "default", an
             then as before.
         ValueError: the model has no adapter of this name.
     """
-    if name not in adapter_names(model):
-        raise ValueError(f"the model has no adapter {name!r}, it has {adapter_names(model)}")
+    adapters_of(model).require(name)
     found = _read(model, Path(folder), any_base)
     new, old = found.tensors, _tensors(model, name, exported=False)
     problems = [f"{key} is in one of the two only" for key in sorted(new.keys() ^ old.keys())]

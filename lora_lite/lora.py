@@ -11,7 +11,7 @@ from __future__ import annotations
 import difflib
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from typing import Any
@@ -139,12 +139,25 @@ class Adapter:
 
 @dataclass
 class Adapters:
-    """The adapters of a model by name, which of them are active, and the base's own parameters where some replace it."""
+    """The adapters of a model by name, and which of them are active.
+
+    Attributes:
+        was_trainable: names of the parameters that required a gradient before the first adapter came.
+        originals: the base's own parameters where some adapter replaces them.
+        rows: inside `lora_rows`, the adapter of each row of a batch.
+    """
 
     by_name: dict[str, Adapter]
-    active: tuple[str, ...]
     was_trainable: set[str]
-    originals: dict[str, nn.Parameter]
+    active: tuple[str, ...] = ()
+    originals: dict[str, nn.Parameter] = field(default_factory=dict)
+    rows: tuple[str | None, ...] | None = None
+
+    def require(self, *names: str) -> None:
+        """Raise ValueError where a name is not an adapter's."""
+        for name in names:
+            if name not in self.by_name:
+                raise ValueError(f"the model has no adapter {name!r}, it has {', '.join(map(repr, self.by_name))}")
 
 
 def adapters_of(model: nn.Module) -> Adapters:
@@ -259,10 +272,11 @@ def wrap(
     updates = _plan_updates(model, config, layers, tokens, generator, tie)
     if not adapter_names(model):
         trainable = {n for n, p in model.named_parameters() if p.requires_grad}
-        model._lora_adapters = Adapters({}, (), trainable, {})  # type: ignore[assignment]
+        model._lora_adapters = Adapters({}, trainable)  # type: ignore[assignment]
         model.requires_grad_(False)
     state, entry = adapters_of(model), Adapter(config)
-    _activate(model, ())  # so that the base's own parameters are in place and can be copied
+    state.active = ()
+    _activate(model)  # so that the base's own parameters are in place and can be copied
     copies: dict[int, nn.Parameter] = {}  # a parameter under several names has one copy
     for path in replaced:
         original = state.originals.setdefault(path, _parameter(model, path))
@@ -355,9 +369,7 @@ def set_adapter(model: nn.Module, *names: str) -> None:
             `modules_to_save`, a token's row).
     """
     state = adapters_of(model)
-    for name in names:
-        if name not in state.by_name:
-            raise ValueError(f"the model has no adapter {name!r}, it has {', '.join(map(repr, state.by_name))}")
+    state.require(*names)
     owners: dict[str, str] = {}
     for name in dict.fromkeys(names):
         places = [*state.by_name[name].replaced]
@@ -371,7 +383,7 @@ def set_adapter(model: nn.Module, *names: str) -> None:
                     f"adapters {other!r} and {name!r} both replace {place}: they cannot be active together"
                 )
     state.active = tuple(dict.fromkeys(names))
-    _activate(model, state.active)
+    _activate(model)
     for name, entry in state.by_name.items():
         for p in _parameters_of(model, name):
             p.requires_grad_(entry.trainable and name in state.active)
@@ -384,8 +396,7 @@ def delete_adapter(model: nn.Module, name: str) -> None:
         ValueError: the model has no such adapter.
     """
     state = adapters_of(model)
-    if name not in state.by_name:
-        raise ValueError(f"the model has no adapter {name!r}, it has {', '.join(map(repr, state.by_name))}")
+    state.require(name)
     if len(state.by_name) == 1:
         remove_lora(model)
         return
@@ -405,7 +416,8 @@ def remove_lora(model: nn.Module) -> None:
     """
     if not adapter_names(model):
         raise ValueError("the model has no adapters to remove")
-    _activate(model, ())
+    adapters_of(model).active = ()
+    _activate(model)
     drop_wrappers(model)
 
 
@@ -427,9 +439,10 @@ def lora_parameters(model: nn.Module, name: str | None = None) -> list[nn.Parame
     """What is trained of one adapter, or of all: A and B, magnitudes, biases, whole modules, token rows.
 
     Raises:
-        ValueError: there is no adapter, so that nothing would be trained.
+        ValueError: there is no adapter (of this name), so that nothing would be trained.
     """
     state = adapters_of(model)
+    state.require(*(() if name is None else (name,)))
     found: dict[int, nn.Parameter] = {}
     for own in state.by_name if name is None else (name,):
         found |= {id(p): p for p in _parameters_of(model, own)}
@@ -449,22 +462,12 @@ def lora_parameter_groups(model: nn.Module, learning_rate: float, ratio: float =
     ]
 
 
-@contextmanager
-def lora_disabled(model: nn.Module) -> Iterator[None]:
+def lora_disabled(model: nn.Module) -> AbstractContextManager[None]:
     """Inside, the model computes what its base computes, bit for bit; may be nested."""
-    state = adapters_of(model)
-    before = state.active
-    try:
-        state.active = ()
-        _activate(model, ())
-        yield
-    finally:
-        state.active = before
-        _activate(model, before)
+    return _switched(model, None)
 
 
-@contextmanager
-def lora_rows(model: nn.Module, names: Sequence[str | None]) -> Iterator[None]:
+def lora_rows(model: nn.Module, names: Sequence[str | None]) -> AbstractContextManager[None]:
     """Inside, row i of a batch gets adapter `names[i]`, or none where that is None; the batch has len(names) rows.
 
     Raises:
@@ -472,26 +475,25 @@ def lora_rows(model: nn.Module, names: Sequence[str | None]) -> Iterator[None]:
     """
     state = adapters_of(model)
     for name in filter(None, names):
-        if name not in state.by_name:
-            raise ValueError(f"the model has no adapter {name!r}, it has {', '.join(map(repr, state.by_name))}")
+        state.require(name)
         if state.by_name[name].replaced:
             raise ValueError(f"adapter {name!r} trains biases or whole modules: rows of one batch cannot differ there")
-    layers = lora_layers(model).values()
-    before = state.active
+    return _switched(model, tuple(names))
+
+
+@contextmanager
+def _switched(model: nn.Module, rows: tuple[str | None, ...] | None) -> Iterator[None]:
+    """Inside, no adapter is active but those of `rows`; afterwards it is as before, save what was deleted meanwhile."""
+    state = adapters_of(model)
+    before = state.active, state.rows
+    state.active, state.rows = (), rows
+    _activate(model)
     try:
-        state.active = ()
-        _activate(model, ())
-        for layer in layers:
-            device = next(layer.adapters.parameters()).device
-            rows = {n: [i for i, own in enumerate(names) if own == n] for n in dict.fromkeys(filter(None, names))}
-            layer.batch = len(names)
-            layer.rows = tuple((n, torch.tensor(at, device=device)) for n, at in rows.items() if n in layer.adapters)
         yield
     finally:
-        for layer in layers:
-            layer.rows = None
-        state.active = before
-        _activate(model, before)
+        state.active, state.rows = tuple(name for name in before[0] if name in state.by_name), before[1]
+        if getattr(model, "_lora_adapters", None) is state:  # else they were removed or merged inside
+            _activate(model)
 
 
 def adapters_without_gradient(model: nn.Module) -> list[str]:
@@ -590,13 +592,21 @@ def find_replaced(model: nn.Module, config: LoRAConfig, layers: Sequence[str], t
     return [name for name, p in parameters.items() if name in wanted or id(p) in shared]
 
 
-def _activate(model: nn.Module, active: tuple[str, ...]) -> None:
-    """Let the layers add up these adapters, and put their whole parameters, or the base's own, in place."""
-    for layer in lora_layers(model).values():
-        layer.active = tuple(name for name in active if name in layer.adapters)
+def _activate(model: nn.Module) -> None:
+    """Let the layers add up the active adapters, and put their whole parameters, or the base's own, in place."""
     state = adapters_of(model)
+    for layer in lora_layers(model).values():
+        layer.active = tuple(name for name in state.active if name in layer.adapters)
+        layer.rows, layer.batch = None, 0
+        if state.rows is not None:
+            device = next(layer.adapters.parameters()).device
+            served = [name for name in dict.fromkeys(state.rows) if name is not None and name in layer.adapters]
+            places = {name: [row for row, own in enumerate(state.rows) if own == name] for name in served}
+            layer.rows = tuple((name, torch.tensor(at, device=device)) for name, at in places.items())
+            layer.batch = len(state.rows)
     for path, original in state.originals.items():
-        owned = [state.by_name[name].replaced[path] for name in active if path in state.by_name[name].replaced]
+        entries = [state.by_name[name] for name in state.active]
+        owned = [entry.replaced[path] for entry in entries if path in entry.replaced]
         own, present = owned[0] if owned else original, _parameter(model, path)
         if own is not present:
             if own.device != present.device or own.dtype != present.dtype:  # the model was moved meanwhile

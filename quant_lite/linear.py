@@ -5,8 +5,6 @@ Shapes: ... any leading dimensions, K in features, N out features.
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -73,8 +71,8 @@ class Int8Linear(nn.Module):
     def to_linear(self) -> nn.Linear:
         """The float layer that this one stands for, weight dequantized."""
         weight = self.quantized().dequantize()
-        settings: dict[str, Any] = {"device": weight.device, "dtype": weight.dtype}
-        linear = nn.Linear(self.in_features, self.out_features, bias=self.bias is not None, **settings)
+        # on the meta device, where nothing is drawn: neither time nor the caller's random numbers are spent
+        linear = nn.Linear(self.in_features, self.out_features, bias=self.bias is not None, device="meta")
         linear.weight = nn.Parameter(weight)
         if self.bias is not None:
             linear.bias = nn.Parameter(self.bias.clone())

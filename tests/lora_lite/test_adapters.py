@@ -142,6 +142,26 @@ def test_rows_of_a_batch_have_adapters_of_their_own(model: Llama) -> None:
         pass
 
 
+def test_contexts_nest_and_survive_what_happens_inside(model: Llama) -> None:
+    logits = three(model)
+    with lora_rows(model, ["a"]):
+        with lora_disabled(model):
+            assert torch.equal(model(IDS), logits[""])
+        torch.testing.assert_close(model(IDS), logits["a"], atol=1e-5, rtol=1e-5)
+        with lora_rows(model, ["b", "b"]):
+            torch.testing.assert_close(model(IDS.repeat(2, 1))[:1], logits["b"], atol=1e-5, rtol=1e-5)
+    assert torch.equal(model(IDS), logits["c"])
+    with pytest.raises(KeyError), lora_disabled(model):
+        raise KeyError
+    assert torch.equal(model(IDS), logits["c"])
+    with lora_disabled(model):
+        delete_adapter(model, "c")
+    assert torch.equal(model(IDS), logits[""]) and active_adapters(model) == ()
+    with lora_disabled(model):
+        remove_lora(model)
+    assert torch.equal(model(IDS), logits[""]) and not lora_layers(model)
+
+
 def test_rows_get_gradients_of_their_own(model: Llama) -> None:
     three(model)
     for p in lora_parameters(model):

@@ -53,6 +53,14 @@ def test_layer_equals_its_dequantized_twin(scheme: str, granularity, bias: bool)
     assert ((layer(x) - twin(x)).abs() <= slack).all()
 
 
+def test_the_twin_draws_no_random_numbers() -> None:
+    """DoRA over an int8 base asks for it in every forward pass: dropout's seed must not depend on that."""
+    layer = Int8Linear.from_linear(nn.Linear(8, 4))
+    before = torch.get_rng_state()
+    layer.to_linear()
+    assert torch.equal(torch.get_rng_state(), before)
+
+
 @given(st.integers(0, 10_000), st.sampled_from(KINDS))
 def test_matmul_error_follows_from_the_weights(seed: int, kind) -> None:
     """|x W^T - x W_hat^T|_ij <= |x_i| . bound_j: the elementwise bound carried through the product."""
