@@ -214,7 +214,7 @@ def _combined(
     path: str, parts: dict[str, LowRank], weights: Mapping[str, float], method: str, rank: int | None
 ) -> LowRank:
     """The new update of one layer; its scale is 1."""
-    pairs = {own: _factors(part) for own, part in parts.items()}
+    pairs = {own: part.factors() for own, part in parts.items()}
     ranks = {own: A.shape[0] for own, (A, _) in pairs.items()}
     scales = {own: weights[own] * part.scale for own, part in parts.items()}
     if method == "linear":
@@ -240,13 +240,6 @@ def _combined(
     update.lora_A.copy_(A)
     update.lora_B.copy_(B)
     return update
-
-
-def _factors(part: LowRank) -> tuple[Tensor, Tensor]:
-    """A and B of an update, with the frozen start that it subtracts as further ranks."""
-    if part.start_A is None or part.start_B is None:
-        return part.lora_A, part.lora_B
-    return torch.cat((part.lora_A, part.start_A)), torch.cat((part.lora_B, -part.start_B), dim=1)
 
 
 @torch.no_grad()

@@ -177,10 +177,7 @@ def _tensors(model: nn.Module, name: str, exported: bool = True) -> dict[str, Te
             if not any(tensor is update.rows for tensor in tensors.values()):  # a tied head's rows are the embedding's
                 tensors[f"{key}.{_TOKENS}"] = update.rows
         elif own := low_rank_of(update):
-            A: Tensor = own.lora_A
-            B: Tensor = own.lora_B
-            if exported and own.start_A is not None and own.start_B is not None:
-                A, B = torch.cat((A, own.start_A)), torch.cat((B, -own.start_B), dim=1)
+            A, B = own.factors() if exported else (own.lora_A, own.lora_B)
             if isinstance(update, TiedLowRank):
                 A, B = B.T, A.T
             kind = ("lora_embedding_A", "lora_embedding_B")

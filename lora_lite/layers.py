@@ -121,8 +121,7 @@ class LowRank(nn.Module):
     @torch.no_grad()
     def measure_magnitude(self, base: nn.Module) -> None:
         """Make the adapter DoRA's: m = norm(W + scale B A), the length of each row, (N,)."""
-        length = (float_weight(base).float() + self.product()).norm(dim=1)
-        self.magnitude = nn.Parameter(length)
+        self.magnitude = nn.Parameter(self.adapted_weight(base).norm(dim=1))
 
     @torch.no_grad()
     def start_at(self, A: Tensor, B: Tensor) -> None:
@@ -131,43 +130,66 @@ class LowRank(nn.Module):
         self.lora_B.copy_(B)
         self.start_A, self.start_B = self.lora_A.detach().clone(), self.lora_B.detach().clone()
 
+    def factors(self) -> tuple[Tensor, Tensor]:
+        """A and B of plain LoRA with the same product: a frozen start as further ranks, [A; A0] and [B, -B0]."""
+        if self.start_A is None or self.start_B is None:
+            return self.lora_A, self.lora_B
+        return torch.cat((self.lora_A, self.start_A)), torch.cat((self.lora_B, -self.start_B), dim=1)
+
     def product(self) -> Tensor:
         """scale (B A - B0 A0): (N, K), float32."""
-        product = self.lora_B @ self.lora_A
-        if self.start_A is not None and self.start_B is not None:
-            product = product - self.start_B @ self.start_A
-        return self.scale * product
+        A, B = self.factors()
+        return self.scale * (B @ A)
+
+    def adapted_weight(self, base: nn.Module) -> Tensor:
+        """W + scale (B A - B0 A0), DoRA's V: (N, K), float32."""
+        return float_weight(base).float() + self.product()
+
+    def ratio(self, V: Tensor) -> Tensor:
+        """DoRA's m / norm(V), (N, 1), of which only m gets a gradient; a row of zeros stays one."""
+        assert self.magnitude is not None
+        length = V.detach().norm(dim=1).clamp(min=torch.finfo(V.dtype).tiny)
+        return (self.magnitude / length)[:, None]
 
     def delta(self, base: nn.Module) -> Tensor:
         """The change of the base's weight: (N, K), float32."""
         if self.magnitude is None:
             return self.product()
-        W = float_weight(base).float()
-        V = W + self.product()
-        return (self.magnitude / V.norm(dim=1).detach())[:, None] * V - W
+        V = self.adapted_weight(base)
+        return self.ratio(V) * V - float_weight(base).float()
 
-    def forward(self, x: Tensor, y: Tensor, base_y: Tensor, base: nn.Module) -> Tensor:
-        """Add the update to y (..., N), from x (..., K) or token ids (...); `base_y` is what the base alone gives."""
-        embedding = isinstance(base, nn.Embedding)
+    def update(self, x: Tensor, embedding: bool = False, turned: bool = False) -> Tensor:
+        """scale (B A - B0 A0) x, (..., N), from x (..., K) or an embedding's ids; `turned` with the transposed product.
+
+        The start is a product of its own, so that it cancels to the bit as long as A and B are where they started.
+        """
         if not embedding:
             x = x.to(self.lora_A.dtype)
             if self.dropout:
                 x = F.dropout(x, self.dropout, self.training)
-        update = self._product(x, self.lora_A, self.lora_B, embedding)  # (..., N)
+
+        def product(A: Tensor, B: Tensor) -> Tensor:
+            if turned:
+                A, B = B.T, A.T
+            inner = F.embedding(x, A.T) if embedding else F.linear(x, A)  # (..., R)
+            return F.linear(inner * self.scale, B)
+
+        update = product(self.lora_A, self.lora_B)
         if self.start_A is not None and self.start_B is not None:
-            update = update - self._product(x, self.start_A, self.start_B, embedding)
+            update = update - product(self.start_A, self.start_B)
+        return update
+
+    def forward(self, x: Tensor, y: Tensor, base_y: Tensor, base: nn.Module) -> Tensor:
+        """Add the update to y (..., N), from x (..., K) or token ids (...); `base_y` is what the base alone gives."""
+        update = self.update(x, embedding=isinstance(base, nn.Embedding))  # (..., N)
         if self.magnitude is None:
             return y + update.to(y.dtype)
         with torch.no_grad():
-            length = (float_weight(base).float() + self.product()).norm(dim=1)  # norm(V), (N,)
+            V = self.adapted_weight(base)
+        ratio = self.ratio(V)[:, 0]
         bias = getattr(base, "bias", None)
         product = base_y if bias is None else base_y - bias  # W x
-        ratio = self.magnitude / length
         return y + ((ratio - 1) * product + ratio * update).to(y.dtype)
-
-    def _product(self, x: Tensor, A: Tensor, B: Tensor, embedding: bool) -> Tensor:
-        inner = F.embedding(x, A.T) if embedding else F.linear(x, A)  # (..., R)
-        return F.linear(inner * self.scale, B)
 
     def extra_repr(self) -> str:
         kind = ", DoRA" if self.magnitude is not None else ""
@@ -200,14 +222,7 @@ class TiedLowRank(nn.Module):
 
     def forward(self, x: Tensor, y: Tensor, base_y: Tensor, base: nn.Module) -> Tensor:
         """Add the update to y (..., V), from x (..., D)."""
-        own = self.adapter
-        x = x.to(own.lora_A.dtype)
-        if own.dropout:
-            x = F.dropout(x, own.dropout, self.training)
-        update = own._product(x, own.lora_B.T, own.lora_A.T, embedding=False)
-        if own.start_A is not None and own.start_B is not None:
-            update = update - own._product(x, own.start_B.T, own.start_A.T, embedding=False)
-        return y + update.to(y.dtype)
+        return y + self.adapter.update(x, turned=True).to(y.dtype)
 
 
 def low_rank_of(update: nn.Module | None) -> LowRank | None:

@@ -231,13 +231,27 @@ def test_dora_learns_lengths_and_directions_apart(generator: torch.Generator) ->
     layer = model["layer"]
     update = layer.adapters["default"]
     assert torch.equal(update.magnitude, base.weight.norm(dim=1))
+    x = torch.randn(3, 6, generator=generator)
+    assert torch.equal(layer(x), base(x))  # m / norm(V) is 1 to the bit at the start
     scramble(model)
     V = base.weight + 3.0 * update.lora_B @ update.lora_A
     expected = update.magnitude[:, None] * V / V.norm(dim=1, keepdim=True)
     torch.testing.assert_close(layer.weight, expected)
     torch.testing.assert_close(layer.weight.norm(dim=1), update.magnitude.abs())
-    x = torch.randn(3, 6, generator=generator)
     torch.testing.assert_close(layer(x), x @ expected.T + base.bias)
+
+
+def test_dora_over_a_row_of_zeros() -> None:
+    """It has a length of 0 and no direction; nothing becomes NaN, and the other rows learn."""
+    model = nn.ModuleDict({"layer": nn.Linear(3, 2)})
+    with torch.no_grad():
+        model["layer"].weight[0].zero_()
+    add_lora(model, LoRAConfig(rank=1, targets=("layer",), dora=True))
+    layer, x = model["layer"], torch.ones(1, 3)
+    assert torch.equal(layer(x), layer.base(x))
+    layer(x).sum().backward()
+    assert all(p.grad is None or p.grad.isfinite().all() for p in model.parameters())
+    assert merge_lora(model).largest_change == 0.0
 
 
 def test_rank_stabilised_scale() -> None:
