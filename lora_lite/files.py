@@ -14,7 +14,7 @@ import shutil
 import tempfile
 from collections import Counter
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -163,7 +163,6 @@ class _Found:
     tokens: dict[str, list[int]]
     replaced: list[str]
     tied: bool
-    alphas: dict[str, float] = field(default_factory=dict)
 
 
 def _tensors(model: nn.Module, name: str, exported: bool = True) -> dict[str, Tensor]:
@@ -180,15 +179,12 @@ def _tensors(model: nn.Module, name: str, exported: bool = True) -> dict[str, Te
             A, B = own.factors() if exported else (own.lora_A, own.lora_B)
             if isinstance(update, TiedLowRank):
                 A, B = B.T, A.T
-            kind = ("lora_embedding_A", "lora_embedding_B")
-            if not isinstance(layer.base, nn.Embedding):
-                kind = ("lora_A.weight", "lora_B.weight")
-            tensors[f"{key}.{kind[0]}"], tensors[f"{key}.{kind[1]}"] = A, B
+            first, second = _pair(path, layer.base)
+            tensors[first], tensors[second] = A, B
             if own.magnitude is not None:
                 tensors[f"{key}.lora_magnitude_vector"] = own.magnitude
     for path, p in adapters_of(model).by_name[name].replaced.items():
-        parent, _, leaf = path.rpartition(".")
-        tensors[f"{_PREFIX}{parent}.base_layer.{leaf}" if parent in wrapped else _PREFIX + path] = p
+        tensors[_replaced_key(path, wrapped)] = p
     # a copy of each: safetensors stores no tensor that shares memory with another
     return {key: t.detach().cpu().clone(memory_format=torch.contiguous_format) for key, t in tensors.items()}
 
@@ -260,15 +256,59 @@ def _read(model: nn.Module, folder: Path, any_base: bool) -> _Found:
     settings = _read_settings(folder / _CONFIG)
     tensors, metadata = _read_tensors(folder / _WEIGHTS)
     modules = base_modules(model)
-    targets = _targeted(settings, modules)
-    problems: list[str] = []
-    layers = [path for path in modules if _keys(path, modules[path], settings, tensors)]
+    adaptable = [path for path, module in modules.items() if path and layer_size(module)]
+    layers = [path for path in adaptable if any(key in tensors for key in _pair(path, modules[path]))]
+    targets = _targeted(settings, adaptable)
     tied = bool(settings.get("ensure_weight_tying"))
-    problems += [f"{path} is no target of its own config" for path in layers if path not in targets and not tied]
+    problems = [
+        f"{path} is no target of its own config" for path in layers if targets and path not in targets and not tied
+    ]
+    config = _config(settings, layers)
+    tokens = {path: ids for path, ids in _tokens(settings, tensors).items() if path in adaptable}
+    replaced: list[str] = []
+    if config.bias != "none" or config.modules_to_save:
+        try:
+            replaced = find_replaced(model, config, layers, tie=tied)
+        except ValueError as error:
+            problems.append(str(error))
 
-    ranks = {path: int(_by_pattern(settings, "rank_pattern", path, settings["r"])) for path in layers}
+    shapes: dict[str, tuple[int, ...]] = {}  # of every key that must be there
+    for path in dict.fromkeys((*layers, *targets)):
+        shapes |= _pair_shapes(
+            path, modules[path], _by_pattern(settings, "rank_pattern", path, settings["r"]), config.dora
+        )
+    for path, ids in tokens.items():
+        shapes[f"{_PREFIX}{path}.{_TOKENS}"] = (len(ids), _tensor_at(modules, f"{path}.weight").shape[-1])
+    for path in replaced:
+        shapes[_replaced_key(path, layers)] = tuple(_tensor_at(modules, path).shape)
+
+    for path in layers:  # PEFT adds an adapted embedding's own weight
+        stored = tensors.pop(f"{_PREFIX}{path}.base_layer.weight", None)
+        if stored is not None and not _same(stored, _tensor_at(modules, f"{path}.weight")):
+            problems.append(f"{_PREFIX}{path}.base_layer.weight is not the weight of the model's {path}")
+    problems += [f"missing {key}" for key in shapes if key not in tensors]
+    problems += [f"unexpected key {key}{_why(key, modules)}" for key in tensors if key not in shapes]
+    for key in shapes.keys() & tensors.keys():
+        if tuple(tensors[key].shape) != shapes[key]:
+            problems.append(f"{key} has shape {tuple(tensors[key].shape)}, needed is {shapes[key]}")
+        elif not tensors[key].isfinite().all():
+            problems.append(f"{key} holds NaN or infinity")
+    digest = metadata.get("base_sha256")
+    if digest and not any_base and _base_hash(model, layers) not in (digest, None):
+        problems.append("the weights of the adapted layers hash to another sha256 than those it was saved with")
+    if problems or not layers:
+        raise AdapterError(
+            f"{folder / _WEIGHTS} does not fit the model: {'; '.join(problems) or 'it holds no adapter'}. "
+            "Load the base model that the adapter was trained on."
+        )
+    return _Found(config, tensors, layers, tokens, replaced, tied)
+
+
+def _config(settings: dict[str, Any], layers: list[str]) -> LoRAConfig:
+    """Our config of what PEFT's says of these layers."""
+    ranks = {path: _by_pattern(settings, "rank_pattern", path, settings["r"]) for path in layers}
     alphas = {path: float(_by_pattern(settings, "alpha_pattern", path, settings["lora_alpha"])) for path in layers}
-    config = LoRAConfig(
+    return LoRAConfig(
         rank=settings["r"],
         alpha=float(settings["lora_alpha"]),
         dropout=settings.get("lora_dropout") or 0.0,
@@ -281,56 +321,15 @@ def _read(model: nn.Module, folder: Path, any_base: bool) -> _Found:
         modules_to_save=tuple(settings.get("modules_to_save") or ()),
     )
 
-    shapes: dict[str, tuple[int, ...]] = {}  # of every key that must be there
-    for path in dict.fromkeys((*layers, *targets)):
-        size = layer_size(modules[path])
-        assert size is not None
-        N, K = size
-        rank = ranks.get(path) or int(_by_pattern(settings, "rank_pattern", path, settings["r"]))
-        first, second = _pair(path, modules[path])
-        shapes[first], shapes[second] = (rank, K), (N, rank)
-        if config.dora:
-            shapes[f"{_PREFIX}{path}.lora_magnitude_vector"] = (N,)
-    tokens = {path: ids for path, ids in _tokens(settings, tensors).items() if path in modules}
-    for path, ids in tokens.items():
-        size = layer_size(modules[path])
-        if size is not None:
-            shapes[f"{_PREFIX}{path}.{_TOKENS}"] = (
-                len(ids),
-                size[0] if isinstance(modules[path], nn.Embedding) else size[1],
-            )
-    try:
-        replaced = (
-            find_replaced(model, config, layers, tie=tied) if config.bias != "none" or config.modules_to_save else []
-        )
-    except ValueError as error:
-        problems.append(str(error))
-        replaced = []
-    own = {key: path for path in replaced for key in _replaced_keys(path, layers)}
-    shapes |= {key: tuple(_tensor_at(modules, path).shape) for key, path in own.items()}
 
-    for key in list(tensors):  # PEFT adds an adapted embedding's own weight
-        path = key.removeprefix(_PREFIX).removesuffix(".base_layer.weight")
-        if key.endswith(".base_layer.weight") and path in layers:
-            if not _same(tensors[key], _tensor_at(modules, f"{path}.weight")):
-                problems.append(f"{key} is not the weight of the model's {path}")
-            del tensors[key]
-    problems += [f"missing {key}" for key in shapes if key not in tensors]
-    problems += [f"unexpected key {key}{_why(key, modules)}" for key in tensors if key not in shapes]
-    problems += [
-        f"{key} has shape {tuple(tensors[key].shape)}, needed is {shape}"
-        for key, shape in shapes.items()
-        if key in tensors and tuple(tensors[key].shape) != shape
-    ]
-    digest = metadata.get("base_sha256")
-    if digest and not any_base and not problems and _base_hash(model, layers) not in (digest, None):
-        problems.append("the weights of the adapted layers hash to another sha256 than those it was saved with")
-    if problems or not layers:
-        raise AdapterError(
-            f"{folder / _WEIGHTS} does not fit the model: {'; '.join(problems) or 'it holds no adapter'}. "
-            "Load the base model that the adapter was trained on."
-        )
-    return _Found(config, tensors, layers, tokens, replaced, tied, alphas)
+def _pair_shapes(path: str, base: nn.Module, rank: int, dora: bool) -> dict[str, tuple[int, ...]]:
+    """The keys of one layer's update and their shapes."""
+    size = layer_size(base)
+    assert size is not None
+    N, K = size
+    first, second = _pair(path, base)
+    shapes: dict[str, tuple[int, ...]] = {first: (rank, K), second: (N, rank)}
+    return {**shapes, f"{_PREFIX}{path}.lora_magnitude_vector": (N,)} if dora else shapes
 
 
 @torch.no_grad()
@@ -344,11 +343,11 @@ def _fill(model: nn.Module, name: str, found: _Found) -> None:
             first, second = _pair(path, layer.base)
             update.lora_A.copy_(found.tensors[first])
             update.lora_B.copy_(found.tensors[second])
-            update.alpha = found.alphas[path]
+            update.alpha = found.config.alpha_of(path)
             if update.magnitude is not None:
                 update.magnitude.copy_(found.tensors[f"{_PREFIX}{path}.lora_magnitude_vector"])
     for path, p in adapters_of(model).by_name[name].replaced.items():
-        p.copy_(next(found.tensors[key] for key in _replaced_keys(path, found.layers)))
+        p.copy_(found.tensors[_replaced_key(path, found.layers)])
 
 
 def _pair(path: str, base: nn.Module) -> tuple[str, str]:
@@ -358,15 +357,10 @@ def _pair(path: str, base: nn.Module) -> tuple[str, str]:
     return f"{_PREFIX}{path}.lora_A.weight", f"{_PREFIX}{path}.lora_B.weight"
 
 
-def _keys(path: str, module: nn.Module, settings: dict[str, Any], tensors: Iterable[str]) -> bool:
-    """Whether a layer has an A or B in the file."""
-    return layer_size(module) is not None and any(key in tensors for key in _pair(path, module))
-
-
-def _replaced_keys(path: str, layers: Iterable[str]) -> list[str]:
+def _replaced_key(path: str, layers: Iterable[str]) -> str:
     """PEFT's key of a parameter that takes the base's place."""
     parent, _, leaf = path.rpartition(".")
-    return [f"{_PREFIX}{parent}.base_layer.{leaf}" if parent in layers else _PREFIX + path]
+    return f"{_PREFIX}{parent}.base_layer.{leaf}" if parent in layers else _PREFIX + path
 
 
 def _why(key: str, modules: dict[str, nn.Module]) -> str:
@@ -408,8 +402,11 @@ def _by_pattern(settings: dict[str, Any], kind: str, path: str, default: Any) ->
     return default
 
 
-def _targeted(settings: dict[str, Any], modules: dict[str, nn.Module]) -> list[str]:
-    """The layers that the config's own targets name, as PEFT reads them: ends of names, or a regular expression."""
+def _targeted(settings: dict[str, Any], paths: list[str]) -> list[str]:
+    """The layers that the config's own targets name, as PEFT reads them: ends of names, or a regular expression.
+
+    Empty for "all-linear": which layers PEFT means by that depends on its version, so the file's keys tell.
+    """
 
     def named(path: str, wanted: Any) -> bool:
         if isinstance(wanted, str):
@@ -418,21 +415,17 @@ def _targeted(settings: dict[str, Any], modules: dict[str, nn.Module]) -> list[s
 
     wanted, excluded = settings.get("target_modules"), settings.get("exclude_modules")
     if wanted == "all-linear":
-        return []  # which layers PEFT means by that depends on its version; the keys tell
-    blocks = settings.get("layers_to_transform")
+        return []
+    blocks, lists = settings.get("layers_to_transform"), settings.get("layers_pattern") or [r"[^.]*"]
     blocks = [blocks] if isinstance(blocks, int) else blocks
+    lists = [lists] if isinstance(lists, str) else lists
     found = []
-    for path, module in modules.items():
-        if not path or layer_size(module) is None or not named(path, wanted) or named(path, excluded):
-            continue
-        if any(re.match(rf"(^|.*\.){m}($|\..*)", path) for m in settings.get("modules_to_save") or ()):
-            continue
-        lists = settings.get("layers_pattern") or [r"[^.]*"]
-        lists = [lists] if isinstance(lists, str) else lists
+    for path in paths:
+        saved = any(re.match(rf"(^|.*\.){m}($|\..*)", path) for m in settings.get("modules_to_save") or ())
         block = next((m[1] for p in lists if (m := re.match(rf"(?:^|.*?\.){p}\.(\d+)\.", path))), None)
-        if blocks and (block is None or int(block) not in blocks):
-            continue
-        found.append(path)
+        other = blocks and not isinstance(wanted, str) and (block is None or int(block) not in blocks)
+        if named(path, wanted) and not named(path, excluded) and not saved and not other:
+            found.append(path)
     return found
 
 

@@ -161,6 +161,33 @@ def test_hot_swap(tmp_path: Path) -> None:
     assert torch.equal(model(IDS), expected(IDS))
 
 
+def test_a_file_that_is_not_finite_is_refused(folder: Path) -> None:
+    path = folder / "adapter_model.safetensors"
+    tensors = load_file(path)
+    key = "base_model.model.model.layers.1.self_attn.q_proj.lora_B.weight"
+    tensors[key][0, 0] = float("nan")
+    save_file(tensors, path)
+    with pytest.raises(AdapterError, match=f"{key} holds NaN or infinity"):
+        load_adapter(base(), folder)
+
+
+def test_targets_as_peft_writes_them(folder: Path) -> None:
+    """The same layers as a regular expression, as "all-linear", with exclusions and blocks: all of them are understood."""
+    path = folder / "adapter_config.json"
+    plain = json.loads(path.read_text())
+    for fields in (
+        {"target_modules": r".*\.(q_proj|down_proj)"},
+        {"target_modules": "all-linear"},
+        {"target_modules": ["q_proj", "down_proj", "up_proj"], "exclude_modules": r".*up_proj"},
+        {"target_modules": ["q_proj", "down_proj"], "layers_to_transform": [0, 1], "layers_pattern": "layers"},
+    ):
+        path.write_text(json.dumps(plain | fields))
+        assert len(load_adapter(base(), folder)) == 4
+    path.write_text(json.dumps(plain | {"layers_to_transform": 1}))
+    with pytest.raises(AdapterError, match="layers.0.self_attn.q_proj is no target of its own config"):
+        load_adapter(base(), folder)
+
+
 def test_loading_draws_no_random_numbers(folder: Path) -> None:
     before = torch.get_rng_state()
     load_adapter(base_of(before), folder)
