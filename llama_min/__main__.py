@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -19,7 +20,7 @@ __all__ = ["main"]
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command; 0 where it succeeded, 2 where folder or prompt cannot be used, 130 after Ctrl-C."""
+    """Run the command; 0 where it succeeded, 2 for a folder or prompt that cannot be used, 130 after Ctrl-C, 141 after a closed pipe."""
     options = _parser().parse_args(arguments)
     try:
         tokenizer = load_tokenizer(options.folder)
@@ -34,6 +35,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print()
         return 130
+    except BrokenPipeError:  # whoever read the text has had enough of it
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or the interpreter's last flush fails too
+        return 141
     return 0
 
 
@@ -52,9 +56,9 @@ def _write(model: Llama, tokenizer: Tokenizer, ids: list[int], options: argparse
         min_p=options.min_p,
         repetition_penalty=options.repetition_penalty,
         seed=options.seed,
-        eos_ids=tokenizer.eos_ids,
+        eos_ids=(*model.config.eos_token_ids, *tokenizer.eos_ids),
     )
-    decoder = StreamDecoder(tokenizer, options.stop)
+    decoder = StreamDecoder(tokenizer, options.stop, continues=True)
     pieces = []
     for token in tokens:
         pieces.append(decoder.push(token))

@@ -157,14 +157,14 @@ def _find_tensors(folder: Path, expected: dict[str, tuple[int, ...]], tied: bool
                     problems.append(f"unexpected {name} {shape}")
                 elif names and name not in names:
                     problems.append(f"{name} is in {path.name} but not listed for it")
-                elif shape != expected[name]:
-                    problems.append(f"{name} has shape {shape}, the config says {expected[name]}")
-                elif kind not in _FLOATS:
-                    problems.append(f"{name} has dtype {kind}, needed is one of {', '.join(_FLOATS)}")
                 else:
+                    if shape != expected[name]:
+                        problems.append(f"{name} has shape {shape}, the config says {expected[name]}")
+                    if kind not in _FLOATS:
+                        problems.append(f"{name} has dtype {kind}, needed is one of {', '.join(_FLOATS)}")
                     found.setdefault(path, []).append(name)
             seen |= held | names
-    if len(promised) > 1:
+    if any(promised.values()):  # by an index
         others = set(folder.glob("model-*-of-*.safetensors")) - promised.keys()
         problems += [f"{path.name} is not in the index" for path in sorted(others)]
     optional = {_HEAD} if tied else set()
@@ -189,7 +189,7 @@ def _weight_files(folder: Path) -> dict[Path, set[str]]:
     try:
         for tensor, name in json.loads(index.read_text(encoding="utf-8"))["weight_map"].items():
             files.setdefault(folder / name, set()).add(tensor)
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise CheckpointError(f"{index} is not a safetensors index ({error!r}): download it again") from None
     return files
 

@@ -92,13 +92,15 @@ class LlamaConfig:
         _refuse_wrong_types(settings)
         heads = settings["num_attention_heads"]
         rope = settings.get("rope_scaling") or settings.get("rope_parameters") or {}
+        if settings.get("original_max_position_embeddings"):  # this spelling wins, as it does in transformers
+            rope = {**rope, "original_max_position_embeddings": settings["original_max_position_embeddings"]}
         eos = settings.get("eos_token_id")
         return cls(
             **{k: settings[k] for k in _REQUIRED},
             num_key_value_heads=settings.get("num_key_value_heads") or heads,
             head_dim=settings.get("head_dim") or settings["hidden_size"] // heads,
             max_position_embeddings=settings.get("max_position_embeddings") or 2048,
-            rms_norm_eps=settings.get("rms_norm_eps") or 1e-6,
+            rms_norm_eps=1e-6 if settings.get("rms_norm_eps") is None else float(settings["rms_norm_eps"]),
             rope_theta=float(rope.get("rope_theta") or settings.get("rope_theta") or 10000.0),
             rope_scaling=_read_rope_scaling(rope),
             tie_word_embeddings=settings.get("tie_word_embeddings") or False,
@@ -143,7 +145,9 @@ def _refuse_wrong_types(settings: dict[str, Any]) -> None:
     kinds: tuple[tuple[tuple[str, ...], Callable[[Any], bool], str], ...] = (
         (_REQUIRED, _is_whole, "a whole number above 0"),
         (("num_key_value_heads", "head_dim", "max_position_embeddings"), _is_whole, "a whole number above 0"),
-        (("rms_norm_eps", "rope_theta"), _is_number, "a number above 0"),
+        (("rope_theta",), _is_number, "a number above 0"),
+        (("rms_norm_eps",), lambda v: v == 0 or _is_number(v), "a number, 0 or above"),
+        (("original_max_position_embeddings",), _is_whole, "a whole number above 0"),
         (("tie_word_embeddings", "attention_bias", "mlp_bias"), lambda v: isinstance(v, bool), "true or false"),
         (("rope_scaling", "rope_parameters"), lambda v: isinstance(v, dict), "an object"),
     )
@@ -170,21 +174,31 @@ def _refuse_what_differs(settings: dict[str, Any]) -> None:
         )
     allowed: dict[str, tuple[Any, ...]] = {
         "hidden_act": ("silu",),
-        "sliding_window": (None,),
-        "num_local_experts": (None, 0, 1),
-        "quantization_config": (None,),
+        "is_causal": (True, None),
         "partial_rotary_factor": (None, 1.0),
+        "quantization_config": (None,),
+        **dict.fromkeys(("sliding_window", "use_sliding_window", "attention_chunk_size"), (None, False)),
+        **dict.fromkeys(("num_local_experts", "num_experts", "n_routed_experts", "moe_num_experts"), (None, 0, 1)),
+        **dict.fromkeys(("vision_config", "text_config", "image_token_index"), (None,)),
     }
     for field, values in allowed.items():
         if settings.get(field, values[0]) not in values:
             raise CheckpointError(f"{field}={settings[field]!r} is not supported: only {values[0]!r} is")
+    others = set(settings.get("layer_types") or ()) - {"full_attention"}
+    if others:
+        raise CheckpointError(f"layer_types holds {', '.join(map(repr, others))}: only 'full_attention' is supported")
 
 
 def _read_rope_scaling(rope: dict[str, Any]) -> RopeScaling | None:
     """From `rope_scaling` (its type spelt `type` or `rope_type`) or transformers 5's `rope_parameters`."""
+    nested = [name for name, value in rope.items() if isinstance(value, dict)]
+    if nested:
+        raise CheckpointError(
+            f"rope_parameters of their own for {', '.join(nested)} are not supported: only one set is"
+        )
     if rope.get("partial_rotary_factor", 1.0) not in (None, 1.0):
         raise CheckpointError(f"partial_rotary_factor={rope['partial_rotary_factor']!r} is not supported: only 1.0 is")
-    kind = rope.get("rope_type", rope.get("type"))
+    kind = rope.get("rope_type") or rope.get("type")
     if kind in ("default", None):
         return None
     if kind != "llama3":
@@ -193,4 +207,9 @@ def _read_rope_scaling(rope: dict[str, Any]) -> RopeScaling | None:
     missing = [name for name in names if not isinstance(rope.get(name), (int, float))]
     if missing:
         raise CheckpointError(f"rope_scaling of rope_type 'llama3' lacks {', '.join(missing)}")
-    return RopeScaling(**{name: rope[name] for name in names})
+    scaling = RopeScaling(**{name: rope[name] for name in names})
+    if not 0 < scaling.factor < float("inf") or not 0 < scaling.low_freq_factor < scaling.high_freq_factor:
+        raise CheckpointError(
+            f"{scaling} makes no sense: factor is above 0, and low_freq_factor below high_freq_factor"
+        )
+    return scaling

@@ -54,7 +54,7 @@ def stream(
         seed: of the sampling; the same seed gives the same text.
         eos_ids: where to stop; an end token is left out. `None` takes `model.config.eos_token_ids`, if it has them.
         stop: strings where to stop. Tokens are held back while they may belong to one, and left out where they lie
-            in one as a whole: of a token that begins before it, `StreamDecoder(tokenizer, stop)` cuts the rest.
+            in one as a whole: of a token that begins before it, `StreamDecoder(tokenizer, stop, continues=True)` cuts the rest.
         tokenizer: what the stop strings are looked for with.
         logprobs: whether each `Token` carries its log-probability under the model (that of softmax(logits), before
             penalty, temperature and filters).
@@ -126,7 +126,7 @@ def distribution(
     logits: Tensor, temperature: float, top_k: int | None = None, top_p: float | None = None, min_p: float | None = None
 ) -> Tensor:
     """The probabilities (V,) from which a token is drawn; each filter sees what the one before it left."""
-    scores = logits / temperature
+    scores = (logits - logits.max()) / temperature  # the same softmax, and finite for the smallest temperature
     if top_k is not None:
         kth = scores.topk(min(top_k, len(scores))).values[-1]
         scores = scores.masked_fill(scores < kth, float("-inf"))
@@ -155,7 +155,11 @@ class _Sampling:
     def __post_init__(self) -> None:
         for name, valid, needed in (
             ("temperature", 0 <= self.temperature < float("inf"), "0 or above"),
-            ("top_k", self.top_k is None or self.top_k >= 1, "1 or above"),
+            (
+                "top_k",
+                self.top_k is None or (isinstance(self.top_k, int) and self.top_k >= 1),
+                "a whole number, 1 or above",
+            ),
             ("top_p", self.top_p is None or 0 < self.top_p <= 1, "above 0 and at most 1"),
             ("min_p", self.min_p is None or 0 <= self.min_p <= 1, "from 0 to 1"),
             ("repetition_penalty", 0 < self.repetition_penalty < float("inf"), "above 0"),
@@ -234,7 +238,7 @@ def _write(
     next_logits = _next_logits(model, prompts, max_new_tokens, device)
     rows = []
     for number, prompt in enumerate(prompts):
-        decoder = StreamDecoder(tokenizer, stop) if stop and tokenizer is not None else None
+        decoder = StreamDecoder(tokenizer, stop, continues=True) if stop and tokenizer is not None else None
         rows.append(_Row(prompt, torch.Generator(device).manual_seed(sampling.seed + number), decoder))
 
     def write() -> Iterator[tuple[int, Token]]:

@@ -64,7 +64,7 @@ def apply_rope(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
         interleaved   x0 y0 x1 y1 x2 y2 x3 y3
     """
     first, second = x.chunk(2, dim=-1)  # (B, heads, T, C/2) each
-    return torch.cat((first * cos - second * sin, second * cos + first * sin), dim=-1)
+    return torch.cat((first * cos - second * sin, second * cos + first * sin), dim=-1)  # (B, heads, T, C)
 
 
 def attend_reference(q: Tensor, k: Tensor, v: Tensor, mask: Tensor) -> Tensor:
@@ -82,7 +82,7 @@ def attend_reference(q: Tensor, k: Tensor, v: Tensor, mask: Tensor) -> Tensor:
     group = q.shape[1] // k.shape[1]
     k, v = k.repeat_interleave(group, dim=1), v.repeat_interleave(group, dim=1)  # (B, H, S, C)
     scores = q @ k.transpose(-2, -1) / math.sqrt(q.shape[-1]) + mask  # (B, H, T, S)
-    return torch.softmax(scores.float(), dim=-1).to(q.dtype) @ v
+    return torch.softmax(scores.float(), dim=-1).to(q.dtype) @ v  # (B, H, T, C)
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
@@ -94,8 +94,10 @@ def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
     """
     if q.shape[2] == 1:
         grouped = q.reshape(q.shape[0], k.shape[1], -1, q.shape[3])  # (B, K, H/K, C)
-        return F.scaled_dot_product_attention(grouped, k, v, attn_mask=mask).reshape(q.shape)
-    return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=mask is None, enable_gqa=True)
+        return F.scaled_dot_product_attention(grouped, k, v, attn_mask=mask).reshape(q.shape)  # (B, H, 1, C)
+    return F.scaled_dot_product_attention(  # (B, H, T, C)
+        q, k, v, attn_mask=mask, is_causal=mask is None, enable_gqa=True
+    )
 
 
 class KVCache:
@@ -139,7 +141,7 @@ class KVCache:
         keys, values, T = self.k[layer], self.v[layer], k.shape[2]  # (B, K, max_length, C)
         keys.narrow(2, self.length, T).copy_(k)
         values.narrow(2, self.length, T).copy_(v)
-        return keys.narrow(2, 0, self.length + T), values.narrow(2, 0, self.length + T)
+        return keys.narrow(2, 0, self.length + T), values.narrow(2, 0, self.length + T)  # (B, K, S, C) each
 
     def positions(self, T: int) -> Tensor:
         """The positions of the next T tokens in their own texts, (1, T), or (B, T) with padding (at 0 itself)."""
@@ -159,7 +161,7 @@ class KVCache:
     def repeat(self, batch: int) -> KVCache:
         """A cache of `batch` rows that all go on from this one-row cache: one prompt, several continuations."""
         copied = copy(self)
-        copied.k, copied.v = self.k.repeat(1, batch, 1, 1, 1), self.v.repeat(1, batch, 1, 1, 1)
+        copied.k, copied.v = self.k.repeat(1, batch, 1, 1, 1), self.v.repeat(1, batch, 1, 1, 1)  # (layers, batch, ...)
         return copied
 
 
@@ -185,8 +187,8 @@ class Attention(nn.Module):
             v = self.v_proj(x).view(B, T, K, C).transpose(1, 2)  # (B, K, T, C)
         else:
             qkv = self.qkv_proj(x).view(B, T, H + 2 * K, C).transpose(1, 2)  # (B, H + 2K, T, C)
-            q, k = apply_rope(qkv[:, : H + K], cos, sin).split((H, K), dim=1)
-            v = qkv[:, H + K :]
+            q, k = apply_rope(qkv[:, : H + K], cos, sin).split((H, K), dim=1)  # (B, H, T, C), (B, K, T, C)
+            v = qkv[:, H + K :]  # (B, K, T, C)
         if cache is not None:
             k, v = cache.append(self.layer, k, v)  # (B, K, S, C)
         y = attend(q, k, v, mask)  # (B, H, T, C)
@@ -208,11 +210,11 @@ class MLP(nn.Module):
         if self.gate_up_proj is None:
             gate, up = self.gate_proj(x), self.up_proj(x)  # (B, T, F) each
         else:
-            gate, up = self.gate_up_proj(x).chunk(2, dim=-1)
+            gate, up = self.gate_up_proj(x).chunk(2, dim=-1)  # (B, T, F) each
         gated = F.silu(gate)
         # in place where no gradient needs silu(gate) again: a long prompt's (T, F) is not allocated twice
         gated = gated * up if torch.is_grad_enabled() else gated.mul_(up)
-        return self.down_proj(gated)
+        return self.down_proj(gated)  # (B, T, D)
 
 
 class Block(nn.Module):

@@ -82,11 +82,13 @@ def _read_tokenizer(path: Path) -> Tokenizer:
         first = file.readline(1000)
     if re.fullmatch(rb"[A-Za-z0-9+/]+=* \d+\r?\n?", first):
         return BPETokenizer.from_tiktoken(path)
-    return SentencePieceTokenizer(path)
+    tokenizer = SentencePieceTokenizer(path)
+    tokenizer.folder_has_template = "chat_template" in _read_settings(path.parent)
+    return tokenizer
 
 
 class StreamDecoder:
-    """Text from tokens as they come, never half a character: the pieces, joined, are `decode` of all tokens.
+    """Text from tokens as they come, never half a character: the pieces of a text's ids, joined, are that text.
 
     Example::
 
@@ -98,12 +100,14 @@ class StreamDecoder:
     Args:
         tokenizer: what the tokens are of.
         stop: strings at which the text ends: no piece holds any of one, and `stopped` tells that one has come.
+        continues: whether the tokens go on with a text that came before. At the start of a text, sentencepiece's
+            vocabularies spell a space that is not there; it is dropped.
     """
 
-    def __init__(self, tokenizer: Tokenizer, stop: Sequence[str] = ()) -> None:
+    def __init__(self, tokenizer: Tokenizer, stop: Sequence[str] = (), continues: bool = False) -> None:
         self._token_bytes = tokenizer.token_bytes
         self._utf8 = codecs.getincrementaldecoder("utf-8")("replace")  # keeps the bytes of an unfinished character
-        self._drop_space = tokenizer.leading_space
+        self._drop_space = tokenizer.leading_space and not continues
         self._stop = tuple(stop)
         self._text = ""  # whole characters that may begin a stop string
         self.stopped = False
@@ -168,7 +172,7 @@ class BPETokenizer:
         self._letters = {letter: byte for byte, letter in _byte_letters().items()} if byte_level else None
         self.leading_space: bool = not byte_level  # a vocabulary made from sentencepiece's
         self._template: str | None = settings.get("chat_template")
-        self._special = {"bos_token": settings.get("bos_token", ""), "eos_token": settings.get("eos_token", "")}
+        self._special = {name: token for name, token in settings.items() if name != "chat_template"}
         frame = ("<|begin_of_text|>", "<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>")
         self.can_chat: bool = bool(self._template) or None not in map(backend.token_to_id, frame)
 
@@ -211,7 +215,7 @@ class BPETokenizer:
         backend.decoder = decoders.ByteLevel()
         names = [*LLAMA3_SPECIAL, *(f"<|reserved_special_token_{n}|>" for n in range(3, 256 - len(LLAMA3_SPECIAL) + 3))]
         backend.add_special_tokens([AddedToken(name, special=True, normalized=False) for name in names])
-        return cls(backend)
+        return cls(backend, path.parent)
 
     def encode(self, text: str, bos: bool = False, eos: bool = False, special: bool = False) -> list[int]:
         """Ids of `text`, with BOS in front or an end token behind where asked for.
@@ -264,7 +268,7 @@ class BPETokenizer:
             ids and mask, of equal length; the mask is 1 on the assistant's text and its end of turn, else 0.
 
         Raises:
-            ValueError: the tokenizer has neither a template nor the chat tokens, the template fails or writes other
+            ValueError: the tokenizer has neither a template nor the chat tokens, the template fails or writes more
                 than one BOS, or a message lacks a known role or its content.
             ImportError: the folder has a `chat_template` and jinja2 is not installed.
         """
@@ -276,7 +280,8 @@ class BPETokenizer:
                     "roles are system, user and assistant, content is a string"
                 )
         if self._template:
-            return self._encode_template(messages, add_generation_prompt, date)
+            whole = [{**message, "content": _whole(message["content"])} for message in messages]
+            return self._encode_template(whole, add_generation_prompt, date)
         if not self.can_chat:
             raise ValueError("this tokenizer has no chat tokens such as <|start_header_id|>: use encode()")
 
@@ -308,13 +313,24 @@ class BPETokenizer:
         if date is not None:
             prompt["date_string"] = date
         text = _render(self._template or "", messages, prompt)
-        # Render again with a mark of private-use letters for each text, to see where the template puts them.
-        marked = [{**m, "content": _around(m["content"], f"\ue000{n}\ue001")} for n, m in enumerate(messages)]
-        parts = re.split("\ue000(\\d+)\ue001", _render(self._template or "", marked, prompt))
+        # Render again with a mark of private-use letters for each text, to see where the template puts them, and once
+        # more with the bare marks, to see whether it keeps the white space around a text.
+        marks = [f"\ue000{n}\ue001" for n in range(len(messages))]
+        marked, bare = (
+            re.split(
+                "\ue000(\\d+)\ue001", _render(self._template or "", [{**m, "content": c} for m, c in pairs], prompt)
+            )
+            for pairs in (
+                [(m, _around(m["content"], mark)) for m, mark in zip(messages, marks)],
+                list(zip(messages, marks)),
+            )
+        )
+        parts = [*marked]
         shown = [messages[int(number)] for number in parts[1::2]]  # a template may leave out or move a message
         parts[1::2] = [message["content"].strip() for message in shown]
         if "".join(parts) != text:
             raise ValueError("the folder's chat_template rewrites the messages: render it yourself and use encode()")
+        kept = [len(bare) == len(parts) and part != plain for part, plain in zip(parts, bare)]  # own white space in it
 
         names = [token.content for token in self._backend.get_added_tokens_decoder().values()]
         special = re.compile("|".join(map(re.escape, sorted(names, key=len, reverse=True))) or r"(?!)")
@@ -323,8 +339,14 @@ class BPETokenizer:
             if n % 2 == 0:  # the template's own words
                 cuts += [(start + m.start(), start + m.end()) for m in special.finditer(part)]
             elif shown[n // 2]["role"] == "assistant":
-                spoken.append((start, start + len(part)))
+                head, tail = _own_space(shown[n // 2]["content"])
+                low = start - (len(head) if kept[n - 1] and parts[n - 1].endswith(head) else 0)
+                high = start + len(part) + (len(tail) if kept[n + 1] and parts[n + 1].startswith(tail) else 0)
+                spoken.append((low, high))
             start += len(part)
+        # what ends a turn is spoken too, with the white space that the template may set before it
+        ends = {re.compile(r"\s*").match(text, stop).end(): stop for _, stop in spoken}  # type: ignore[union-attr]
+        spoken += [(ends[low], high) for low, high in cuts if low in ends]
 
         ids: list[int] = []
         mask: list[int] = []
@@ -332,10 +354,11 @@ class BPETokenizer:
         for low, high in [*cuts, (len(text), len(text))]:
             piece = self._encode(text[done:low], special=False)
             ids += piece.ids
-            mask += [int(any(s <= done + at < e for s, e in spoken)) for at, _ in piece.offsets]
+            # a token that begins with the template's space and goes on with what is spoken is spoken
+            mask += [int(any(s < done + to and done + at < e for s, e in spoken)) for at, to in piece.offsets]
             if high > low:
                 ids.append(self._token(text[low:high]))
-                mask.append(int(any(e == low for _, e in spoken)))  # the end of the assistant's turn
+                mask.append(int(any(s < high and low < e for s, e in spoken)))
             done = high
         if self.bos_id is not None and ids.count(self.bos_id) > 1:
             raise ValueError(
@@ -349,6 +372,7 @@ class SentencePieceTokenizer:
 
     can_chat = False
     leading_space = True
+    folder_has_template = False
 
     def __init__(self, path: str | Path) -> None:
         from sentencepiece import SentencePieceProcessor
@@ -388,29 +412,45 @@ class SentencePieceTokenizer:
         self, messages: Sequence[Message], add_generation_prompt: bool = False, date: str | None = None
     ) -> tuple[list[int], list[int]]:
         """Refuses: this kind of vocabulary has no tokens that frame a turn."""
+        if self.folder_has_template:
+            raise ValueError(
+                "the folder's chat_template cannot be used with a sentencepiece tokenizer.model, whose control tokens "
+                "are not read from text: add the model's tokenizer.json to the folder, or use encode()"
+            )
         raise ValueError("a sentencepiece tokenizer.model has no chat tokens: use encode()")
 
 
 def _read_settings(folder: Path | None) -> dict[str, str]:
-    """`bos_token`, `eos_token` and `chat_template` of a folder, where its files name them."""
-    settings: dict[str, Any] = {}
-    if folder is not None and (folder / "tokenizer_config.json").is_file():
-        path = folder / "tokenizer_config.json"
+    """The special tokens ("bos_token", "eos_token", ...) and the "chat_template" of a folder, as its files name them."""
+    found: dict[str, str] = {}
+    for file in ("special_tokens_map.json", "tokenizer_config.json"):  # the second has the last word
+        if folder is None or not (folder / file).is_file():
+            continue
+        path = folder / file
         try:
             settings = dict(json.loads(path.read_text(encoding="utf-8")))
-        except (OSError, ValueError, TypeError) as error:
+        except (OSError, ValueError, TypeError, RecursionError) as error:
             raise CheckpointError(f"{path} cannot be read as a JSON object ({error}): download it again") from None
-    if folder is not None and (folder / "chat_template.jinja").is_file():
-        settings["chat_template"] = (folder / "chat_template.jinja").read_text(encoding="utf-8")
-    found = {}
-    for key in ("bos_token", "eos_token", "chat_template"):
-        value = settings.get(key)
-        if isinstance(value, list):  # several named templates
-            value = {entry["name"]: entry["template"] for entry in value}.get("default")
-        value = value["content"] if isinstance(value, dict) else value
-        if isinstance(value, str):
-            found[key] = value
+        for name, value in settings.items():
+            if name.endswith("_token"):
+                value = value.get("content") if isinstance(value, dict) else value
+                if isinstance(value, str):
+                    found[name] = value
+        if settings.get("chat_template") is not None:
+            found["chat_template"] = _one_template(settings["chat_template"], path)
+    for file in ("additional_chat_templates/default.jinja", "chat_template.jinja"):
+        if folder is not None and (folder / file).is_file():
+            found["chat_template"] = (folder / file).read_text(encoding="utf-8")
     return found
+
+
+def _one_template(value: Any, path: Path) -> str:
+    """A template's text, or of several named ones the one named "default"."""
+    if isinstance(value, list) and all(isinstance(entry, dict) for entry in value):
+        value = {entry.get("name"): entry.get("template") for entry in value}.get("default")
+    if not isinstance(value, str):
+        raise CheckpointError(f"{path}: chat_template is neither a text nor a list with one named 'default'")
+    return value
 
 
 def _render(template: str, messages: Sequence[Message], names: dict[str, Any]) -> str:
@@ -430,16 +470,22 @@ def _render(template: str, messages: Sequence[Message], names: dict[str, Any]) -
     environment.globals |= {"raise_exception": refuse, "strftime_now": lambda form: datetime.now().strftime(form)}
     environment.filters["tojson"] = lambda value, **how: json.dumps(value, ensure_ascii=False, **how)
     try:
-        return environment.from_string(template).render(messages=list(messages), tools=None, **names)
-    except (TemplateError, TypeError, KeyError) as error:
-        raise ValueError(f"the folder's chat_template cannot write these messages: {error}") from None
+        return environment.from_string(template).render(messages=list(messages), tools=None, documents=None, **names)
+    except Exception as error:  # noqa: BLE001 (a template is the folder's own code and may raise anything)
+        raise ValueError(f"the folder's chat_template cannot write these messages: {error!r}") from None
+
+
+def _own_space(text: str) -> tuple[str, str]:
+    """The white space that `text` begins and ends with; of nothing else, all of it is the beginning."""
+    core = text.strip()
+    head = text[: len(text) - len(text.lstrip())]
+    return head, text[len(head) + len(core) :] if core else ""
 
 
 def _around(text: str, mark: str) -> str:
     """`mark` between the white space that `text` begins and ends with."""
-    core = text.strip()
-    before = text[: len(text) - len(text.lstrip())]
-    return before + mark + (text[len(before) + len(core) :] if core else "")
+    head, tail = _own_space(text)
+    return head + mark + tail
 
 
 def _whole(text: str) -> str:
@@ -469,4 +515,5 @@ def _framed(ids: list[int], bos_id: int | None, eos_ids: tuple[int, ...], bos: b
         raise ValueError("bos=True, but this tokenizer has no BOS token: encode with bos=False")
     if eos and not eos_ids:
         raise ValueError("eos=True, but this tokenizer has no EOS token: encode with eos=False")
-    return ([bos_id] if bos and bos_id is not None else []) + ids + (list(eos_ids[-1:]) if eos else [])
+    first = [bos_id] if bos and bos_id is not None and ids[:1] != [bos_id] else []  # text may have spelt it already
+    return first + ids + (list(eos_ids[-1:]) if eos else [])

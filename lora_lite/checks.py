@@ -97,8 +97,8 @@ def check_scale(make: Make) -> None:
     """The update is multiplied by alpha / rank, so that another rank needs no other learning rate."""
     for rank, alpha in ((R, ALPHA), (2, 1.0)):
         layer, x = _filled(make(_base(), rank, alpha, 0.0)), _random(5, K)
-        unscaled = x @ _matrix(layer, "lora_A").T @ _matrix(layer, "lora_B").T
-        change = layer(x) - _base()(x)
+        unscaled = (x @ _matrix(layer, "lora_A").T @ _matrix(layer, "lora_B").T).detach()
+        change = (layer(x) - _base()(x)).detach()
         scale = float((change * unscaled).sum() / unscaled.pow(2).sum())  # of least squares
         for wrong, why in (
             (1.0, "alpha is forgotten"),

@@ -47,6 +47,15 @@ def test_dtype_is_converted(folder: Path) -> None:
     assert {p.dtype for p in model.parameters()} == {torch.bfloat16}
 
 
+LLAMA3 = {
+    "rope_type": "llama3",
+    "factor": 8.0,
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 64,
+}
+
+
 @pytest.mark.parametrize(
     ("fields", "names"),
     [
@@ -64,11 +73,22 @@ def test_dtype_is_converted(folder: Path) -> None:
         ({"quantization_config": {"quant_method": "gptq"}}, "quantization_config"),
         ({"hidden_size": None}, "hidden_size=None must be a whole number above 0"),
         ({"hidden_size": "x", "num_hidden_layers": 0}, "hidden_size='x' must be .*; num_hidden_layers=0 must be"),
-        ({"rms_norm_eps": "x"}, "rms_norm_eps='x' must be a number above 0"),
+        ({"rms_norm_eps": "x"}, "rms_norm_eps='x' must be a number, 0 or above"),
         ({"head_dim": 2.5}, "head_dim=2.5 must be a whole number"),
         ({"tie_word_embeddings": "no"}, "tie_word_embeddings='no' must be true or false"),
         ({"rope_scaling": "llama3"}, "rope_scaling='llama3' must be an object"),
         ({"eos_token_id": ["a"]}, "eos_token_id="),
+        ({"rope_scaling": {"rope_type": None, "type": "linear", "factor": 2.0}}, "rope_type='linear'"),
+        ({"rope_parameters": {"full_attention": {"rope_type": "linear"}}}, "of their own for full_attention"),
+        ({"rope_scaling": LLAMA3 | {"low_freq_factor": 5.0}}, "low_freq_factor=5.0, .* makes no sense"),
+        ({"rope_scaling": LLAMA3 | {"factor": 0}}, "factor=0, .* makes no sense"),
+        ({"is_causal": False}, "is_causal=False"),
+        ({"use_sliding_window": True}, "use_sliding_window=True"),
+        ({"attention_chunk_size": 8192}, "attention_chunk_size=8192"),
+        ({"layer_types": ["full_attention", "sliding_attention"]}, "layer_types holds 'sliding_attention'"),
+        ({"num_experts": 4}, "num_experts=4"),
+        ({"n_routed_experts": 4}, "n_routed_experts=4"),
+        ({"vision_config": {"hidden_size": 8}}, "vision_config="),
     ],
 )
 def test_unknown_settings_raise_by_name(folder: Path, fields: dict, names: str) -> None:
@@ -85,6 +105,17 @@ def test_rope_theta_is_found_wherever_it_stands(folder: Path) -> None:
     ):
         change(folder, **fields)
         assert LlamaConfig.from_pretrained(folder).rope_theta == 5e5
+
+
+def test_the_original_context_at_the_top_has_the_last_word(folder: Path) -> None:
+    """As in transformers; and `rope_type: null` leaves `type` to say it."""
+    inner = {key: value for key, value in LLAMA3.items() if key != "original_max_position_embeddings"}
+    for rope in (LLAMA3, inner, {**LLAMA3, "rope_type": None, "type": "llama3"}):
+        change(folder, rope_scaling=rope, original_max_position_embeddings=128)
+        scaling = LlamaConfig.from_pretrained(folder).rope_scaling
+        assert scaling is not None and scaling.original_max_position_embeddings == 128
+    change(folder, rms_norm_eps=0.0)
+    assert LlamaConfig.from_pretrained(folder).rms_norm_eps == 0.0
 
 
 LLAMA_1 = {
@@ -356,6 +387,24 @@ def test_integers_where_floats_belong(folder: Path) -> None:
     path = folder / "model.safetensors"
     save_file(load_file(path) | {"model.norm.weight": torch.zeros(32, dtype=torch.int8)}, path)
     with pytest.raises(CheckpointError, match="model.norm.weight has dtype I8, needed is one of F32, F16, BF16, F64"):
+        load_llama(folder)
+    save_file(load_file(path) | {"model.norm.weight": torch.zeros(3, dtype=torch.int8)}, path)
+    with pytest.raises(CheckpointError, match=r"has shape \(3,\), the config says \(32,\); .* has dtype I8"):
+        load_llama(folder)
+
+
+def test_a_stray_shard_beside_an_index_of_one(folder: Path) -> None:
+    weights = folder / "model.safetensors"
+    name = "model-00001-of-00002.safetensors"
+    weights.rename(folder / name)
+    index = {"weight_map": dict.fromkeys(load_file(folder / name), name)}
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+    load_llama(folder)
+    save_file({"x": torch.zeros(1)}, folder / "model-00002-of-00002.safetensors")
+    with pytest.raises(CheckpointError, match="model-00002-of-00002.safetensors is not in the index"):
+        load_llama(folder)
+    (folder / "model.safetensors.index.json").write_text("[" * 200_000)
+    with pytest.raises(CheckpointError, match="is not a safetensors index"):
         load_llama(folder)
 
 

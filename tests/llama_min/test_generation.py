@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from pathlib import Path
 
 import pytest
 import torch
@@ -10,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
-from llama_min import Llama, StreamDecoder, generate, generate_batch, stream
+from llama_min import Llama, StreamDecoder, generate, generate_batch, load_llama, load_tokenizer, stream
 from llama_min.generation import distribution, penalize_repetition
 from lora_lite import add_lora
 from quant_lite import quantize_
@@ -147,6 +148,20 @@ def test_streaming_can_be_abandoned(model: Llama) -> None:
     assert first == generate(model, [5], 2)
 
 
+def test_the_smallest_temperature_takes_the_likeliest(model: Llama) -> None:
+    greedy = generate(model, [1, 2, 3], 10)
+    assert generate(model, [1, 2, 3], 10, temperature=1e-45) == greedy
+    assert generate(model, [1, 2, 3], 10, temperature=1e-38) == greedy
+
+
+def test_a_stop_string_that_begins_with_the_first_tokens_space(real: Path) -> None:
+    """Sentencepiece spells a space before a text's first word; before a text that goes on it is a real one."""
+    model, tokenizer = load_llama(real / "stories260k", torch.float32), load_tokenizer(real / "stories260k")
+    ids = tokenizer.encode("Once upon a", bos=True)
+    assert tokenizer.decode(generate(model, ids, 1)) == "time"
+    assert generate(model, ids, 5, stop=[" time"], tokenizer=tokenizer) == []
+
+
 def test_stop_strings_by_hand() -> None:
     """The text is "one. tw|o.\\n|three": tokens are held while they may lie in the stop string, and cut from it on."""
     texts = [b"one", b". tw", b"o.", b"\n", b"three"]
@@ -247,7 +262,8 @@ def test_refused_before_it_starts(model: Llama) -> None:
         ({"ids": [1], "max_new_tokens": -1}, "max_new_tokens=-1 must be 0 or above"),
         ({"ids": [1], "temperature": -1.0}, "temperature=-1.0 must be 0 or above"),
         ({"ids": [1], "temperature": float("nan")}, "temperature=nan must be"),
-        ({"ids": [1], "top_k": 0}, "top_k=0 must be 1 or above"),
+        ({"ids": [1], "top_k": 0}, "top_k=0 must be a whole number, 1 or above"),
+        ({"ids": [1], "top_k": 1.5}, "top_k=1.5 must be a whole number, 1 or above"),
         ({"ids": [1], "top_p": 0.0}, "top_p=0.0 must be above 0"),
         ({"ids": [1], "min_p": 1.5}, "min_p=1.5 must be from 0 to 1"),
         ({"ids": [1], "repetition_penalty": 0.0}, "repetition_penalty=0.0 must be above 0"),

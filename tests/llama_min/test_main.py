@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import io
+import json
+import shutil
 import signal
 import subprocess
 import sys
@@ -75,6 +77,24 @@ def test_bad_input_is_one_line(capsys: pytest.CaptureFixture, arguments: list[st
     assert main(arguments) == 2
     captured = capsys.readouterr()
     assert captured.err.startswith("error: ") and captured.err.count("\n") == 1 and words in captured.err
+
+
+def test_ends_at_the_configs_own_end_tokens(capsys: pytest.CaptureFixture, tmp_path: Path) -> None:
+    """As `generate` does: the tokenizer's files need not know them all."""
+    folder = tmp_path / "model"
+    shutil.copytree(TINY_LLAMA, folder)
+    ids = load_tokenizer(folder).encode("Imatinib in chronic", bos=True)
+    third = generate(load_llama(folder, torch.float32), ids, 3)[2]
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"eos_token_id": [int(third)]}))
+    assert main([str(folder), "Imatinib in chronic", "--max-new-tokens", "20", *FLOAT]) == 0
+    assert capsys.readouterr().out == written(ids, 2) + "\n"
+
+
+def test_a_reader_that_has_had_enough(root: Path) -> None:
+    line = f"{sys.executable} -m llama_min {TINY_LLAMA} 'Imatinib in chronic' --dtype float32 | head -c 5"
+    done = subprocess.run(line, shell=True, cwd=root, capture_output=True, text=True, check=False)
+    assert len(done.stdout) == 5 and done.stderr == ""
 
 
 def test_ctrl_c_ends_cleanly(root: Path) -> None:

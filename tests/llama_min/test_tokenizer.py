@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import shutil
 import sys
@@ -122,6 +123,20 @@ def test_streams_of_sentencepiece(real: Path) -> None:
             tokenizer.encode("x", special=True)
 
 
+def test_sentencepiece_ids_equal_transformers_on_real_abstracts(real: Path) -> None:
+    """White space made single: of runs and odd spaces transformers gives other ids than sentencepiece itself, which is
+    what the published vectors follow, and so do we."""
+    transformers = pytest.importorskip("transformers")
+    pytest.importorskip("google.protobuf")
+    theirs = transformers.LlamaTokenizer.from_pretrained(real / "llama2_tokenizer")
+    ours = load_tokenizer(real / "llama2_tokenizer")
+    with (real / "pubmed_leukemia_abstracts.csv").open(encoding="utf-8", newline="") as file:
+        texts = [" ".join(row["abstract"].split()) for row in csv.DictReader(file)]
+    assert len(texts) == 189
+    for text in texts:
+        assert ours.encode(text) == theirs.encode(text, add_special_tokens=False)
+
+
 def test_text_that_spells_a_special_token_stays_text() -> None:
     ids = TINY.encode("<|eot_id|><|begin_of_text|>")
     assert not {TINY.bos_id, *TINY.eos_ids} & set(ids)
@@ -132,6 +147,8 @@ def test_one_bos_and_the_end_of_a_text() -> None:
     ids = TINY.encode("leukemia", bos=True, eos=True)
     assert ids[0] == TINY.bos_id and ids.count(TINY.bos_id) == 1
     assert ids[-1] == TINY.eos_ids[-1] and TINY.decode(ids) == "leukemia"
+    ids = TINY.encode("<|begin_of_text|>leukemia", bos=True, special=True)
+    assert ids == TINY.encode("leukemia", bos=True)
 
 
 def test_bos_and_eos_are_those_that_the_folder_names(tmp_path: Path) -> None:
@@ -206,6 +223,69 @@ def test_a_folders_own_template_equals_transformers(tmp_path: Path, template: st
     assert said.replace(" ", "") == "CML<|eot_id|>Yes.<|eot_id|>" if template is None else said.startswith("CML")
 
 
+UNTRIMMED = "{{ bos_token }}{% for m in messages %}[{{ m.role }}]{{ m.content }}<|eot_id|>{% endfor %}"
+LINES = "{% for m in messages %}[{{ m.role }}]{{ m.content }}\n{% endfor %}"
+
+
+@pytest.mark.parametrize(
+    ("template", "content", "spoken"),
+    [
+        (UNTRIMMED, " Hello you ", " Hello you <|eot_id|>"),
+        (UNTRIMMED, "a\n", "a\n<|eot_id|>"),
+        (UNTRIMMED, "", "<|eot_id|>"),
+        (UNTRIMMED.replace("m.content", "m.content | trim"), " Hello you ", "Hello you<|eot_id|>"),
+        (UNTRIMMED.replace("<|eot_id|>", "\n<|eot_id|>"), "Hello you", "Hello you\n<|eot_id|>"),
+        (LINES, "Hello my dear", "Hello my dear"),
+        (None, " Hello you\n", "Hello you<|eot_id|>"),
+    ],
+)
+def test_the_mask_is_on_all_that_the_assistant_must_write(
+    tmp_path: Path, template: str | None, content: str, spoken: str
+) -> None:
+    """Its white space too, where the template keeps it, and the end of the turn; surrogate pairs before it or not."""
+    tokenizer = load_tokenizer(tiny_with(tmp_path, **({"chat_template": template} if template else {})))
+    for question in ("Why?", "\ud83d\ude00" * 6):
+        chat = [{"role": "user", "content": question}, {"role": "assistant", "content": content}]
+        ids, mask = tokenizer.encode_chat([*chat, {"role": "user", "content": "x"}])
+        told = "".join(tokenizer._backend.decode([i], skip_special_tokens=False) for i, on in zip(ids, mask) if on)
+        assert told == spoken
+
+
+def test_special_tokens_as_transformers_finds_them(tmp_path: Path) -> None:
+    """In special_tokens_map.json too, and all of them in templates."""
+    transformers = pytest.importorskip("transformers")
+    template = "{{ bos_token }}|{{ pad_token }}|{{ unk_token }}|{{ documents is none }}|{{ messages[0].content }}"
+    for name in ("tokenizer_config.json", "special_tokens_map.json"):
+        folder = tmp_path / name
+        folder.mkdir()
+        tiny_with(folder, chat_template=template)
+        own = json.loads((folder / "tokenizer_config.json").read_text())
+        named = {"bos_token": "<|end_of_text|>", "pad_token": "<|eot_id|>", "unk_token": "a"}
+        if name != "tokenizer_config.json":
+            own = {key: value for key, value in own.items() if not key.endswith("_token")}
+            (folder / "tokenizer_config.json").write_text(json.dumps(own))
+            (folder / name).write_text(json.dumps(named))
+        else:
+            (folder / name).write_text(json.dumps(own | named))
+        theirs = transformers.AutoTokenizer.from_pretrained(folder)
+        expected = theirs.apply_chat_template(CHAT, tokenize=True, return_dict=False)
+        assert load_tokenizer(folder).encode_chat(CHAT)[0] == expected
+
+
+def test_templates_beside_other_vocabularies(real: Path, tmp_path: Path) -> None:
+    """Meta's tiktoken file honours the folder's template and names; sentencepiece refuses it by name."""
+    shutil.copyfile(real / "llama3_tokenizer" / "tokenizer.model", tmp_path / "tokenizer.model")
+    (tmp_path / "tokenizer_config.json").write_text(
+        json.dumps({"bos_token": "<|end_of_text|>", "chat_template": CHATML})
+    )
+    tokenizer = load_tokenizer(tmp_path)
+    assert tokenizer.bos_id == 128001
+    assert tokenizer.decode(tokenizer.encode_chat(CHAT)[0]).startswith("system\nBe brief.")
+    shutil.copyfile(real / "llama2_tokenizer" / "tokenizer.model", tmp_path / "tokenizer.model")
+    with pytest.raises(ValueError, match="chat_template cannot be used with a sentencepiece tokenizer.model"):
+        load_tokenizer(tmp_path).encode_chat(CHAT)
+
+
 def test_a_template_may_move_and_drop_messages(tmp_path: Path) -> None:
     """The mask follows the message, not its place: here the system's text comes last and the user's never."""
     template = (
@@ -226,6 +306,13 @@ def test_a_template_file_and_named_templates_are_found(tmp_path: Path) -> None:
     tiny_with(tmp_path)
     (tmp_path / "chat_template.jinja").write_text(CHATML)
     assert load_tokenizer(tmp_path).encode_chat(CHAT) == expected
+    (tmp_path / "chat_template.jinja").unlink()
+    (tmp_path / "additional_chat_templates").mkdir()
+    (tmp_path / "additional_chat_templates" / "default.jinja").write_text(CHATML)
+    assert load_tokenizer(tmp_path).encode_chat(CHAT) == expected
+    for wrong in (5, {"default": CHATML}, [{"name": "tool_use", "template": "no"}], ["no"]):
+        with pytest.raises(CheckpointError, match="tokenizer_config.json: chat_template is neither a text nor a list"):
+            load_tokenizer(tiny_with(tmp_path, chat_template=wrong))
 
 
 @pytest.mark.parametrize("template", [None, CHATML])
@@ -246,6 +333,7 @@ def test_templates_that_cannot_be_honoured_are_refused(tmp_path: Path, monkeypat
         ("{{ raise_exception('no system please') }}", "no system please"),
         ("{{ messages[0]['content'] | upper }}", "rewrites the messages"),
         ("{% for", "cannot write these messages"),
+        ("{{ 1 // 0 }}", "cannot write these messages: ZeroDivisionError"),
         ("{{ bos_token }}{{ bos_token }}{{ messages[0]['content'] }}", "writes 2 BOS tokens"),
     ):
         with pytest.raises(ValueError, match=words):

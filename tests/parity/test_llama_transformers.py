@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -11,9 +12,11 @@ import torch
 import llama_min.model
 from llama_min import LlamaConfig, generate, load_llama, load_tokenizer, save_llama
 from llama_min.generation import distribution
+from llama_min.model import rope_frequencies
 
 transformers = pytest.importorskip("transformers")
 
+THETA = 20000.0  # not the default, which a reader that ignores the field would take
 ORIGINAL = 64  # context before scaling; the sequences run far past it
 LLAMA3 = {
     "rope_type": "llama3",
@@ -31,7 +34,7 @@ def reference(
     folder: Path, kv_heads: int = 2, tied: bool = False, scaling: dict | None = None, **more
 ) -> torch.nn.Module:
     """A random transformers Llama, saved to `folder`; weights are wide enough for every part to matter."""
-    rope = {"rope_theta": 10000.0, "rope_type": "default"} if scaling is None else {"rope_theta": 10000.0, **scaling}
+    rope = {"rope_theta": THETA, "rope_type": "default"} if scaling is None else {"rope_theta": THETA, **scaling}
     config = transformers.LlamaConfig(
         vocab_size=96,
         hidden_size=64,
@@ -197,8 +200,9 @@ SWITCHES = {
     "SwiGLU": ("MLP", _GELU),
     "llama3 scaling": (
         "rope_frequencies",
-        lambda config: 1 / 10000.0 ** (torch.arange(0, 16, 2, device="cpu") / 16),
+        lambda config: 1 / THETA ** (torch.arange(0, 16, 2, device="cpu") / 16),
     ),
+    "rope_theta": ("rope_frequencies", lambda config: rope_frequencies(replace(config, rope_theta=10000.0))),
     "rotary positions": ("apply_rope", lambda x, cos, sin: x),
     "split-half layout": (
         "apply_rope",
