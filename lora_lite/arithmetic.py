@@ -20,6 +20,7 @@ from lora_lite.lora import (
     adapter_names,
     adapters_of,
     base_modules,
+    check_name,
     drop_wrappers,
     lora_layers,
     set_adapter,
@@ -53,7 +54,6 @@ class _Kept:
 
     layers: dict[str, LoRALinear]
     weights: dict[str, Tensor]
-    versions: dict[str, tuple[nn.Parameter, int]]
     adapters: Adapters
 
 
@@ -91,6 +91,8 @@ def merge_lora(
             )
         if not all(p.isfinite().all() for p in layer.adapters.parameters()):
             raise ValueError(f"the adapter of {path} holds NaN or infinity: the training diverged")
+        if _is_float(layer.base) and not _merged_bits(layer).isfinite().all():
+            raise ValueError(f"the merged weight of {path} would pass the range of {layer.base.weight.dtype}")
     for path, other in _halves(model):
         raise ValueError(
             f"{path} and {other} share one weight but no update, so that a merge would change both: untie it"
@@ -98,37 +100,40 @@ def merge_lora(
 
     largest, errors = 0.0, {}
     originals: dict[str, Tensor] = {}
-    versions: dict[str, tuple[nn.Parameter, int]] = {}
     wrapped = wrapped_layers(model)
     bases: dict[int, nn.Module] = {}  # what takes the place of a requantized base
     done: set[int] = set()  # a weight that two layers share is changed once
     for path, layer in layers.items():
-        before = float_weight(layer.base)
-        after = before.float() + layer.delta()
         if _is_float(layer.base):
             weight = layer.base.weight
             assert isinstance(weight, nn.Parameter)
-            if id(weight) in done:
-                continue
-            done.add(id(weight))
-            if keep:
-                originals[path] = weight.detach().clone()
-            rounded = after.to(weight.dtype)
-            largest = max(largest, _largest(rounded.float() - before.float()))
-            weight.copy_(rounded.T if stores_transposed(layer.base) else rounded)
-            versions[path] = weight, weight._version
+            if id(weight) not in done:
+                done.add(id(weight))
+                merged = _merged_bits(layer)
+                largest = max(largest, _largest(merged.float() - weight.float()))
+                if keep:
+                    originals[path] = weight.detach().clone()
+                weight.copy_(merged)
         else:
             assert requantize is not None
-            largest = max(largest, _largest(after - before.float()))
-            linear = layer.base.to_linear()  # type: ignore[operator]
-            linear.weight.copy_(after)
+            change = layer.delta()
+            largest = max(largest, _largest(change))
+            linear: nn.Linear = layer.base.to_linear()  # type: ignore[operator]
+            linear.weight.copy_(linear.weight.float() + change)
             bases[id(layer)] = requantize(linear).train(layer.base.training)
-            errors[path] = _largest(after - float_weight(bases[id(layer)]).float())
+            errors[path] = _largest(linear.weight.float() - float_weight(bases[id(layer)]).float())
     drop_wrappers(model)
     for path, layer in wrapped.items():
         if id(layer) in bases:
             set_module(model, path, bases[id(layer)])
-    return Merged(largest, errors, _Kept(wrapped, originals, versions, state) if keep else None)
+    return Merged(largest, errors, _Kept(wrapped, originals, state) if keep else None)
+
+
+def _merged_bits(layer: LoRALinear) -> Tensor:
+    """The base's weight with the active updates in it, summed in float32 and rounded once, as the base stores it."""
+    base = float_weight(layer.base)
+    merged = (base.float() + layer.delta()).to(base.dtype)
+    return merged.T if stores_transposed(layer.base) else merged
 
 
 @torch.no_grad()
@@ -144,12 +149,22 @@ def unmerge_lora(model: nn.Module, merged: Merged) -> None:
         raise ValueError("the merge did not keep the base weights: call merge_lora(model, keep=True)")
     if adapter_names(model):
         raise ValueError("the model has adapters again: remove_lora first")
-    for path, (weight, version) in kept.versions.items():
-        present = getattr(model.get_submodule(path), "weight", None)
-        if present is not weight or weight._version != version:
+    for path, bits in kept.weights.items():
+        layer = kept.layers[path]
+        weight = layer.base.weight
+        assert isinstance(weight, nn.Parameter)
+        same = model.get_submodule(path) is layer.base and weight.dtype == bits.dtype and weight.device == bits.device
+        if same:  # merge once more, and see whether that gives what is there now
+            present = weight.detach().clone()
+            weight.copy_(bits)
+            same = torch.equal(_merged_bits(layer), present)
+            weight.copy_(present)
+        if not same:
             raise ValueError(f"the weight of {path} was changed after the merge: there is no way back to the base")
     for path, bits in kept.weights.items():
-        kept.versions[path][0].copy_(bits)
+        weight = kept.layers[path].base.weight
+        assert isinstance(weight, nn.Parameter)
+        weight.copy_(bits)
     for path, layer in kept.layers.items():
         set_module(model, path, layer)
     model.requires_grad_(False)
@@ -175,10 +190,14 @@ def combine_adapters(
             `linear` needs equal ones; method or rank make no sense.
     """
     state = adapters_of(model)
-    if method not in ("concat", "svd", "linear") or (rank is not None and method != "svd"):
-        raise ValueError(f"method={method!r}, rank={rank}: take concat, linear, or svd, which alone has a rank")
-    if name in state.by_name or not weights or not all(map(math.isfinite, weights.values())):
-        raise ValueError(f"name={name!r} must be a new one and weights={dict(weights)} finite numbers of adapters")
+    whole = rank is None or (isinstance(rank, int) and rank >= 1)
+    if method not in ("concat", "svd", "linear") or (rank is not None and method != "svd") or not whole:
+        raise ValueError(
+            f"method={method!r}, rank={rank}: take concat, linear, or svd, which alone has a rank, of at least 1"
+        )
+    check_name(model, name)
+    if not weights or not all(map(math.isfinite, weights.values())):
+        raise ValueError(f"weights={dict(weights)} must be finite numbers by the names of adapters")
     for own in weights:
         state.require(own)
         if state.by_name[own].replaced:
@@ -269,8 +288,10 @@ def correct_quantization(
     errors = {}
     for name, layer in layers.items():
         update = next(iter(layer.adapters.values()))
-        if len(layer.adapters) != 1 or not isinstance(update, LowRank) or update.magnitude is not None:
+        plain = isinstance(update, LowRank) and update.magnitude is None and update.start_A is None
+        if len(layer.adapters) != 1 or not plain:
             raise ValueError(f"{name} has other than one plain LoRA adapter")
+        assert isinstance(update, LowRank)
         quantized, a = float_weight(layer.base), (magnitudes or {}).get(name)
         A, B = low_rank_correction(weights[name], quantized, update.rank, a)
         update.lora_A.copy_(A)

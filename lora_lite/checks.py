@@ -74,22 +74,26 @@ def check_parameter_count(make: Make) -> None:
     """R (K + N) parameters are trained where the layer has K N: that is the point of a low rank."""
     for rank in (1, R):
         layer = make(nn.Linear(K, N), rank, ALPHA, 0.0)
-        count = sum(p.numel() for p in layer.parameters() if p.requires_grad)
-        assert count == rank * (K + N), (
-            f"{count} parameters are trained, rank (in + out) = {rank} * ({K} + {N}) = {rank * (K + N)} should be: "
-            "freeze the base's weight and bias, and train A and B alone"
-        )
+        for mode in (False, True):
+            layer.train(mode)
+            count = sum(p.numel() for p in layer.parameters() if p.requires_grad)
+            assert count == rank * (K + N), (
+                f"{count} parameters are trained, rank (in + out) = {rank} * ({K} + {N}) = {rank * (K + N)} should be: "
+                "freeze the base's weight and bias, and train A and B alone"
+            )
+    one, other = _layer(make), _layer(make)
+    shared = {id(p) for p in one.parameters()} & {id(p) for p in other.parameters()}
+    assert not shared, "two layers share parameters: each must draw its own A and B"
 
 
 def check_start(make: Make) -> None:
     """A new layer computes what its base computes, bit for bit, and can leave that place: B = 0, but A is not."""
     layer, x = _layer(make), _random(5, K)
-    assert not _matrix(layer, "lora_B").any(), (
-        "lora_B must start at zero, so that training starts from the model that was trained before"
-    )
-    assert _matrix(layer, "lora_A").any(), (
-        "lora_A and lora_B both start at zero: then both gradients are zero for ever, draw A at random"
-    )
+    A, B = _matrix(layer, "lora_A").detach().double(), _matrix(layer, "lora_B")
+    assert not B.any(), "lora_B must start at zero, so that training starts from the model that was trained before"
+    assert A.any(), "lora_A and lora_B both start at zero: then both gradients are zero for ever, draw A at random"
+    found = int(torch.linalg.matrix_rank(A, rtol=1e-6))
+    assert found == R, f"lora_A starts with rank {found} of {R}: its rows must differ, or they learn the same for ever"
     assert torch.equal(layer(x), _base()(x)), "before training, the layer must give what its base gives, bit for bit"
 
 
@@ -142,25 +146,31 @@ def check_rank(make: Make) -> None:
 
 
 def check_gradients(make: Make) -> None:
-    """A and B get gradients, and x does, for the layers below; the base gets none."""
+    """A and B get their gradients, and x does, for the layers below; the base gets none."""
     layer = _filled(_layer(make))
     x = _random(5, K).requires_grad_()
     layer(x).pow(2).sum().backward()
-    for name in ("lora_A", "lora_B"):
+    twins = {name: _matrix(layer, name).detach().double().requires_grad_() for name in ("lora_A", "lora_B")}
+    base, far = _base().double(), x.detach().double().requires_grad_()
+    y = base(far) + ALPHA / R * far @ twins["lora_A"].T @ twins["lora_B"].T
+    expected = dict(zip((*twins, "x"), torch.autograd.grad(y.pow(2).sum(), (*twins.values(), far))))
+    for name in twins:
         gradient = _matrix(layer, name).grad
         assert gradient is not None and gradient.any(), f"{name} gets no gradient: it must be an nn.Parameter in use"
-    own = {id(_matrix(layer, name)) for name in ("lora_A", "lora_B")}
+        # float32 sums of at most K products: a part in a thousand leaves room for every order of them
+        assert torch.allclose(
+            gradient.double(), expected[name], rtol=1e-3, atol=1e-3 * float(expected[name].abs().max())
+        ), f"the gradient of {name} is not that of W x + b + (alpha / rank) B A x"
+    own = {id(_matrix(layer, name)) for name in twins}
     others = [name for name, p in layer.named_parameters() if id(p) not in own and p.grad is not None]
     assert not others, f"{', '.join(others)} got a gradient: freeze the base with requires_grad_(False)"
-    y = _expected(layer, _base(), x)
-    (expected,) = torch.autograd.grad(y.pow(2).sum(), x)
-    assert x.grad is not None and torch.allclose(x.grad, expected.to(x.dtype), rtol=1e-3, atol=1e-3), (
+    assert x.grad is not None and torch.allclose(x.grad.double(), expected["x"], rtol=1e-3, atol=1e-3), (
         "the gradient of x is not that of W x + b + (alpha / rank) B A x: layers below would learn something else"
     )
 
 
 def check_dropout(make: Make) -> None:
-    """Dropout falls on what A reads, in training only, and never on the base."""
+    """Dropout falls on what A reads, in training only, and never on the base; what it keeps is divided by 1 - p."""
     layer, x = make(_base(), R, ALPHA, 0.5), _random(5, K)
     torch.manual_seed(0)
     assert torch.equal(layer.train()(x), _base()(x)), (
@@ -170,9 +180,27 @@ def check_dropout(make: Make) -> None:
     assert torch.equal(layer(x), layer(x)) and _close(layer(x), _expected(layer, _base(), x), layer, x), (
         "dropout is on in eval(): use nn.Dropout or F.dropout(..., training=self.training)"
     )
-    change = layer.train()(x) - _base()(x)
-    assert not torch.allclose(change, layer.eval()(x) - _base()(x)), "in training, dropout=0.5 changes nothing"
-    assert not (change == 0).any(), "dropout falls on the update's output: it must fall on the input of A"
+    # An x with a single number in it: A's input is that number, times 1 / (1 - p), or nothing at all.
+    one, draws = torch.zeros(1, K), 400
+    one[0, 3] = 1.0
+    for p in (0.5, 0.2):
+        layer = _filled(make(_base(), R, ALPHA, p)).eval()
+        base = _base()(one)
+        full = (layer(one) - base).detach() / (1 - p)
+        layer.train()
+        changes = [(layer(one) - base).detach() for _ in range(draws)]
+        size = float(full.abs().max())
+        kept = [change for change in changes if float(change.abs().max()) > 1e-3 * size]
+        whole = all(torch.allclose(change / change.abs().max(), full / full.abs().max(), atol=1e-3) for change in kept)
+        assert whole, "dropout falls on what A or B gives: it must fall on the input of A"
+        assert len(kept) < draws, f"in training, dropout={p} changes nothing"
+        assert all(torch.allclose(change, full, atol=1e-3 * size) for change in kept), (
+            f"what dropout={p} keeps must be divided by 1 - p = {1 - p:g}, so that its mean stays"
+        )
+        # of 400 draws, 6 standard deviations are below 60
+        assert abs(len(kept) - draws * (1 - p)) < 60, (
+            f"dropout={p} kept {len(kept)} of {draws}, not {draws * (1 - p):.0f}"
+        )
 
 
 def check_base_unchanged(make: Make) -> None:

@@ -29,7 +29,6 @@ from lora_lite.lora import (
     adapter_names,
     adapters_of,
     base_modules,
-    find_replaced,
     lora_layers,
     set_adapter,
     wrap,
@@ -92,6 +91,7 @@ def save_adapter(
         written = load_file(Path(beside) / _WEIGHTS)
         if written.keys() != tensors.keys() or not all(torch.equal(written[key], tensors[key]) for key in tensors):
             raise AdapterError(f"{folder}: what was written reads back otherwise: check the disk")
+        (folder / _CONFIG).unlink(missing_ok=True)  # so that a kill between the two leaves no pair that does not fit
         for file in (_WEIGHTS, _CONFIG):
             os.replace(Path(beside) / file, folder / file)
 
@@ -145,9 +145,15 @@ def swap_adapter(model: nn.Module, folder: str | Path, name: str = "default", an
         for key in sorted(new.keys() & old.keys())
         if new[key].shape != old[key].shape
     ]
-    starts = [u for layer in lora_layers(model).values() for u in layer.adapters.values() if _has_start(u)]
-    if found.config.rslora != adapters_of(model).by_name[name].config.rslora or starts:
+    updates = [layer.adapter(name) for layer in lora_layers(model).values()]
+    if found.config.rslora != adapters_of(model).by_name[name].config.rslora or any(map(_has_start, updates)):
         problems.append("the scaling or the start of A and B is of another kind")
+    for path, layer in lora_layers(model).items():
+        rows = layer.adapter(name)
+        if isinstance(rows, TokenRows) and list(rows.ids) != list(found.tokens.get(path, rows.ids)):
+            problems.append(
+                f"the rows of {path} are of the tokens {found.tokens[path]} there and {list(rows.ids)} here"
+            )
     if problems:
         raise AdapterError(f"{folder} does not fit adapter {name!r}: {'; '.join(problems)}. Load it under a new name.")
     _fill(model, name, found)
@@ -183,8 +189,9 @@ def _tensors(model: nn.Module, name: str, exported: bool = True) -> dict[str, Te
             tensors[first], tensors[second] = A, B
             if own.magnitude is not None:
                 tensors[f"{key}.lora_magnitude_vector"] = own.magnitude
+    adapted = [path for path, layer in wrapped.items() if low_rank_of(layer.adapter(name))]
     for path, p in adapters_of(model).by_name[name].replaced.items():
-        tensors[_replaced_key(path, wrapped)] = p
+        tensors[_replaced_key(path, adapted)] = p
     # a copy of each: safetensors stores no tensor that shares memory with another
     return {key: t.detach().cpu().clone(memory_format=torch.contiguous_format) for key, t in tensors.items()}
 
@@ -202,7 +209,14 @@ def _settings(model: nn.Module, name: str, base_model: str | None, task_type: st
     whole = {path.rpartition(".")[0] for path in replaced if path.rsplit(".", 1)[-1] != "bias" or config.bias == "none"}
     tied = any(isinstance(update, TiedLowRank) for update in updates.values())
     tied |= len({id(p) for p in replaced.values()}) < len(replaced)
-    tokens = {p: list(u.ids) for p, u in updates.items() if isinstance(u, TokenRows)}
+    modules, names = base_modules(model), list(low_rank)
+    tokens: dict[str, list[int]] = {}
+    for key in _tensors(model, name):
+        if key.endswith(_TOKENS):
+            path = key.removeprefix(_PREFIX).removesuffix(f".{_TOKENS}")
+            update = updates[path]
+            assert isinstance(update, TokenRows)
+            tokens[path] = list(update.ids)
     return {
         "peft_type": "LORA",
         "task_type": task_type,
@@ -212,7 +226,7 @@ def _settings(model: nn.Module, name: str, base_model: str | None, task_type: st
         "r": rank,
         "lora_alpha": alpha,
         "lora_dropout": config.dropout,
-        "target_modules": _target_modules(model, list(low_rank)),
+        "target_modules": _target_modules(modules, names),
         "exclude_modules": None,
         "layers_to_transform": None,
         "layers_pattern": None,
@@ -222,18 +236,29 @@ def _settings(model: nn.Module, name: str, base_model: str | None, task_type: st
         "modules_to_save": sorted(whole) or None,
         "use_rslora": config.rslora,
         "use_dora": config.dora,
-        "rank_pattern": {path: r for path, r in ranks.items() if r != rank},
-        "alpha_pattern": {path: a for path, a in alphas.items() if a != alpha},
+        "rank_pattern": {_pattern(path, names): r for path, r in ranks.items() if r != rank},
+        "alpha_pattern": {_pattern(path, names): a for path, a in alphas.items() if a != alpha},
         "trainable_token_indices": tokens or None,
         "ensure_weight_tying": tied,
     }
 
 
-def _target_modules(model: nn.Module, names: list[str]) -> list[str]:
-    """Last segments of the names where those find just these layers, as PEFT users write them; else full names."""
+def _target_modules(modules: Iterable[str], names: list[str]) -> list[str] | str:
+    """Last segments of the names where those find just these layers, as PEFT users write them; else full names.
+
+    PEFT takes a name for the end of one, so where a full name is another's end it is a regular expression.
+    """
     ends = sorted({name.rsplit(".", 1)[-1] for name in names})
-    found = {name for name in base_modules(model) if name.rsplit(".", 1)[-1] in ends}
-    return ends if found == set(names) else sorted(names)
+    if {name for name in modules if name.rsplit(".", 1)[-1] in ends} == set(names):
+        return ends
+    if any(path != name and path.endswith(f".{name}") for name in names for path in modules):
+        return "|".join(re.escape(name) for name in sorted(names))
+    return sorted(names)
+
+
+def _pattern(path: str, names: list[str]) -> str:
+    """A layer's key in PEFT's rank_pattern, which is looked for at the end of names: anchored where that finds others."""
+    return f"^{path}" if any(name.endswith(f".{path}") for name in names) else path
 
 
 # Fields of adapter_config.json that are read, and those that say nothing of what a saved adapter computes. Any other
@@ -258,19 +283,17 @@ def _read(model: nn.Module, folder: Path, any_base: bool) -> _Found:
     modules = base_modules(model)
     adaptable = [path for path, module in modules.items() if path and layer_size(module)]
     layers = [path for path in adaptable if any(key in tensors for key in _pair(path, modules[path]))]
-    targets = _targeted(settings, adaptable)
-    tied = bool(settings.get("ensure_weight_tying"))
+    try:
+        targets, config = _targeted(settings, adaptable), _config(settings, layers)
+    except (ValueError, TypeError, AttributeError, re.error) as error:
+        raise AdapterError(f"{folder / _CONFIG}: {error}") from None
+    tied = bool(settings.get("ensure_weight_tying")) or _equal_where_shared(modules, layers, tensors)
     problems = [
         f"{path} is no target of its own config" for path in layers if targets and path not in targets and not tied
     ]
-    config = _config(settings, layers)
-    tokens = {path: ids for path, ids in _tokens(settings, tensors).items() if path in adaptable}
-    replaced: list[str] = []
-    if config.bias != "none" or config.modules_to_save:
-        try:
-            replaced = find_replaced(model, config, layers, tie=tied)
-        except ValueError as error:
-            problems.append(str(error))
+    tokens, untold = _tokens(settings, tensors, modules)
+    problems += [f"missing the rows that trainable_token_indices names for {end}" for end in untold]
+    replaced = _replaced(settings, modules, layers, tied)
 
     shapes: dict[str, tuple[int, ...]] = {}  # of every key that must be there
     for path in dict.fromkeys((*layers, *targets)):
@@ -295,7 +318,9 @@ def _read(model: nn.Module, folder: Path, any_base: bool) -> _Found:
             problems.append(f"{key} holds NaN or infinity")
     digest = metadata.get("base_sha256")
     if digest and not any_base and _base_hash(model, layers) not in (digest, None):
-        problems.append("the weights of the adapted layers hash to another sha256 than those it was saved with")
+        problems.append(
+            "the base model's weights hash to another sha256 than those it was saved over (any_base=True loads it anyway)"
+        )
     if problems or not layers:
         raise AdapterError(
             f"{folder / _WEIGHTS} does not fit the model: {'; '.join(problems) or 'it holds no adapter'}. "
@@ -313,8 +338,8 @@ def _config(settings: dict[str, Any], layers: list[str]) -> LoRAConfig:
         alpha=float(settings["lora_alpha"]),
         dropout=settings.get("lora_dropout") or 0.0,
         targets=tuple(layers) or ("none",),
-        rank_pattern={path: rank for path, rank in ranks.items() if rank != settings["r"]},
-        alpha_pattern={path: alpha for path, alpha in alphas.items() if alpha != settings["lora_alpha"]},
+        rank_pattern={f"re:{re.escape(path)}": rank for path, rank in ranks.items() if rank != settings["r"]},
+        alpha_pattern={f"re:{re.escape(p)}": alpha for p, alpha in alphas.items() if alpha != settings["lora_alpha"]},
         rslora=bool(settings.get("use_rslora")),
         dora=bool(settings.get("use_dora")),
         bias=settings.get("bias") or "none",
@@ -385,13 +410,61 @@ def _same(stored: Tensor, present: Tensor) -> bool:
     )
 
 
-def _tokens(settings: dict[str, Any], tensors: Iterable[str]) -> dict[str, list[int]]:
-    """The token ids of each embedding that has trained rows in the file."""
+def _tokens(
+    settings: dict[str, Any], tensors: Iterable[str], modules: dict[str, nn.Module]
+) -> tuple[dict[str, list[int]], list[str]]:
+    """The token ids of each layer that has trained rows in the file, and what the config names without there being any."""
     wanted = settings.get("trainable_token_indices") or {}
     paths = [key.removeprefix(_PREFIX).removesuffix(f".{_TOKENS}") for key in tensors if key.endswith(_TOKENS)]
+    paths = [path for path in paths if path in modules and layer_size(modules[path])]
     if isinstance(wanted, list):
-        return {path: wanted for path in paths}
-    return {path: ids for path in paths for end, ids in wanted.items() if path == end or path.endswith(f".{end}")}
+        return {path: wanted for path in paths}, [] if paths else ["the embedding"]
+    found = {path: ids for path in paths for end, ids in wanted.items() if path == end or path.endswith(f".{end}")}
+    told = {id(getattr(modules[path], "weight", None)): ids for path, ids in found.items()}
+    untold = []
+    for end, ids in wanted.items():
+        named = [m for path, m in modules.items() if path == end or path.endswith(f".{end}")]
+        if not named or any(told.get(id(getattr(m, "weight", None))) != ids for m in named):  # a tied head has no own
+            untold.append(end)
+    return found, untold
+
+
+def _replaced(settings: dict[str, Any], modules: dict[str, nn.Module], layers: list[str], tied: bool) -> list[str]:
+    """The parameters that a file must hold whole: biases, and those of modules_to_save, as PEFT finds them.
+
+    PEFT takes a name in modules_to_save for the end of one, and forgives names that are not there: it adds "score" and
+    "classifier" on its own for classification tasks.
+    """
+    parameters = {
+        f"{path}.{leaf}": p for path, m in modules.items() for leaf, p in m._parameters.items() if p is not None
+    }
+    roots = [path for path in modules if any(path.endswith(m) for m in settings.get("modules_to_save") or ())]
+    wanted = {name for name in parameters if any(name.startswith(f"{root}.") for root in roots)}
+    if settings.get("bias") == "all":
+        wanted |= {name for name in parameters if name.endswith(".bias")}
+    elif settings.get("bias") == "lora_only":
+        wanted |= {f"{layer}.bias" for layer in layers if f"{layer}.bias" in parameters}
+    shared = {id(parameters[name]) for name in wanted} if tied else set()
+    return [name for name, p in parameters.items() if name in wanted or id(p) in shared]
+
+
+def _equal_where_shared(modules: dict[str, nn.Module], layers: list[str], tensors: dict[str, Tensor]) -> bool:
+    """Whether layers with one weight also have one update in the file; then they go on sharing it."""
+    sharing: dict[int, list[str]] = {}
+    for path, module in modules.items():
+        if isinstance(getattr(module, "weight", None), nn.Parameter):
+            sharing.setdefault(id(module.weight), []).append(path)
+    groups = [names for names in sharing.values() if len(names) > 1 and set(names) & set(layers)]
+    for names in groups:
+        pairs = []
+        for path in names:
+            A, B = (tensors.get(key) for key in _pair(path, modules[path]))
+            if A is None or B is None:
+                return False
+            pairs.append((A, B) if stores_transposed(modules[path]) else (B.T, A.T))
+        if not all(torch.equal(one, other) for pair in pairs[1:] for one, other in zip(pair, pairs[0])):
+            return False
+    return bool(groups)
 
 
 def _by_pattern(settings: dict[str, Any], kind: str, path: str, default: Any) -> Any:
@@ -441,7 +514,8 @@ def _read_settings(path: Path) -> dict[str, Any]:
     if settings.get("peft_type") != "LORA":
         raise AdapterError(f"{path}: peft_type={settings.get('peft_type')!r} is not supported: only LORA is")
     for key, value in settings.items():
-        if key not in (*_READ, *_IDLE) and value not in (None, False, [], {}):
+        empty = value is None or value is False or value in ([], {}, "")
+        if key not in (*_READ, *_IDLE) and not empty:
             raise AdapterError(f"{path}: {key}={value!r} is not supported")
     if settings.get("init_lora_weights") not in _PLAIN_STARTS:
         raise AdapterError(
@@ -466,23 +540,34 @@ def _read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
         raise AdapterError(f"{path} is not a whole safetensors file ({error}): copy it again") from None
 
 
-def _base_hash(model: nn.Module, paths: Iterable[str]) -> str | None:
-    """sha256 of these layers' weights, rounded to bfloat16 so that it does not depend on the dtype they are loaded in.
+def _base_hash(model: nn.Module, adapted: Iterable[str]) -> str | None:
+    """sha256 of the base's parameters: of adapted layers whole, of the others some 8,000 numbers each.
 
-    None where one is quantized: adapters move between a quantized base and the float one that it was made of.
+    Rounded to bfloat16, so that a base loaded in float32 or in bfloat16 is the same one. None where that cannot be:
+    float16 rounds otherwise, and adapters move between a quantized base and the float one that it was made of.
     """
-    modules, digest = base_modules(model), hashlib.sha256()
-    for path in sorted(paths):
+    modules, adapted, digest, seen = base_modules(model), set(adapted), hashlib.sha256(), set[int]()
+    originals = adapters_of(model).originals if adapter_names(model) else {}
+    for path in sorted(modules):
         weight = getattr(modules[path], "weight", None)
-        if not isinstance(weight, Tensor) or not weight.is_floating_point():
+        if layer_size(modules[path]) and (not isinstance(weight, Tensor) or not weight.is_floating_point()):
             return None
-        digest.update(f"{path} {tuple(weight.shape)} ".encode())
-        digest.update(weight.detach().cpu().to(torch.bfloat16).contiguous().view(torch.uint8).numpy().data)
+        for leaf, p in modules[path]._parameters.items():
+            p = originals.get(f"{path}.{leaf}", p)
+            if p is None or id(p) in seen:
+                continue
+            if p.dtype == torch.float16:
+                return None
+            seen.add(id(p))
+            sample = p.detach().flatten()[:: 1 if path in adapted else max(1, p.numel() // 8192)]
+            digest.update(f"{path}.{leaf} {tuple(p.shape)} ".encode())
+            digest.update(sample.cpu().to(torch.bfloat16).contiguous().view(torch.uint8).numpy().data)
     return digest.hexdigest()
 
 
-def _has_start(update: nn.Module) -> bool:
-    return isinstance(update, LowRank) and update.start_A is not None
+def _has_start(update: nn.Module | None) -> bool:
+    own = low_rank_of(update)
+    return own is not None and own.start_A is not None
 
 
 def _is_conv1d(base: nn.Module) -> bool:

@@ -9,6 +9,7 @@ An embedding is a linear layer on one-hot vectors: K = V and N = D. It and trans
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -61,7 +62,19 @@ def float_weight(base: nn.Module) -> Tensor:
     return dense.weight.detach()
 
 
-class LowRank(nn.Module):
+class Float32(nn.Module):
+    """Parameters that stay float32 when the model around them is cast to 16 bits, where small steps would be lost."""
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Float32:
+        def keep(tensor: Tensor) -> Tensor:
+            moved = fn(tensor)
+            narrower = moved.is_floating_point() and moved.dtype.itemsize < tensor.dtype.itemsize
+            return tensor.to(moved.device) if narrower else moved
+
+        return super()._apply(keep, recurse)
+
+
+class LowRank(Float32):
     """scale * B A x: a trainable update of rank R (Hu et al. 2021, equation 3).
 
     A (R, K) starts as `nn.Linear` does and B (N, R) at zero, so that the update starts at zero. Both are float32
@@ -231,17 +244,17 @@ def low_rank_of(update: nn.Module | None) -> LowRank | None:
     return update if isinstance(update, LowRank) else None
 
 
-class TokenRows(nn.Module):
+class TokenRows(Float32):
     """New values for some rows of an embedding, or of the head tied to it: all that new tokens need to be learnt.
 
     Args:
-        rows: (n, D), what the tokens start from.
+        rows: (n, D), what the tokens start from; kept in float32.
         ids: the n token ids.
     """
 
     def __init__(self, rows: Tensor, ids: tuple[int, ...]) -> None:
         super().__init__()
-        self.rows = nn.Parameter(rows.detach().clone())
+        self.rows = nn.Parameter(rows.detach().float().clone())
         self.ids = ids
         self.register_buffer("index", torch.tensor(ids, device=rows.device), persistent=False)
         self.index: Tensor
@@ -259,7 +272,8 @@ class TokenRows(nn.Module):
         if isinstance(base, nn.Embedding):
             hits = x[..., None] == self.index  # (..., n)
             return torch.where(hits.any(-1, keepdim=True), rows[hits.int().argmax(-1)], y)
-        return y.index_copy(-1, self.index, F.linear(x, rows))
+        bias = getattr(base, "bias", None)
+        return y.index_copy(-1, self.index, F.linear(x, rows, None if bias is None else bias[self.index]))
 
     def extra_repr(self) -> str:
         return f"{len(self.ids)} tokens"

@@ -9,6 +9,7 @@ base, bit for bit.
 from __future__ import annotations
 
 import difflib
+import math
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
@@ -88,6 +89,9 @@ class LoRAConfig:
         for name, rank in {"rank": self.rank, **self.rank_pattern}.items():
             if not isinstance(rank, int) or rank < 1:
                 raise ValueError(f"{name}={rank!r} must be a whole number of at least 1")
+        for name, alpha in {"alpha": self.alpha, **self.alpha_pattern}.items():
+            if not 0 < alpha < math.inf:
+                raise ValueError(f"{name}={alpha!r} must be above 0")
         if not 0 <= self.dropout < 1:
             raise ValueError(f"dropout={self.dropout!r} must be at least 0 and below 1")
         for name in ("targets", "exclude", "modules_to_save"):
@@ -145,6 +149,7 @@ class Adapters:
         was_trainable: names of the parameters that required a gradient before the first adapter came.
         originals: the base's own parameters where some adapter replaces them.
         rows: inside `lora_rows`, the adapter of each row of a batch.
+        contexts: how many of `lora_disabled` and `lora_rows` we are in.
     """
 
     by_name: dict[str, Adapter]
@@ -152,6 +157,7 @@ class Adapters:
     active: tuple[str, ...] = ()
     originals: dict[str, nn.Parameter] = field(default_factory=dict)
     rows: tuple[str | None, ...] | None = None
+    contexts: int = 0
 
     def require(self, *names: str) -> None:
         """Raise ValueError where a name is not an adapter's."""
@@ -219,6 +225,8 @@ def add_lora(
 def find_layers(model: nn.Module, config: LoRAConfig) -> list[str]:
     """The full names of the layers that the config's targets mean, in the order of the model."""
     sizes = {name: layer for name, layer in base_modules(model).items() if name and layer_size(layer)}
+    if not sizes:
+        raise ValueError("there is no linear layer or embedding inside the model; a bare layer takes LoRALinear(layer)")
     if config.targets == "all-linear":
         head = model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None  # type: ignore[operator]
         head = head.base if isinstance(head, LoRALinear) else head
@@ -237,9 +245,15 @@ def find_layers(model: nn.Module, config: LoRAConfig) -> list[str]:
     saved = config.modules_to_save
     wanted = {name for name in wanted if not any(matches(path, p) for path in _paths(name) for p in saved)}
     if config.layers is not None:
+        absent = set(config.layers) - {_block(name) for name in sizes}
+        if absent:
+            raise ValueError(f"layers={config.layers}: the model has no block {', '.join(map(str, sorted(absent)))}")
         wanted = {name for name in wanted if _block(name) in config.layers}
-    names = [name for name in sizes if name in wanted]
-    if config.targets and not names:
+    around = {name for name in wanted if any(other.startswith(f"{name}.") for other in wanted)}
+    if around and config.targets != "all-linear":
+        raise ValueError(f"{min(around)} is a target and so is a layer inside it: target one of the two")
+    names = [name for name in sizes if name in wanted - around]
+    if not names:
         raise ValueError("exclude, layers and modules_to_save leave none of the layers that the targets match")
     for kind, patterns in (("rank_pattern", config.rank_pattern), ("alpha_pattern", config.alpha_pattern)):
         for pattern in patterns:
@@ -262,12 +276,7 @@ def wrap(
 
     Without `tie`, modules that share a weight get an update each, or none: what PEFT makes unless told otherwise.
     """
-    if not re.fullmatch(r"[\w-]+", name):
-        raise ValueError(f"name={name!r} must be letters, digits, _ and -")
-    if name in adapter_names(model):
-        raise ValueError(
-            f"the model has an adapter {name!r} already: remove_lora or delete_adapter first, or give another name="
-        )
+    check_name(model, name)
     modules = base_modules(model)
     updates = _plan_updates(model, config, layers, tokens, generator, tie)
     if not adapter_names(model):
@@ -280,7 +289,8 @@ def wrap(
     copies: dict[int, nn.Parameter] = {}  # a parameter under several names has one copy
     for path in replaced:
         original = state.originals.setdefault(path, _parameter(model, path))
-        entry.replaced[path] = copies.setdefault(id(original), nn.Parameter(original.detach().clone()))
+        copy = nn.Parameter(original.detach().clone())
+        entry.replaced[path] = copies.setdefault(id(original), copy) if tie else copy
     wrappers: dict[int, LoRALinear] = {}  # a module under several names has one wrapper
     for names, update in updates:
         for layer in names:
@@ -297,6 +307,24 @@ def wrap(
     set_adapter(model, name)
 
 
+def check_name(model: nn.Module, name: str) -> None:
+    """Raise ValueError where the model cannot get a new adapter of this name now."""
+    if not re.fullmatch(r"[\w-]+", name) or hasattr(nn.ModuleDict, name) or hasattr(nn.Module(), name):
+        raise ValueError(f"name={name!r} must be letters, digits, _ and -, and no word that modules use themselves")
+    if name in adapter_names(model):
+        raise ValueError(
+            f"the model has an adapter {name!r} already: remove_lora or delete_adapter first, or give another name="
+        )
+    if adapter_names(model) and adapters_of(model).contexts:
+        raise ValueError("inside lora_disabled or lora_rows no adapter can be added: leave it first")
+    if (lora_layers(model) and not adapter_names(model)) or any(
+        adapter_names(m) for m in model.modules() if m is not model
+    ):
+        raise ValueError(
+            "a part of this model, or one that it is a part of, has adapters: call this on the same module"
+        )
+
+
 def _plan_updates(
     model: nn.Module,
     config: LoRAConfig,
@@ -310,13 +338,16 @@ def _plan_updates(
     owners: dict[int, list[str]] = {}  # names of the modules that hold a tensor
     for path, module in modules.items():
         for tensor in (*module._parameters.values(), *module._buffers.values()):
-            owners.setdefault(id(tensor), []).append(path)
+            if tensor is not None:
+                owners.setdefault(id(tensor), []).append(path)
     updates: list[tuple[list[str], nn.Module]] = []
     done: set[str] = set()
     for layer in (*layers, *tokens):
-        if layer in done:
-            if layer in tokens:
+        if layer in done and layer in tokens:
+            low_rank = [names for names, update in updates if isinstance(update, LowRank)]
+            if layer in layers or any(layer in names for names in low_rank):
                 raise ValueError(f"{layer} is a target and has token_rows: one weight can have one of the two")
+        if layer in done:
             continue
         names = owners.get(id(getattr(modules[layer], "weight", None)), [layer])
         if not tie and layer not in tokens:
@@ -327,6 +358,10 @@ def _plan_updates(
                 raise ValueError(f"{layer} shares its weight with {other}, a {kind}, which cannot have an adapter")
         names = sorted(names, key=lambda other: not isinstance(modules[other], nn.Embedding))  # an embedding leads
         base = modules[names[0]]
+        for other in names:
+            _refuse_other_embeddings(other, modules[other])
+        if layer in tokens and any(tokens.get(other, tokens[layer]) != tokens[layer] for other in names):
+            raise ValueError(f"{' and '.join(names)} share one weight: their token_rows must be of the same tokens")
         if layer in tokens:
             weight = float_weight(base)
             ids = torch.tensor(tokens[layer], device=weight.device)
@@ -342,12 +377,16 @@ def _plan_updates(
     return updates
 
 
-def _low_rank(config: LoRAConfig, name: str, base: nn.Module, generator: torch.Generator | None) -> LowRank:
-    """The update of one layer as the config wants it."""
+def _refuse_other_embeddings(name: str, base: nn.Module) -> None:
+    """An embedding that scales or renormalizes its rows is more than a linear layer on one-hot vectors."""
     if isinstance(base, nn.Embedding) and (type(base).forward is not nn.Embedding.forward or base.max_norm is not None):
         raise ValueError(
             f"{name} is a {type(base).__name__} that computes more than a row of its weight: not supported"
         )
+
+
+def _low_rank(config: LoRAConfig, name: str, base: nn.Module, generator: torch.Generator | None) -> LowRank:
+    """The update of one layer as the config wants it."""
     size = layer_size(base)
     assert size is not None
     device = next((t.device for t in (*base.parameters(), *base.buffers())), None)
@@ -366,16 +405,23 @@ def set_adapter(model: nn.Module, *names: str) -> None:
 
     Raises:
         ValueError: the model has no such adapter, or two of them put a parameter in the same place (a trained bias,
-            `modules_to_save`, a token's row).
+            `modules_to_save`, a token's row, which no other update of that embedding may add to); or we are inside
+            `lora_disabled` or `lora_rows`, whose end would undo it.
     """
     state = adapters_of(model)
     state.require(*names)
+    if state.contexts:
+        raise ValueError("the end of lora_disabled or lora_rows would undo a set_adapter inside it: call it outside")
     owners: dict[str, str] = {}
     for name in dict.fromkeys(names):
         places = [*state.by_name[name].replaced]
         for path, layer in lora_layers(model).items():
+            kinds = {type(layer.adapter(other)) for other in names}
             tokens = layer.adapter(name)
-            places += [f"{path}, token {i}" for i in tokens.ids] if isinstance(tokens, TokenRows) else []
+            if TokenRows in kinds and len(kinds - {type(None)}) > 1:
+                places.append(f"rows of {path}")
+            elif isinstance(tokens, TokenRows):
+                places += [f"{path}, token {i}" for i in tokens.ids]
         for place in places:
             other = owners.setdefault(place, name)
             if other != name:
@@ -400,7 +446,10 @@ def delete_adapter(model: nn.Module, name: str) -> None:
     if len(state.by_name) == 1:
         remove_lora(model)
         return
-    set_adapter(model, *(active for active in state.active if active != name))
+    state.active = tuple(active for active in state.active if active != name)
+    if name in (state.rows or ()):
+        raise ValueError(f"adapter {name!r} serves rows of this lora_rows: leave it first")
+    _activate(model)
     del state.by_name[name]
     for layer in lora_layers(model).values():
         if name in layer.adapters:
@@ -416,7 +465,7 @@ def remove_lora(model: nn.Module) -> None:
     """
     if not adapter_names(model):
         raise ValueError("the model has no adapters to remove")
-    adapters_of(model).active = ()
+    adapters_of(model).active, adapters_of(model).rows = (), None
     _activate(model)
     drop_wrappers(model)
 
@@ -470,6 +519,8 @@ def lora_disabled(model: nn.Module) -> AbstractContextManager[None]:
 def lora_rows(model: nn.Module, names: Sequence[str | None]) -> AbstractContextManager[None]:
     """Inside, row i of a batch gets adapter `names[i]`, or none where that is None; the batch has len(names) rows.
 
+    The batch must be the first dimension of what the layers see, and the backward pass belongs inside, too.
+
     Raises:
         ValueError: the model has no such adapter, or one trains biases or whole modules, which rows cannot have apart.
     """
@@ -487,10 +538,12 @@ def _switched(model: nn.Module, rows: tuple[str | None, ...] | None) -> Iterator
     state = adapters_of(model)
     before = state.active, state.rows
     state.active, state.rows = (), rows
+    state.contexts += 1
     _activate(model)
     try:
         yield
     finally:
+        state.contexts -= 1
         state.active, state.rows = tuple(name for name in before[0] if name in state.by_name), before[1]
         if getattr(model, "_lora_adapters", None) is state:  # else they were removed or merged inside
             _activate(model)
@@ -499,7 +552,8 @@ def _switched(model: nn.Module, rows: tuple[str | None, ...] | None) -> Iterator
 def adapters_without_gradient(model: nn.Module) -> list[str]:
     """After a backward pass: the full names of the trained A, B, ... that received no gradient, or only zeros.
 
-    A's gradient is zero as long as B is, so at the first step it is not counted.
+    A's gradient is zero as long as B is, so at the first step it is not counted: neither while B is zero, nor after an
+    optimizer's step has moved a B that did receive a gradient.
     """
     silent: list[str] = []
     state = adapters_of(model)
@@ -508,7 +562,10 @@ def adapters_without_gradient(model: nn.Module) -> list[str]:
             update = layer.adapters[adapter]
             own = () if isinstance(update, TiedLowRank) else update.named_parameters()  # counted where its twin is
             for name, p in own:
-                waits = isinstance(update, LowRank) and p is update.lora_A and not update.lora_B.any()
+                waits = False
+                if isinstance(update, LowRank) and p is update.lora_A:
+                    moved = p.grad is not None and update.lora_B.grad is not None and bool(update.lora_B.grad.any())
+                    waits = moved or not update.lora_B.any()
                 if p.requires_grad and not waits and (p.grad is None or not p.grad.any()):
                     silent.append(f"{path}.{adapter}.{name}")
     for adapter in state.active:
@@ -583,6 +640,12 @@ def find_replaced(model: nn.Module, config: LoRAConfig, layers: Sequence[str], t
     for pattern in config.modules_to_save:
         roots = [path for path in modules if path and matches(path, pattern)]
         own = [name for name in parameters if any(name.startswith(f"{root}.") for root in roots)]
+        for root in roots:
+            buffers = [name for name, _ in modules[root].named_buffers()]
+            if buffers:
+                raise ValueError(
+                    f"modules_to_save {root} has buffers ({', '.join(buffers[:3])}), which training changes"
+                )
         if not own:
             raise ValueError(
                 f"modules_to_save {pattern!r} matches no module with parameters; {_near(pattern, modules)}"

@@ -154,6 +154,13 @@ def test_contexts_nest_and_survive_what_happens_inside(model: Llama) -> None:
     with pytest.raises(KeyError), lora_disabled(model):
         raise KeyError
     assert torch.equal(model(IDS), logits["c"])
+    for context in (lora_disabled(model), lora_rows(model, ["a"])):
+        with context, pytest.raises(ValueError, match="call it outside"):
+            set_adapter(model, "a")
+        with lora_disabled(model), pytest.raises(ValueError, match="leave it first"):
+            add_lora(model, name="d")
+    with lora_rows(model, ["c"]), pytest.raises(ValueError, match="serves rows"):
+        delete_adapter(model, "c")
     with lora_disabled(model):
         delete_adapter(model, "c")
     assert torch.equal(model(IDS), logits[""]) and active_adapters(model) == ()
@@ -387,6 +394,132 @@ def test_gradients_on_an_int8_base_are_those_on_its_dequantized_twin(model: Llam
             found.append(gradients(net))
             remove_lora(net)
         assert (found[0] - found[1]).abs().max() <= 1e-4 * found[1].abs().max()
+
+
+class OpaqueInt8(nn.Module):
+    """A quantized layer as other libraries have them: no `weight`, and a bias that is None."""
+
+    def __init__(self, K: int, N: int) -> None:
+        super().__init__()
+        self.in_features, self.out_features = K, N
+        self.register_buffer("qweight", torch.arange(N * K).view(N, K).to(torch.int8))
+        self.register_parameter("bias", None)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x @ self.qweight.to(x.dtype).T * 0.01
+
+
+def test_layers_without_a_weight_have_adapters_of_their_own() -> None:
+    model = nn.ModuleDict({"q": OpaqueInt8(8, 8), "v": nn.Linear(8, 8, bias=False), "k": OpaqueInt8(8, 8)})
+    assert add_lora(model, LoRAConfig(targets=("q", "k"))) == ["q", "k"]
+    assert list(lora_layers(model)) == ["q", "k"] and len(lora_parameters(model)) == 4
+    scramble(model)
+    model["q"](torch.ones(1, 8)).sum().backward()
+    assert model["q"].lora_A.grad.any() and model["k"].lora_A.grad is None
+    with pytest.raises(ValueError, match="q is a OpaqueInt8: merge into the float layer"):
+        merge_lora(model)
+
+
+def test_token_rows_of_a_tied_head_keep_its_bias() -> None:
+    """And of an embedding that scales its rows they are refused."""
+    model = nn.ModuleDict({"e": nn.Embedding(10, 4), "l": nn.Linear(4, 4), "head": nn.Linear(4, 10)})
+    model["head"].weight = model["e"].weight
+    x = torch.randn(3, 4)
+    before = model["head"](x)
+    add_lora(model, LoRAConfig(targets=("l",), token_rows={"e": (1, 2)}))
+    torch.testing.assert_close(model["head"](x), before)
+    scramble(model)
+    adapted = model["head"](x)
+    merge_lora(model)
+    torch.testing.assert_close(model["head"](x), adapted)
+
+    class Scaled(nn.Embedding):
+        def forward(self, ids: torch.Tensor) -> torch.Tensor:
+            return 7 * super().forward(ids)
+
+    other = nn.ModuleDict({"e": Scaled(10, 4), "l": nn.Linear(4, 4)})
+    with pytest.raises(ValueError, match="e is a Scaled that computes more than a row"):
+        add_lora(other, LoRAConfig(targets=("l",), token_rows={"e": (1, 2)}))
+
+
+def test_adapters_on_a_part_and_on_the_whole_are_kept_apart(model: Llama) -> None:
+    """One that was added to a submodule would be lost to the model's own record, and the other way round."""
+    add_lora(model.model, LoRAConfig(targets=("q_proj",)))
+    with pytest.raises(ValueError, match="call this on the same module"):
+        add_lora(model, LoRAConfig(targets=("v_proj",)), name="other")
+    remove_lora(model.model)
+    add_lora(model)
+    with pytest.raises(ValueError, match="call this on the same module"):
+        add_lora(model.model, LoRAConfig(targets=("q_proj",)), name="other")
+    assert len(lora_layers(model)) == 8
+
+
+def test_rows_replaced_by_one_adapter_are_not_added_to_by_another() -> None:
+    model = nn.ModuleDict({"e": nn.Embedding(10, 4), "l": nn.Linear(4, 4)})
+    add_lora(model, LoRAConfig(targets=("e",)), name="a")
+    add_lora(model, LoRAConfig(targets=("l",), token_rows={"e": (1, 2)}), name="b")
+    with pytest.raises(ValueError, match="both replace rows of e"):
+        set_adapter(model, "a", "b")
+    add_lora(model, LoRAConfig(targets=("l",), token_rows={"e": (3,)}), name="c")
+    set_adapter(model, "b", "c")  # other rows
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_what_an_adapter_adds_stays_float32_when_the_model_is_cast(dtype: torch.dtype) -> None:
+    """Token rows too: Adam's second moments are zero in float16, and a step divides by them."""
+    model = nn.ModuleDict({"e": nn.Embedding(10, 4), "l": nn.Linear(4, 4)})
+    add_lora(model, LoRAConfig(targets=("l",), token_rows={"e": (1, 2)}, dora=True))
+    scramble(model)
+    before = [p.detach().clone() for p in lora_parameters(model)]
+    model.to(dtype)
+    assert model["l"].base.weight.dtype == dtype
+    assert all(torch.equal(p, old) for p, old in zip(lora_parameters(model), before))
+    optimizer = torch.optim.AdamW(lora_parameters(model), 1e-3)
+    for _ in range(3):
+        optimizer.zero_grad()
+        (model["l"](model["e"](torch.arange(4))).float() * 1e-3).pow(2).sum().backward()
+        optimizer.step()
+    assert all(p.isfinite().all() for p in lora_parameters(model))
+    assert model.double()["l"].lora_A.dtype == torch.float64
+
+
+def test_names_that_modules_use_themselves_change_nothing(model: Llama) -> None:
+    state = model.state_dict().keys()
+    for name in ("train", "eval", "values", "type", "training"):
+        with pytest.raises(ValueError, match="no word that modules use themselves"):
+            add_lora(model, name=name)
+    assert model.state_dict().keys() == state and all(p.requires_grad for p in model.parameters())
+
+
+def test_a_linear_layer_with_layers_inside() -> None:
+    """A container that looks like a linear layer: its parts, or itself, but not both."""
+
+    class MLP(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.in_features = self.out_features = 4
+            self.fc1, self.fc2 = nn.Linear(4, 8), nn.Linear(8, 4)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.fc2(self.fc1(x))
+
+    model = nn.ModuleDict({"mlp": MLP()})
+    assert add_lora(model, LoRAConfig(targets="all-linear")) == ["mlp.fc1", "mlp.fc2"]
+    remove_lora(model)
+    with pytest.raises(ValueError, match="mlp is a target and so is a layer inside it"):
+        add_lora(model, LoRAConfig(targets=("mlp", "fc1")))
+    assert add_lora(model, LoRAConfig(targets=("mlp",))) == ["mlp"]
+    with pytest.raises(ValueError, match=r"a bare layer takes LoRALinear\(layer\)"):
+        add_lora(nn.Linear(4, 4), LoRAConfig(targets="all-linear"))
+
+
+def test_after_an_optimizer_step_no_a_is_named_in_error() -> None:
+    """A's gradient is still the first step's zero, while B has moved."""
+    model = nn.ModuleDict({"l": nn.Linear(4, 4)})
+    add_lora(model, LoRAConfig(targets=("l",)))
+    model["l"](torch.ones(1, 4)).sum().backward()
+    torch.optim.SGD(lora_parameters(model), 0.1).step()
+    assert model["l"].lora_B.any() and adapters_without_gradient(model) == []
 
 
 @pytest.mark.parametrize("fast_path", [False, True])

@@ -76,8 +76,15 @@ def test_unmerge_refuses_what_it_cannot_undo(model: Llama) -> None:
         unmerge_lora(model, merge_lora(model))
     add_lora(model)
     merged = merge_lora(model, keep=True)
-    with torch.no_grad():
-        model.model.layers[1].self_attn.o_proj.weight += 1
+    model.bfloat16()
+    with pytest.raises(ValueError, match=r"q_proj was changed after the merge"):
+        unmerge_lora(model, merged)
+    model.float()  # the bits that were rounded away are not back
+    with pytest.raises(ValueError, match=r"q_proj was changed after the merge"):
+        unmerge_lora(model, merged)
+    add_lora(model)
+    merged = merge_lora(model, keep=True)
+    model.model.layers[1].self_attn.o_proj.weight.data.add_(1)  # unseen by autograd's version counter
     before = bits(model)
     with pytest.raises(ValueError, match=r"layers.1.self_attn.o_proj was changed after the merge"):
         unmerge_lora(model, merged)
@@ -87,6 +94,32 @@ def test_unmerge_refuses_what_it_cannot_undo(model: Llama) -> None:
     add_lora(model)
     with pytest.raises(ValueError, match="has adapters again"):
         unmerge_lora(model, merged)
+
+
+def test_two_merges_are_undone_in_turn(model: Llama) -> None:
+    base, kept = bits(model), []
+    for seed in (1, 2):
+        add_lora(model)
+        scramble(model, seed=seed)
+        kept.append(merge_lora(model, keep=True))
+    for merged in reversed(kept):
+        unmerge_lora(model, merged)
+        remove_lora(model)
+    assert same_bits(bits(model), base)
+
+
+def test_a_merge_that_would_pass_the_range_changes_nothing(model: Llama) -> None:
+    model.half()
+    add_lora(model)
+    before = bits(model)
+    with torch.no_grad():
+        layer = model.model.layers[1].self_attn.o_proj
+        layer.lora_A.fill_(1e2)
+        layer.lora_B.fill_(1e4)
+    with pytest.raises(ValueError, match=r"o_proj would pass the range of torch.float16"):
+        merge_lora(model)
+    changed = [name for name, tensor in bits(model).items() if not torch.equal(tensor, before[name])]
+    assert len(changed) == 2 and all("layers.1.self_attn.o_proj.adapters" in name for name in changed)
 
 
 def test_merging_what_would_be_lost_or_broken_is_refused(model: Llama) -> None:
@@ -180,15 +213,18 @@ def test_sums_that_make_no_sense_are_refused(model: Llama) -> None:
         ({"a": 1.0, "dora": 1.0}, {}, "'dora' of .* is a LowRank other than plain LoRA"),
         ({"a": 1.0, "whole": 1.0}, {}, "'whole' trains biases or whole modules"),
         ({"a": 1.0, "x": 1.0}, {}, "no adapter 'x'"),
-        ({}, {}, "must be a new one and weights"),
-        ({"a": float("nan")}, {}, "must be a new one and weights"),
+        ({}, {}, "must be finite numbers"),
+        ({"a": float("nan")}, {}, "must be finite numbers"),
         ({"a": 1.0}, {"method": "mean"}, "method='mean'"),
         ({"a": 1.0}, {"rank": 2}, "which alone has a rank"),
+        ({"a": 1.0}, {"method": "svd", "rank": 0}, "of at least 1"),
     ):
         with pytest.raises(ValueError, match=words):
             combine_adapters(model, weights, "c", **settings)
-    with pytest.raises(ValueError, match="must be a new one"):
+    with pytest.raises(ValueError, match="an adapter 'b' already"):
         combine_adapters(model, {"a": 1.0}, "b")
+    with pytest.raises(ValueError, match="no word that modules use"):
+        combine_adapters(model, {"a": 1.0}, "train")
 
 
 @pytest.mark.parametrize("start", ["pissa", "olora"])
@@ -312,8 +348,12 @@ def test_correction_of_a_whole_quantized_model(model: Llama) -> None:
     assert float((model(IDS) - exact).norm()) < 0.8 * float((int8 - exact).norm())
     with lora_disabled(model):
         assert torch.equal(model(IDS), int8)
-    del weights[names[3]]
-    with pytest.raises(ValueError, match=f"weights lacks {names[3]}"):
+    remove_lora(model)
+    add_lora(model, LoRAConfig(targets=("q_proj",), rank=4, start="pissa"))
+    with pytest.raises(ValueError, match="q_proj has other than one plain LoRA adapter"):
+        correct_quantization(model, weights)
+    del weights[names[0]]
+    with pytest.raises(ValueError, match=f"weights lacks {names[0]}"):
         correct_quantization(model, weights)
 
 

@@ -215,6 +215,74 @@ class OutsideTheState(Student):
         return y + self.secret * (y - self.base(x))
 
 
+class DropoutOnTheInside(Student):
+    def forward(self, x: Tensor) -> Tensor:
+        return self.base(x) + self.scale() * self.lora_B(self.drop(self.lora_A(x)))
+
+
+class DropoutWithoutRescaling(Student):
+    def forward(self, x: Tensor) -> Tensor:
+        mask = torch.rand_like(x) >= self.drop.p if self.training else 1.0
+        return self.base(x) + self.scale() * self.lora_B(self.lora_A(x * mask))
+
+
+class DropoutOfOneTenth(Student):
+    def __init__(self, base: nn.Linear, rank: int, alpha: float, dropout: float) -> None:
+        super().__init__(base, rank, alpha, 0.1 if dropout else 0.0)
+
+
+class RescalesButKeepsTooMuch(Student):
+    """The right numbers, too often."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        p = self.drop.p
+        mask = (torch.rand_like(x) >= p / 4) / (1 - p) if self.training and p else 1.0
+        return self.base(x) + self.scale() * self.lora_B(self.lora_A(x * mask))
+
+
+class KeepsWithP(Student):
+    def __init__(self, base: nn.Linear, rank: int, alpha: float, dropout: float) -> None:
+        super().__init__(base, rank, alpha, 1 - dropout if dropout else 0.0)
+
+
+class Reversed(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: object, x: Tensor) -> Tensor:
+        return x.clone()
+
+    @staticmethod
+    def backward(ctx: object, gradient: Tensor) -> Tensor:
+        return -gradient
+
+
+class ClimbsWithB(Student):
+    def forward(self, x: Tensor) -> Tensor:
+        h = F.linear(self.lora_A(self.drop(x)), Reversed.apply(self.lora_B.weight))
+        return self.base(x) + self.scale() * h
+
+
+class ThawsInTraining(Student):
+    def train(self, mode: bool = True) -> ThawsInTraining:
+        self.base.requires_grad_(mode)
+        return super().train(mode)
+
+
+A_FOR_ALL = nn.Linear(checks.K, checks.R, bias=False)
+
+
+class OneAForAll(Student):
+    def __init__(self, base: nn.Linear, rank: int, alpha: float, dropout: float) -> None:
+        super().__init__(base, rank, alpha, dropout)
+        if rank == checks.R:
+            self.lora_A = A_FOR_ALL
+
+
+class EqualRows(Student):
+    def __init__(self, base: nn.Linear, rank: int, alpha: float, dropout: float) -> None:
+        super().__init__(base, rank, alpha, dropout)
+        nn.init.constant_(self.lora_A.weight, 0.1)
+
+
 MUTANTS: list[tuple[type[Student], Callable, str]] = [
     (Swapped, checks.check_shapes, "swapped"),
     (AlphaForgotten, checks.check_scale, "alpha is forgotten"),
@@ -228,6 +296,15 @@ MUTANTS: list[tuple[type[Student], Callable, str]] = [
     (BothZero, checks.check_start, "both start at zero"),
     (BothRandom, checks.check_start, "lora_B must start at zero"),
     (DropoutOnOutput, checks.check_dropout, "must fall on the input of A"),
+    (DropoutOnTheInside, checks.check_dropout, "must fall on the input of A"),
+    (DropoutWithoutRescaling, checks.check_dropout, "must be divided by 1 - p"),
+    (DropoutOfOneTenth, checks.check_dropout, "must be divided by 1 - p"),
+    (RescalesButKeepsTooMuch, checks.check_dropout, r"dropout=0.5 kept \d+ of 400, not 200"),
+    (KeepsWithP, checks.check_dropout, "must be divided by 1 - p"),
+    (ClimbsWithB, checks.check_gradients, "the gradient of lora_B is not that of"),
+    (ThawsInTraining, checks.check_parameter_count, "freeze the base's weight and bias"),
+    (OneAForAll, checks.check_parameter_count, "two layers share parameters"),
+    (EqualRows, checks.check_start, "lora_A starts with rank 1 of 4"),
     (DropoutOnTheBase, checks.check_dropout, "with B = 0 dropout must change nothing"),
     (DropoutInEval, checks.check_dropout, r"dropout is on in eval\(\)"),
     (DropoutForgotten, checks.check_dropout, "changes nothing"),

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from torch import nn
 
 from llama_min import Llama
 from lora_lite import (
@@ -18,6 +19,7 @@ from lora_lite import (
     load_adapter,
     lora_layers,
     lora_parameters,
+    merge_lora,
     save_adapter,
     swap_adapter,
 )
@@ -104,7 +106,13 @@ def test_every_problem_is_in_one_error_and_the_model_is_unchanged(folder: Path) 
         ({"layer_replication": [[0, 2]]}, "layer_replication="),
         ({"init_lora_weights": "loftq"}, "init_lora_weights='loftq' fits a changed base"),
         ({"bias": "some"}, "bias='some' is not supported"),
-        ({"bias": "all"}, "bias='all': none of these layers has a bias"),
+        ({"new_feature": 0}, "new_feature=0 is not supported"),
+        ({"lora_dropout": "x"}, "adapter_config.json: "),
+        ({"rank_pattern": [1]}, "adapter_config.json: "),
+        ({"target_modules": "("}, "adapter_config.json: "),
+        ({"lora_alpha": -1}, "alpha=-1.0 must be above 0"),
+        ({"trainable_token_indices": {"zzz": [1]}}, "missing the rows that trainable_token_indices names for zzz"),
+        ({"trainable_token_indices": [1]}, "missing the rows that trainable_token_indices names for the embedding"),
         ({"peft_type": "LOHA"}, "peft_type='LOHA'"),
         ({"r": None}, "r=None"),
         # known features that the weights do not bear out
@@ -135,6 +143,12 @@ def test_another_base_is_named_by_its_hash(folder: Path) -> None:
         load_adapter(other, folder)
     assert not lora_layers(other)
     load_adapter(other, folder, any_base=True)
+    other = base()
+    with torch.no_grad():
+        other.model.norm.weight += 1  # no adapted layer's
+    with pytest.raises(AdapterError, match="hash to another sha256"):
+        load_adapter(other, folder)
+    load_adapter(base().half(), folder)  # float16 rounds otherwise and is not compared
 
 
 def test_hot_swap(tmp_path: Path) -> None:
@@ -185,6 +199,101 @@ def test_targets_as_peft_writes_them(folder: Path) -> None:
         assert len(load_adapter(base(), folder)) == 4
     path.write_text(json.dumps(plain | {"layers_to_transform": 1}))
     with pytest.raises(AdapterError, match="layers.0.self_attn.q_proj is no target of its own config"):
+        load_adapter(base(), folder)
+
+
+def three_of_one_name() -> nn.Module:
+    torch.manual_seed(0)
+    inner = {name: nn.ModuleDict({"proj": nn.Linear(4, 4)}) for name in ("s1", "s2")}
+    return nn.ModuleDict({"proj": nn.Linear(4, 4), **inner})
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"alpha_pattern": {"re:proj": 2.0}},
+        {"rank_pattern": {"re:proj": 2}},
+        {"targets": ("re:proj",)},
+        {"targets": ("re:proj", "s1.proj"), "rank_pattern": {"re:proj": 2}},
+    ],
+)
+def test_a_name_that_is_the_end_of_another(tmp_path: Path, settings: dict) -> None:
+    """PEFT takes names for ends of names: here "proj" is a layer, and the end of two others."""
+    model = three_of_one_name()
+    add_lora(model, LoRAConfig(**{"targets": ("proj",), **settings}))
+    save_adapter(filled(model), tmp_path, task_type=None)
+    again = three_of_one_name()
+    load_adapter(again, tmp_path)
+    sizes = [{path: (m.rank, m.scale) for path, m in lora_layers(net).items()} for net in (model, again)]
+    assert sizes[0] == sizes[1]
+
+
+def with_rows(*ids: int) -> nn.Module:
+    torch.manual_seed(0)
+    model = nn.ModuleDict({"e": nn.Embedding(10, 4), "l": nn.Linear(4, 4)})
+    add_lora(model, LoRAConfig(targets=("l",), token_rows={"e": ids}))
+    return model
+
+
+def test_rows_of_other_tokens_are_not_swapped_in(tmp_path: Path) -> None:
+    save_adapter(with_rows(1, 2), tmp_path, task_type=None)
+    with pytest.raises(AdapterError, match=r"rows of e are of the tokens \[1, 2\] there and \[5, 6\] here"):
+        swap_adapter(with_rows(5, 6), tmp_path)
+    swap_adapter(with_rows(1, 2), tmp_path)
+    path = tmp_path / "adapter_model.safetensors"
+    tensors = {key: t for key, t in load_file(path).items() if "trainable_tokens_delta" not in key}
+    save_file(tensors, path)
+    torch.manual_seed(0)
+    with pytest.raises(AdapterError, match="missing the rows that trainable_token_indices names for e"):
+        load_adapter(nn.ModuleDict({"e": nn.Embedding(10, 4), "l": nn.Linear(4, 4)}), tmp_path)
+
+
+def test_one_of_two_adapters_is_saved_as_if_it_were_alone(tmp_path: Path) -> None:
+    def net() -> nn.Module:
+        torch.manual_seed(0)
+        return nn.ModuleDict({name: nn.Linear(4, 4) for name in ("fc1", "fc2")})
+
+    model = net()
+    add_lora(model, LoRAConfig(targets=("fc1",), start="pissa", rank=2), name="a")
+    add_lora(model, LoRAConfig(targets=("fc2",), bias="all"), name="b")
+    save_adapter(model, tmp_path, name="b", task_type=None)
+    load_adapter(net(), tmp_path)
+    swap_adapter(model, tmp_path, name="b")  # the start of the other adapter is no hindrance
+
+
+def test_layers_that_share_a_weight_still_do_after_loading(tmp_path: Path) -> None:
+    def net() -> nn.Module:
+        torch.manual_seed(0)
+        model = nn.ModuleDict({"a": nn.Linear(4, 4), "b": nn.Linear(4, 4)})
+        model["b"].weight = model["a"].weight
+        return model
+
+    model, again = net(), net()
+    add_lora(model, LoRAConfig(targets=("a",)))
+    save_adapter(filled(model), tmp_path, task_type=None)
+    load_adapter(again, tmp_path)
+    assert len(lora_parameters(again)) == 2
+    merge_lora(again)
+
+
+def test_modules_with_running_statistics_are_refused() -> None:
+    model = nn.ModuleDict({"l": nn.Linear(4, 4), "norm": nn.BatchNorm1d(4)})
+    with pytest.raises(ValueError, match=r"norm has buffers \(running_mean, running_var"):
+        add_lora(model, LoRAConfig(targets=("l",), modules_to_save=("norm",)))
+
+
+def test_a_kill_between_the_two_renames_leaves_no_pair_that_does_not_fit(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = base()
+    add_lora(model, LoRAConfig(rank=3, alpha=64.0, targets=("q_proj", "down_proj")))
+    rename = files.os.replace
+    monkeypatch.setattr(
+        files.os, "replace", lambda a, b: stop() if Path(b).name == "adapter_config.json" else rename(a, b)
+    )
+    with pytest.raises(KeyboardInterrupt):
+        save_adapter(model, folder)
+    with pytest.raises(AdapterError, match="adapter_config.json does not exist"):
         load_adapter(base(), folder)
 
 

@@ -176,7 +176,7 @@ def test_targets_narrowed() -> None:
     for wrong, words in (
         ({"exclude": ("k_porj",)}, "exclude 'k_porj' matches no linear layer or embedding; did you mean.*k_proj"),
         ({"exclude": ("*",)}, "leave none of the layers"),
-        ({"layers": (7,)}, "leave none of the layers"),
+        ({"layers": (0, 7)}, r"layers=\(0, 7\): the model has no block 7"),
         ({"rank_pattern": {"up_proj": 2}}, "rank_pattern 'up_proj' matches none of the 8 adapted layers"),
         ({"alpha_pattern": {"up_proj": 2.0}}, "alpha_pattern 'up_proj' matches none"),
         (
@@ -207,6 +207,8 @@ def test_targets_that_match_nothing_name_what_is_near(model: Llama) -> None:
     [
         ({"rank": 0}, "rank=0"),
         ({"rank": 2.5}, "rank=2.5"),
+        ({"alpha": 0.0}, "alpha=0.0 must be above 0"),
+        ({"alpha_pattern": {"q_proj": float("nan")}}, "q_proj=nan must be above 0"),
         ({"dropout": 1.0}, "dropout=1.0"),
         ({"targets": "q_proj"}, 'must be a tuple of patterns or "all-linear"'),
         ({"targets": ()}, "names no layer"),

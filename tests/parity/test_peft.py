@@ -191,6 +191,39 @@ def test_peft_adapter_on_one_side_of_a_tied_weight(tmp_path: Path) -> None:
             merge_lora(ours)
 
 
+@pytest.mark.parametrize("which", [["lm_head"], ["embed_tokens", "lm_head"]])
+def test_peft_trains_tied_modules_apart_unless_told_otherwise(tmp_path: Path, which: list[str]) -> None:
+    base = reference(tmp_path / "base", tied=True)
+    config = peft.LoraConfig(r=4, target_modules=["q_proj"], modules_to_save=which)
+    adapted = peft.get_peft_model(base, config).eval()
+    scramble([p for p in adapted.parameters() if p.requires_grad])
+    adapted.save_pretrained(tmp_path / "adapter")
+    ours = load_llama(tmp_path / "base", torch.float32)
+    load_adapter(ours, tmp_path / "adapter")
+    assert difference(ours, adapted) <= CLOSE
+
+
+def test_classifiers_of_peft(tmp_path: Path) -> None:
+    """For these tasks peft adds "classifier" and "score" to modules_to_save, whichever of them the model has."""
+    config = transformers.LlamaConfig(
+        vocab_size=96, hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4, num_labels=3
+    )
+    config.pad_token_id = 0
+
+    def net() -> nn.Module:
+        torch.manual_seed(0)
+        return transformers.LlamaForSequenceClassification(config).eval()
+
+    adapted = peft.get_peft_model(net(), peft.LoraConfig(r=4, target_modules=["q_proj"], task_type="SEQ_CLS")).eval()
+    scramble([p for p in adapted.parameters() if p.requires_grad])
+    adapted.save_pretrained(tmp_path)
+    ours = net()
+    load_adapter(ours, tmp_path)
+    ids = torch.arange(1, 20)[None]
+    with torch.no_grad():
+        torch.testing.assert_close(ours(ids).logits, adapted(ids).logits, atol=1e-5, rtol=1e-5)
+
+
 @pytest.mark.parametrize("start", ["pissa", "olora"])
 @pytest.mark.parametrize("rslora", [False, True])
 def test_starts_like_peft_and_is_exported_as_plain_lora(tmp_path: Path, start: str, rslora: bool) -> None:
