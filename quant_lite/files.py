@@ -48,7 +48,9 @@ def save_quantized(model: nn.Module, folder: str | Path) -> Path:
         else:
             tensors[name] = tensor.detach().cpu().contiguous()
     dtypes = {name: str(layer.dtype).removeprefix("torch.") for name, layer in layers.items()}
-    metadata = {"format": "pt", "quant_lite": json.dumps({"int8": dtypes, "shared": shared}, sort_keys=True)}
+    both = sorted(name for name, layer in layers.items() if layer.activations == "int8")  # weight and activations
+    about = {"int8": dtypes, "int8_activations": both, "shared": shared}
+    metadata = {"format": "pt", "quant_lite": json.dumps(about, sort_keys=True)}
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=".saving-", dir=folder) as beside:
@@ -72,7 +74,7 @@ def load_quantized(model: nn.Module, folder: str | Path) -> None:
             misshapen tensor is named, and the model is unchanged.
     """
     path = Path(folder) / _FILE
-    tensors, dtypes, shared = _read(path)
+    tensors, dtypes, both, shared = _read(path)
     modules = dict(model.named_modules())
     problems: list[str] = []
     layers: dict[str, Int8Linear] = {}
@@ -95,7 +97,8 @@ def load_quantized(model: nn.Module, folder: str | Path) -> None:
             zero = parts["zero_point"]
             zero = torch.zeros_like(scale, dtype=torch.int8) if zero is None else zero
             quantized = QuantizedTensor(weight, scale, zero, getattr(torch, dtype))
-            layers[name] = Int8Linear(quantized, parts["bias"]).train(old.training)
+            activations = "int8" if name in both else "float"
+            layers[name] = Int8Linear(quantized, parts["bias"], activations).train(old.training)
 
     inside = {f"{name}.{key}" for name, layer in layers.items() for key in layer.state_dict()}
     inside |= {f"{name}.{part}" for name in dtypes for part in ("weight", "scale", "zero_point", "bias")}
@@ -121,14 +124,15 @@ def load_quantized(model: nn.Module, folder: str | Path) -> None:
         setattr(model.get_submodule(parent), child, getattr(model.get_submodule(source), leaf))
 
 
-def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, str], dict[str, str]]:
-    """Tensors, the original dtype of each int8 layer, and the names that share another's tensor."""
+def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, str], set[str], dict[str, str]]:
+    """Tensors, the original dtype of each int8 layer, which of them have int8 activations, and shared names."""
     if not path.is_file():
         raise QuantizedFileError(f"{path} does not exist: give a folder that save_quantized wrote")
     try:
         with safe_open(path, framework="pt") as file:
             about = json.loads((file.metadata() or {})["quant_lite"])
             dtypes, shared = dict(about["int8"]), dict(about["shared"])
+            both = {str(name) for name in about.get("int8_activations", ())}
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no dict)
     except (OSError, SafetensorError) as error:
         raise QuantizedFileError(f"{path} is not a whole safetensors file ({error}): write it again") from None
@@ -138,4 +142,4 @@ def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, str], dict[str, str]
     odd = [f"{name}: {dtype!r}" for name, dtype in dtypes.items() if dtype not in known]
     if odd:
         raise QuantizedFileError(f"{path} names an unknown dtype for {odd[0]}: known are {', '.join(known)}")
-    return tensors, dtypes, shared
+    return tensors, dtypes, both, shared

@@ -23,11 +23,13 @@ class QuantConfig:
     Attributes:
         scheme: "absmax" or "zeropoint".
         granularity: `PerChannel(0)`, one scale an output channel, or `PerTensor()`.
+        activations: "float", or "int8" to quantize each row of a layer's input, too.
         skip: fnmatch patterns on full layer names that stay in float, such as `"*.down_proj"`.
     """
 
     scheme: str = "absmax"
     granularity: Granularity = PER_ROW
+    activations: str = "float"
     skip: tuple[str, ...] = ()
 
 
@@ -118,7 +120,7 @@ def quantize_(model: nn.Module, config: QuantConfig | None = None) -> QuantRepor
     before = _model_bytes(model)
     rows = []
     for name, layer in chosen.items():
-        int8 = Int8Linear.from_linear(layer, config.scheme, config.granularity)
+        int8 = Int8Linear.from_linear(layer, config.scheme, config.granularity, config.activations)
         rows.append(_report(name, layer, int8))
         parent, _, child = name.rpartition(".")
         setattr(model.get_submodule(parent), child, int8.train(layer.training))

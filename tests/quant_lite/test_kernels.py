@@ -1,0 +1,202 @@
+"""The C kernels against PyTorch's operators, and how they are built: once, side by side, or not at all."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import nn
+
+from quant_lite import Int8Linear, PerChannel, absmax_quantize, kernels
+
+ROOT = Path(__file__).parents[2]
+needs_c = pytest.mark.skipif(
+    shutil.which("cc") is None and shutil.which("gcc") is None, reason="no C compiler here: PyTorch's operators serve"
+)
+U = 2.0**-24  # unit roundoff of float32
+sizes = st.tuples(st.integers(1, 40), st.integers(1, 300), st.integers(1, 5))  # N, K, T; vectors and what is left
+
+
+def numbers(*shape: int, seed: int, spread: float = 1.0) -> torch.Tensor:
+    """Random, over many orders of magnitude where `spread` is large."""
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randn(shape, generator=generator) * 10 ** (spread * torch.randn(shape, generator=generator))
+
+
+def bytes_of(N: int, K: int, seed: int) -> torch.Tensor:
+    return torch.randint(-127, 128, (N, K), dtype=torch.int8, generator=torch.Generator().manual_seed(seed))
+
+
+def assert_rounded(y: torch.Tensor, w: torch.Tensor, x: torch.Tensor, scale: torch.Tensor | float = 1.0) -> None:
+    """Against float64: a sum of K float32 products in any order is off by at most (K + 1) u sum |w x| (Higham 2002,
+    section 3.1), and the scale adds one rounding."""
+    exact = x.double() @ w.double().T * scale
+    limit = (w.shape[1] + 2) * U * 1.01 * (x.double().abs() @ w.double().abs().T) * scale + 1e-44
+    assert ((y.double() - exact).abs() <= limit).all()
+
+
+@needs_c
+@given(sizes, st.integers(0, 2**31), st.floats(0, 3), st.sampled_from([torch.float32, torch.bfloat16, torch.float16]))
+def test_int8_by_float(size: tuple[int, int, int], seed: int, spread: float, dtype: torch.dtype) -> None:
+    N, K, T = size
+    w, scale, x = (
+        bytes_of(N, K, seed),
+        torch.rand(N),
+        numbers(T, K, seed=seed, spread=spread).clamp(-6e4, 6e4).to(dtype),
+    )
+    assert_rounded(kernels.int8_float(w, scale, x), w, x, scale.double())
+
+
+@needs_c
+@given(sizes, st.integers(0, 2**31), st.floats(0, 3))
+def test_bfloat16_by_float(size: tuple[int, int, int], seed: int, spread: float) -> None:
+    N, K, T = size
+    w, x = numbers(N, K, seed=seed + 1, spread=spread).to(torch.bfloat16), numbers(T, K, seed=seed, spread=spread)
+    assert_rounded(kernels.bfloat16_float(w, x), w, x)
+
+
+def by_operators(w: torch.Tensor, scale: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
+    """W8A8 by the definition: quantize the rows, sum integers, scale."""
+    q = absmax_quantize(x, PerChannel(0))
+    return (q.values.long() @ w.long().T).float() * (q.scale * scale)
+
+
+@needs_c
+@given(sizes, st.integers(0, 2**31), st.floats(0, 3), st.sampled_from([torch.float32, torch.bfloat16, torch.float16]))
+def test_int8_by_int8_to_the_bit(size: tuple[int, int, int], seed: int, spread: float, dtype: torch.dtype) -> None:
+    """The same scales, the same roundings to even, exact sums: there is nothing to differ in."""
+    N, K, T = size
+    w, scale, x = (
+        bytes_of(N, K, seed),
+        torch.rand(N),
+        numbers(T, K, seed=seed, spread=spread).clamp(-6e4, 6e4).to(dtype),
+    )
+    assert torch.equal(kernels.int8_int8(w, scale, x), by_operators(w, scale, x))
+
+
+@needs_c
+def test_int8_by_int8_in_the_corners() -> None:
+    """Zero rows, ties, subnormals, the largest numbers, the longest sums; NaN and infinity are refused."""
+    w, scale = bytes_of(5, 65_536, 0).fill_(-127), torch.full((5,), 0.5)
+    x = torch.full((1, 65_536), 3.0)
+    assert torch.equal(kernels.int8_int8(w, scale, x), by_operators(w, scale, x))
+    w = bytes_of(3, 6, 1)
+    largest = torch.finfo(torch.float32).max
+    x = torch.tensor(
+        [
+            [0.0] * 6,
+            [127.0, 0.5, 1.5, -2.5, -0.5, 126.5],
+            [1e-45, -1e-45, 3e-45, 0, 1e-42, 1e-40],
+            [largest, -largest, 1.0, 0, largest / 254, largest / 2],
+        ]
+    )
+    assert torch.equal(kernels.int8_int8(w, scale[:3], x), by_operators(w, scale[:3], x))
+    for bad in (float("nan"), float("inf"), float("-inf")):
+        x[1, 3] = bad
+        with pytest.raises(ValueError, match="activations that hold NaN or infinity"):
+            kernels.int8_int8(w, scale[:3], x)
+
+
+@pytest.mark.parametrize("activations", ["float", "int8"])
+@pytest.mark.parametrize("scheme", ["absmax", "zeropoint"])
+@pytest.mark.parametrize("rows", [0, 1, 3, 4, 5, 40])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_layers_paths_agree(activations: str, scheme: str, rows: int, dtype: torch.dtype) -> None:
+    """Few rows and many, over a weight whose rows are no multiple of a vector; non-contiguous x; and the gradient of x."""
+    if activations == "int8" and scheme == "zeropoint":
+        with pytest.raises(ValueError, match="activations='int8' needs a weight without zero points"):
+            Int8Linear.from_linear(nn.Linear(8, 4), scheme, activations=activations)
+        return
+    torch.manual_seed(0)
+    layer = Int8Linear.from_linear(nn.Linear(77, 24).to(dtype), scheme, activations=activations)
+    x = torch.randn(77, rows).to(dtype).T.requires_grad_()
+    y, twin = layer(x), layer.product_reference(x.detach()) + layer.bias
+    # float32 sums of 77 products of two numbers near 1 and 127; the operators round x and y to bfloat16 on the way
+    size = x.detach().abs().float() @ layer.weight.abs().float().T * layer.scale.T + 2 * 128 * layer.scale.T * 77
+    unit = 2.0**-8 if dtype == torch.bfloat16 else 2.0**-22
+    assert y.dtype == dtype and ((y - twin).abs() <= 4 * unit * size).all()
+    y.sum().backward()
+    expected = layer.to_linear().weight.float().sum(0).expand(rows, -1)
+    assert (x.grad.float() - expected).abs().max() <= 1e-2 * expected.abs().max() if rows else x.grad.shape == (0, 77)
+
+
+def test_activations_by_int8_are_near_and_refuse_what_is_not_finite() -> None:
+    """|x W^T - y| <= |W| s_x / 2 row by row, and the weight's own error: here the weight is exact, of integers."""
+    torch.manual_seed(0)
+    linear = nn.Linear(64, 8, bias=False)
+    with torch.no_grad():
+        linear.weight.copy_(torch.randint(-127, 128, (8, 64)))
+        linear.weight[:, 0] = 127
+    layer = Int8Linear.from_linear(linear, activations="int8")
+    assert torch.equal(layer.weight.float(), linear.weight)
+    for rows in (2, 30):
+        x = torch.randn(rows, 64)
+        bound = x.abs().amax(1, keepdim=True) / 127 / 2 * linear.weight.abs().sum(1)
+        assert ((layer(x) - linear(x)).abs() <= bound * 1.0001).all()
+        x[0, 0] = float("nan")
+        with pytest.raises(ValueError, match="NaN or infinity"):
+            layer(x)
+
+
+PROGRAM = (
+    "import torch; from torch import nn; from quant_lite import Int8Linear, kernel_path; torch.manual_seed(0); "
+    "layer = Int8Linear.from_linear(nn.Linear(64, 16)); layer(torch.ones(1, 64)); "
+    "print(kernel_path(), layer.path, round(float(layer(torch.ones(1, 64)).sum()), 3))"
+)
+
+
+def run(cache: Path, **environment: str) -> subprocess.Popen[str]:
+    names = {**os.environ, "XDG_CACHE_HOME": str(cache), **environment}
+    line = [sys.executable, "-c", PROGRAM]
+    return subprocess.Popen(line, cwd=ROOT, env=names, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+@needs_c
+def test_many_processes_build_at_once_and_later_ones_not_at_all(tmp_path: Path) -> None:
+    processes = [run(tmp_path) for _ in range(4)]
+    outputs = [process.communicate(timeout=120) for process in processes]
+    assert len({out for out, _ in outputs}) == 1 and outputs[0][0].startswith("c c "), outputs
+    (built,) = (tmp_path / "quant_lite").iterdir()  # one library, and nothing half made beside it
+    before = built.stat().st_mtime_ns
+    assert run(tmp_path).communicate(timeout=120) == outputs[0]
+    assert built.stat().st_mtime_ns == before
+
+
+@needs_c
+def test_a_home_that_cannot_be_written_to(tmp_path: Path) -> None:
+    """The library is then of this process alone, and leaves nothing behind."""
+    (tmp_path / "file").touch()
+    (tmp_path / "tmp").mkdir()
+    out, errors = run(tmp_path / "file" / "cache", TMPDIR=str(tmp_path / "tmp")).communicate(timeout=120)
+    assert out.startswith("c c ") and errors == ""
+    assert not list((tmp_path / "tmp").iterdir())
+
+
+def test_without_a_compiler_operators_serve_and_say_so_once(tmp_path: Path) -> None:
+    plain, _ = run(tmp_path, QUANT_LITE_KERNELS="torch").communicate(timeout=120)
+    out, errors = run(tmp_path, CC="/bin/false", PATH="").communicate(timeout=120)
+    assert out == plain and out.startswith("torch torch ")
+    assert errors.count("quant_lite runs on PyTorch's operators, slower: no C kernels") == 1
+
+
+@pytest.mark.parametrize(
+    ("environment", "words"),
+    [
+        (
+            {"QUANT_LITE_KERNELS": "c", "CC": "/bin/false", "PATH": ""},
+            "QUANT_LITE_KERNELS=c, but the kernels cannot be",
+        ),
+        ({"QUANT_LITE_KERNELS": "rust"}, "QUANT_LITE_KERNELS='rust' is not known: take c or torch"),
+    ],
+)
+def test_kernels_that_are_asked_for_and_cannot_be_had(tmp_path: Path, environment: dict, words: str) -> None:
+    process = run(tmp_path, **environment)
+    _, errors = process.communicate(timeout=120)
+    assert process.returncode == 1 and words in errors
