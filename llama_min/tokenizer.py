@@ -472,7 +472,8 @@ def _render(template: str, messages: Sequence[Message], names: dict[str, Any]) -
     try:
         return environment.from_string(template).render(messages=list(messages), tools=None, documents=None, **names)
     except Exception as error:  # noqa: BLE001 (a template is the folder's own code and may raise anything)
-        raise ValueError(f"the folder's chat_template cannot write these messages: {error!r}") from None
+        said = str(error) if isinstance(error, TemplateError) else f"{type(error).__name__}: {error}"
+        raise ValueError(f"the folder's chat_template cannot write these messages: {said}") from None
 
 
 def _own_space(text: str) -> tuple[str, str]:
