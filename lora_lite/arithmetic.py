@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from lora_lite.layers import LoRALinear, LowRank, TiedLowRank, float_weight, low_rank_of, stores_transposed
+from lora_lite.layers import LoRALinear, LowRank, TiedLowRank, float_weight, low_rank_of, place, stores_transposed
 from lora_lite.lora import (
     Adapter,
     Adapters,
@@ -102,13 +102,13 @@ def merge_lora(
     originals: dict[str, Tensor] = {}
     wrapped = wrapped_layers(model)
     bases: dict[int, nn.Module] = {}  # what takes the place of a requantized base
-    done: set[int] = set()  # a weight that two layers share is changed once
+    done: set[object] = set()  # a weight that two layers share is changed once
     for path, layer in layers.items():
         if _is_float(layer.base):
             weight = layer.base.weight
             assert isinstance(weight, nn.Parameter)
-            if id(weight) not in done:
-                done.add(id(weight))
+            if place(weight) not in done:
+                done.add(place(weight))
                 merged = _merged_bits(layer)
                 largest = max(largest, _largest(merged.float() - weight.float()))
                 if keep:
@@ -303,11 +303,11 @@ def correct_quantization(
 
 def _halves(model: nn.Module) -> Iterator[tuple[str, str]]:
     """Pairs of modules that share a weight of which only one is adapted, or each in its own way."""
-    layers, owners = wrapped_layers(model), dict[int, str]()
+    layers, owners = wrapped_layers(model), dict[object, str]()
     for path, module in base_modules(model).items():
         weight = module._parameters.get("weight")
         if weight is not None:
-            first = owners.setdefault(id(weight), path)
+            first = owners.setdefault(place(weight), path)
             updates = [
                 {id(low_rank_of(u) or u) for u in layers[p].adapters.values()} if p in layers else set()
                 for p in (first, path)

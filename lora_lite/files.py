@@ -192,6 +192,12 @@ def _tensors(model: nn.Module, name: str, exported: bool = True) -> dict[str, Te
     adapted = [path for path, layer in wrapped.items() if low_rank_of(layer.adapter(name))]
     for path, p in adapters_of(model).by_name[name].replaced.items():
         tensors[_replaced_key(path, adapted)] = p
+    # PEFT takes a name in modules_to_save for the end of one: what it would take besides goes with it, unchanged
+    whole = _whole(model, name)
+    for path, module in base_modules(model).items() if whole else ():
+        if path not in adapted and any(path.endswith(end) for end in whole):
+            for leaf, p in module.named_parameters():
+                tensors.setdefault(f"{_PREFIX}{path}.{leaf}", p)
     # a copy of each: safetensors stores no tensor that shares memory with another
     return {key: t.detach().cpu().clone(memory_format=torch.contiguous_format) for key, t in tensors.items()}
 
@@ -206,7 +212,6 @@ def _settings(model: nn.Module, name: str, base_model: str | None, task_type: st
     alphas = {path: u.alpha * (math.sqrt(wider) if u.rslora else wider) for path, u in low_rank.items()}
     rank, alpha = Counter(ranks.values()).most_common(1)[0][0], Counter(alphas.values()).most_common(1)[0][0]
     replaced = adapters_of(model).by_name[name].replaced
-    whole = {path.rpartition(".")[0] for path in replaced if path.rsplit(".", 1)[-1] != "bias" or config.bias == "none"}
     tied = any(isinstance(update, TiedLowRank) for update in updates.values())
     tied |= len({id(p) for p in replaced.values()}) < len(replaced)
     modules, names = base_modules(model), list(low_rank)
@@ -233,7 +238,7 @@ def _settings(model: nn.Module, name: str, base_model: str | None, task_type: st
         "bias": config.bias,
         "fan_in_fan_out": any(_is_conv1d(layers[path].base) for path in low_rank),
         "init_lora_weights": True,
-        "modules_to_save": sorted(whole) or None,
+        "modules_to_save": _whole(model, name) or None,
         "use_rslora": config.rslora,
         "use_dora": config.dora,
         "rank_pattern": {_pattern(path, names): r for path, r in ranks.items() if r != rank},
@@ -241,6 +246,13 @@ def _settings(model: nn.Module, name: str, base_model: str | None, task_type: st
         "trainable_token_indices": tokens or None,
         "ensure_weight_tying": tied,
     }
+
+
+def _whole(model: nn.Module, name: str) -> list[str]:
+    """The modules that an adapter trains whole: those of its whole parameters that are more than trained biases."""
+    entry = adapters_of(model).by_name[name]
+    biases = entry.config.bias != "none"
+    return sorted({p.rpartition(".")[0] for p in entry.replaced if not biases or p.rsplit(".", 1)[-1] != "bias"})
 
 
 def _target_modules(modules: Iterable[str], names: list[str]) -> list[str] | str:
@@ -301,10 +313,22 @@ def _read(model: nn.Module, folder: Path, any_base: bool) -> _Found:
             path, modules[path], _by_pattern(settings, "rank_pattern", path, settings["r"]), config.dora
         )
     for path, ids in tokens.items():
+        N, K = layer_size(modules[path]) or (0, 0)
+        size = K if isinstance(modules[path], nn.Embedding) else N
+        if not all(isinstance(i, int) and 0 <= i < size for i in ids):
+            problems.append(f"trainable_token_indices of {path} are {ids}, it has {size} rows: resize it first")
+            ids = []
         shapes[f"{_PREFIX}{path}.{_TOKENS}"] = (len(ids), _tensor_at(modules, f"{path}.weight").shape[-1])
     for path in replaced:
         shapes[_replaced_key(path, layers)] = tuple(_tensor_at(modules, path).shape)
 
+    for key in list(tensors):  # with bias="all" PEFT adds the biases of its own wrappers, under their names
+        plain = {
+            re.sub(r"\.(modules_to_save|original_module)\.", ".", key),
+            re.sub(r"\.modules_to_save\.[\w-]+\.", ".", key),
+        }
+        if plain - {key} and (plain - {key}) & tensors.keys():
+            del tensors[key]
     for path in layers:  # PEFT adds an adapted embedding's own weight
         stored = tensors.pop(f"{_PREFIX}{path}.base_layer.weight", None)
         if stored is not None and not _same(stored, _tensor_at(modules, f"{path}.weight")):
@@ -396,6 +420,10 @@ def _why(key: str, modules: dict[str, nn.Module]) -> str:
     return f" (the model has no linear layer {path})"
 
 
+def _join(path: str, leaf: str) -> str:
+    return f"{path}.{leaf}" if path else leaf
+
+
 def _tensor_at(modules: dict[str, nn.Module], path: str) -> Tensor:
     parent, _, leaf = path.rpartition(".")
     tensor = getattr(modules[parent], leaf)
@@ -436,12 +464,12 @@ def _replaced(settings: dict[str, Any], modules: dict[str, nn.Module], layers: l
     "classifier" on its own for classification tasks.
     """
     parameters = {
-        f"{path}.{leaf}": p for path, m in modules.items() for leaf, p in m._parameters.items() if p is not None
+        _join(path, leaf): p for path, m in modules.items() for leaf, p in m._parameters.items() if p is not None
     }
     roots = [path for path in modules if any(path.endswith(m) for m in settings.get("modules_to_save") or ())]
     wanted = {name for name in parameters if any(name.startswith(f"{root}.") for root in roots)}
     if settings.get("bias") == "all":
-        wanted |= {name for name in parameters if name.endswith(".bias")}
+        wanted |= {name for name in parameters if name.rsplit(".", 1)[-1] == "bias"}
     elif settings.get("bias") == "lora_only":
         wanted |= {f"{layer}.bias" for layer in layers if f"{layer}.bias" in parameters}
     shared = {id(parameters[name]) for name in wanted} if tied else set()
@@ -553,7 +581,7 @@ def _base_hash(model: nn.Module, adapted: Iterable[str]) -> str | None:
         if layer_size(modules[path]) and (not isinstance(weight, Tensor) or not weight.is_floating_point()):
             return None
         for leaf, p in modules[path]._parameters.items():
-            p = originals.get(f"{path}.{leaf}", p)
+            p = originals.get(_join(path, leaf), p)
             if p is None or id(p) in seen:
                 continue
             if p.dtype == torch.float16:

@@ -24,6 +24,7 @@ __all__ = [
     "float_weight",
     "layer_size",
     "low_rank_of",
+    "place",
     "stores_transposed",
 ]
 
@@ -60,6 +61,12 @@ def float_weight(base: nn.Module) -> Tensor:
         raise TypeError(f"{type(base).__name__} has neither a floating point weight nor to_linear()")
     dense: nn.Linear = to_linear()
     return dense.weight.detach()
+
+
+def place(tensor: Tensor) -> tuple[object, ...]:
+    """What is equal for two tensors that lie in the same memory in the same way: then a change of one is of both."""
+    somewhere = tensor.data_ptr() if tensor.numel() and not tensor.is_meta else id(tensor)
+    return somewhere, tensor.shape, tensor.dtype, tensor.device
 
 
 class Float32(nn.Module):
@@ -316,6 +323,7 @@ class LoRALinear(nn.Module):
         self.active: tuple[str, ...] = ()
         self.rows: tuple[tuple[str, Tensor], ...] | None = None  # adapter, and the rows of the batch that it serves
         self.batch = 0  # how many rows that batch has
+        self.only_read = False  # whether its owner reads `weight` instead of calling it
         if rank is not None:
             device = next((t.device for t in (*base.parameters(), *base.buffers())), None)
             self.adapters[name] = LowRank(size, rank, alpha, dropout, generator=generator, device=device)
@@ -325,7 +333,8 @@ class LoRALinear(nn.Module):
         """The update that the adapter of this name makes here, if it makes one."""
         return dict(self.adapters.items()).get(name)
 
-    def forward(self, x: Tensor) -> Tensor:  # (..., K) -> (..., N); an embedding's ids (...) -> (..., N)
+    def forward(self, input: Tensor) -> Tensor:  # (..., K) -> (..., N); an embedding's ids (...) -> (..., N)
+        x = input  # named as `nn.Linear` and `nn.Embedding` name it
         y = base_y = self.base(x)
         if self.rows is None:
             for name in self.active:
@@ -342,10 +351,16 @@ class LoRALinear(nn.Module):
         """What the layer multiplies by, as the base stores its weight, with the active adapters in it.
 
         Computed at each access, for modules that read a layer's weight instead of calling it, such as
-        `nn.MultiheadAttention`; so they too are adapted.
+        `nn.MultiheadAttention`; so they too are adapted. Inside `lora_rows` there is no one such weight: it is the
+        base's, for modules that only want to know its dtype.
+
+        Raises:
+            ValueError: inside `lora_rows`, where the owner is known to compute with it.
         """
+        if self.rows and self.only_read:
+            raise ValueError("inside lora_rows no layer can be adapted whose weight is read instead of called")
         plain = float_weight(self.base)  # (N, K)
-        weight = (plain.float() + self.delta()).to(plain.dtype) if self.active or self.rows else plain
+        weight = (plain.float() + self.delta()).to(plain.dtype) if self.active else plain
         return weight.T if stores_transposed(self.base) else weight
 
     def delta(self) -> Tensor:

@@ -20,7 +20,16 @@ from typing import Any
 import torch
 from torch import nn
 
-from lora_lite.layers import LoRALinear, LowRank, TiedLowRank, TokenRows, float_weight, layer_size, stores_transposed
+from lora_lite.layers import (
+    LoRALinear,
+    LowRank,
+    TiedLowRank,
+    TokenRows,
+    float_weight,
+    layer_size,
+    place,
+    stores_transposed,
+)
 from lora_lite.starts import olora, pissa
 
 __all__ = [
@@ -158,6 +167,10 @@ class Adapters:
     originals: dict[str, nn.Parameter] = field(default_factory=dict)
     rows: tuple[str | None, ...] | None = None
     contexts: int = 0
+
+    def __getstate__(self) -> dict[str, Any]:
+        """A copy or pickle that is made inside a context is outside of it."""
+        return {**self.__dict__, "rows": None, "contexts": 0}
 
     def require(self, *names: str) -> None:
         """Raise ValueError where a name is not an adapter's."""
@@ -299,6 +312,8 @@ def wrap(
                 if id(base) not in wrappers:
                     wrappers[id(base)] = LoRALinear(base, rank=None).train(base.training)
                 wrapper = wrappers[id(base)]
+                owner = model.get_submodule(layer.rpartition(".")[0])
+                wrapper.only_read |= isinstance(owner, (nn.MultiheadAttention, nn.TransformerEncoderLayer))
                 set_module(model, layer, wrapper)
             turned = stores_transposed(base) != stores_transposed(modules[names[0]])
             own = TiedLowRank(update) if turned and isinstance(update, LowRank) else update
@@ -335,11 +350,11 @@ def _plan_updates(
 ) -> list[tuple[list[str], nn.Module]]:
     """An update for each weight, with the names of all the layers that compute with that weight."""
     modules = base_modules(model)
-    owners: dict[int, list[str]] = {}  # names of the modules that hold a tensor
+    owners: dict[object, list[str]] = {}  # names of the modules that hold a tensor
     for path, module in modules.items():
         for tensor in (*module._parameters.values(), *module._buffers.values()):
             if tensor is not None:
-                owners.setdefault(id(tensor), []).append(path)
+                owners.setdefault(place(tensor), []).append(path)
     updates: list[tuple[list[str], nn.Module]] = []
     done: set[str] = set()
     for layer in (*layers, *tokens):
@@ -349,7 +364,8 @@ def _plan_updates(
                 raise ValueError(f"{layer} is a target and has token_rows: one weight can have one of the two")
         if layer in done:
             continue
-        names = owners.get(id(getattr(modules[layer], "weight", None)), [layer])
+        weight = getattr(modules[layer], "weight", None)
+        names = owners[place(weight)] if isinstance(weight, torch.Tensor) else [layer]
         if not tie and layer not in tokens:
             names = [other for other in names if modules[other] is modules[layer]]
         for other in names:
@@ -363,11 +379,9 @@ def _plan_updates(
         if layer in tokens and any(tokens.get(other, tokens[layer]) != tokens[layer] for other in names):
             raise ValueError(f"{' and '.join(names)} share one weight: their token_rows must be of the same tokens")
         if layer in tokens:
-            weight = float_weight(base)
-            ids = torch.tensor(tokens[layer], device=weight.device)
-            update: nn.Module = TokenRows(
-                (weight.T if isinstance(base, nn.Embedding) else weight)[ids], tuple(tokens[layer])
-            )
+            rows = float_weight(base).T if isinstance(base, nn.Embedding) else float_weight(base)
+            ids = torch.tensor(tokens[layer], device=rows.device)
+            update: nn.Module = TokenRows(rows[ids], tuple(tokens[layer]))
         else:
             update = _low_rank(config, layer, base, generator)
             if config.dora and len({stores_transposed(modules[other]) for other in names}) > 1:
@@ -414,20 +428,18 @@ def set_adapter(model: nn.Module, *names: str) -> None:
         raise ValueError("the end of lora_disabled or lora_rows would undo a set_adapter inside it: call it outside")
     owners: dict[str, str] = {}
     for name in dict.fromkeys(names):
-        places = [*state.by_name[name].replaced]
+        taken = [*state.by_name[name].replaced]
         for path, layer in lora_layers(model).items():
             kinds = {type(layer.adapter(other)) for other in names}
             tokens = layer.adapter(name)
             if TokenRows in kinds and len(kinds - {type(None)}) > 1:
-                places.append(f"rows of {path}")
+                taken.append(f"rows of {path}")
             elif isinstance(tokens, TokenRows):
-                places += [f"{path}, token {i}" for i in tokens.ids]
-        for place in places:
-            other = owners.setdefault(place, name)
+                taken += [f"{path}, token {i}" for i in tokens.ids]
+        for what in taken:
+            other = owners.setdefault(what, name)
             if other != name:
-                raise ValueError(
-                    f"adapters {other!r} and {name!r} both replace {place}: they cannot be active together"
-                )
+                raise ValueError(f"adapters {other!r} and {name!r} both replace {what}: they cannot be active together")
     state.active = tuple(dict.fromkeys(names))
     _activate(model)
     for name, entry in state.by_name.items():

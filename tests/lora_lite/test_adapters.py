@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import pickle
 from pathlib import Path
 
 import pytest
@@ -539,6 +540,41 @@ def test_modules_that_read_a_weight_without_calling_the_layer(fast_path: bool) -
         assert adapters_without_gradient(model) == []
     merge_lora(model)
     torch.testing.assert_close(model(x), after, atol=1e-5, rtol=1e-5)
+
+
+def test_rows_and_modules_that_only_want_to_know_a_weights_dtype() -> None:
+    """T5 looks at `wo.weight.dtype` before it calls `wo`; attention computes with what it reads, and is refused."""
+
+    class Curious(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.wo = nn.Linear(4, 4)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.wo(input=x.to(self.wo.weight.dtype))
+
+    model, x = Curious(), torch.randn(2, 4)
+    before = model(x)
+    add_lora(model, LoRAConfig(targets=("wo",)), name="a")
+    scramble(model)
+    alone = model(x)
+    with lora_rows(model, ["a", None]):
+        torch.testing.assert_close(model(x), torch.stack((alone[0], before[1])))
+    attention = nn.MultiheadAttention(8, 2, batch_first=True)
+    add_lora(attention, LoRAConfig(targets=("out_proj",)), name="a")
+    y = torch.randn(2, 3, 8)
+    with lora_rows(attention, ["a", None]), pytest.raises(ValueError, match="whose weight is read instead of called"):
+        attention(y, y, y)
+
+
+@pytest.mark.parametrize("copied", [copy.deepcopy, lambda model: pickle.loads(pickle.dumps(model))])
+def test_a_copy_made_inside_a_context_is_outside_of_it(model: Llama, copied) -> None:
+    logits = three(model)
+    with lora_disabled(model):
+        twin = copied(model)
+    assert torch.equal(twin(IDS), logits[""])  # no adapter was active
+    set_adapter(twin, "a")
+    assert torch.equal(twin(IDS), logits["a"]) and torch.equal(model(IDS), logits["c"])
 
 
 def test_adding_copies_nothing_of_the_base(model: Llama) -> None:

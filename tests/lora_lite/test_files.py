@@ -21,6 +21,7 @@ from lora_lite import (
     lora_parameters,
     merge_lora,
     save_adapter,
+    set_adapter,
     swap_adapter,
 )
 from quant_lite import quantize_
@@ -274,6 +275,60 @@ def test_layers_that_share_a_weight_still_do_after_loading(tmp_path: Path) -> No
     load_adapter(again, tmp_path)
     assert len(lora_parameters(again)) == 2
     merge_lora(again)
+
+
+def heads() -> nn.Module:
+    torch.manual_seed(0)
+    return nn.ModuleDict({name: nn.Linear(4, 4) for name in ("body", "head", "aux_head")})
+
+
+def test_a_saved_module_whose_name_ends_another(tmp_path: Path) -> None:
+    """PEFT would save "aux_head" for "head", too; so it goes along, unchanged, and the pair of files fits PEFT and us."""
+    model, again = heads(), heads()
+    add_lora(model, LoRAConfig(targets=("body",), modules_to_save=("head",)))
+    with torch.no_grad():
+        model["head"].weight.add_(1)
+    save_adapter(model, tmp_path, task_type=None)
+    load_adapter(again, tmp_path)
+    swap_adapter(model, tmp_path)
+    for name in ("head", "aux_head"):
+        assert torch.equal(model[name].weight, again[name].weight)
+    peft = pytest.importorskip("peft")
+    theirs = peft.PeftModel.from_pretrained(heads(), tmp_path).base_model.model
+    x = torch.randn(2, 4)
+    assert torch.equal(theirs["head"](x), model["head"](x)) and torch.equal(theirs["aux_head"](x), model["aux_head"](x))
+
+
+def test_a_parameter_on_the_model_itself(tmp_path: Path) -> None:
+    class Rooted(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            torch.manual_seed(0)
+            self.l, self.bias = nn.Linear(4, 4), nn.Parameter(torch.zeros(4))
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.l(x) + self.bias
+
+    model, again, x = Rooted(), Rooted(), torch.randn(2, 4)
+    add_lora(model, LoRAConfig(targets=("l",), bias="all"))
+    with torch.no_grad():
+        model.bias.add_(1)
+    save_adapter(model, tmp_path / "b", task_type=None)
+    add_lora(model, LoRAConfig(targets=("l",)), name="plain")
+    set_adapter(model, "default")
+    save_adapter(model, tmp_path / "plain", name="plain", task_type=None)
+    load_adapter(Rooted(), tmp_path / "plain")  # the base's hash is that of its own bias
+    load_adapter(again, tmp_path / "b")
+    assert torch.equal(again(x), model(x))
+
+
+def test_rows_past_the_vocabulary(tmp_path: Path) -> None:
+    save_adapter(with_rows(1, 2), tmp_path, task_type=None)
+    path = tmp_path / "adapter_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"trainable_token_indices": [1, 55]}))
+    torch.manual_seed(0)
+    with pytest.raises(AdapterError, match=r"of e are \[1, 55\], it has 10 rows: resize it first"):
+        load_adapter(nn.ModuleDict({"e": nn.Embedding(10, 4), "l": nn.Linear(4, 4)}), tmp_path)
 
 
 def test_modules_with_running_statistics_are_refused() -> None:

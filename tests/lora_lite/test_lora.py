@@ -264,6 +264,20 @@ def test_layers_that_share_a_weight_share_the_update() -> None:
         torch.testing.assert_close(model[name](x), y)
 
 
+def test_weights_that_share_memory_share_the_update() -> None:
+    """Tied by their storage, as some code does it, and not by being one parameter."""
+    model = nn.ModuleDict({"e": nn.Embedding(6, 4), "head": nn.Linear(4, 6, bias=False)})
+    model["head"].weight.data = model["e"].weight.data
+    add_lora(model, LoRAConfig(rank=2, targets=("e",)))
+    assert isinstance(model["head"], LoRALinear) and len(lora_parameters(model)) == 2
+    filled(model)
+    x, ids = torch.randn(3, 4), torch.arange(6)
+    expected = model["head"](x), model["e"](ids)
+    merge_lora(model)
+    for y, before in zip((model["head"](x), model["e"](ids)), expected):
+        torch.testing.assert_close(y, before)
+
+
 def tied_llama() -> Llama:
     torch.manual_seed(0)
     return Llama(replace(SMALL, tie_word_embeddings=True)).eval()

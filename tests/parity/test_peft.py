@@ -224,6 +224,19 @@ def test_classifiers_of_peft(tmp_path: Path) -> None:
         torch.testing.assert_close(ours(ids).logits, adapted(ids).logits, atol=1e-5, rtol=1e-5)
 
 
+@pytest.mark.parametrize("saved", ["lm_head", "self_attn", "model.norm"])
+def test_all_biases_beside_saved_modules(tmp_path: Path, saved: str) -> None:
+    """PEFT then stores the biases of its wrappers a second and a third time, under names of its own."""
+    base = reference(tmp_path / "base", attention_bias=True, mlp_bias=True)
+    config = peft.LoraConfig(r=4, target_modules=["down_proj"], bias="all", modules_to_save=[saved])
+    theirs = peft.get_peft_model(base, config).eval()
+    scramble([p for p in theirs.parameters() if p.requires_grad])
+    theirs.save_pretrained(tmp_path / "adapter")
+    ours = load_llama(tmp_path / "base", torch.float32)
+    load_adapter(ours, tmp_path / "adapter")
+    assert difference(ours, theirs) <= CLOSE
+
+
 @pytest.mark.parametrize("start", ["pissa", "olora"])
 @pytest.mark.parametrize("rslora", [False, True])
 def test_starts_like_peft_and_is_exported_as_plain_lora(tmp_path: Path, start: str, rslora: bool) -> None:
