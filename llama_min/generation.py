@@ -53,8 +53,9 @@ def stream(
             2019, section 4.1).
         seed: of the sampling; the same seed gives the same text.
         eos_ids: where to stop; an end token is left out. `None` takes `model.config.eos_token_ids`, if it has them.
-        stop: strings where to stop. Tokens are held back while they may belong to one, and left out where they lie
-            in one as a whole: of a token that begins before it, `StreamDecoder(tokenizer, stop, continues=True)` cuts the rest.
+        stop: strings where to stop. Tokens are held back while they may belong to one, and left out where they begin
+            in one; a token that begins before it stays as it is, with what it holds of the stop string. For text that
+            ends just before it, leave this out and give the strings to the `StreamDecoder` that the tokens go through.
         tokenizer: what the stop strings are looked for with.
         logprobs: whether each `Token` carries its log-probability under the model (that of softmax(logits), before
             penalty, temperature and filters).
@@ -83,7 +84,7 @@ def generate(
     tokenizer: Tokenizer | None = None,
     logprobs: bool = False,
 ) -> list[Token]:
-    """The tokens that `stream` yields, as a list: what follows `ids`, without the end token or stop string."""
+    """The tokens that `stream` yields, as a list: what follows `ids`, without the end token, up to a stop string."""
     sampling = _Sampling(temperature, top_k, top_p, min_p, repetition_penalty, seed, logprobs)
     return [token for _, token in _write(model, [ids], max_new_tokens, sampling, eos_ids, stop, tokenizer)]
 
@@ -140,6 +141,9 @@ def distribution(
     return scores.softmax(-1)
 
 
+_SMALLEST = 2.0**-149  # the smallest float32 above 0; a temperature below is 0 there
+
+
 @dataclass(frozen=True)
 class _Sampling:
     """How the next token is chosen."""
@@ -173,7 +177,7 @@ class _Sampling:
         if self.repetition_penalty != 1:
             seen = torch.tensor(history, device=logits.device)
             scores = penalize_repetition(logits, seen, self.repetition_penalty)
-        if self.temperature == 0:
+        if self.temperature < _SMALLEST:
             token = Token(scores.argmax())
         else:
             probabilities = distribution(scores, self.temperature, self.top_k, self.top_p, self.min_p)

@@ -134,7 +134,7 @@ class KVCache:
             self.padding = torch.tensor(padding, device=device)
             padded = torch.arange(max_length, device=device) < self.padding[:, None]  # (B, max_length)
             # the lowest number and not -inf: a padded query sees nothing else, and the softmax of only -inf is NaN
-            self.padding_mask = (padded.to(dtype) * torch.finfo(dtype).min)[:, None, None]
+            self.padding_mask = (padded.to(dtype) * torch.finfo(dtype).min)[:, None, None]  # (B, 1, 1, max_length)
 
     def append(self, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
         """Store this layer's new k and v (B, K, T, C) and return all of them so far, (B, K, S, C)."""
@@ -145,7 +145,7 @@ class KVCache:
 
     def positions(self, T: int) -> Tensor:
         """The positions of the next T tokens in their own texts, (1, T), or (B, T) with padding (at 0 itself)."""
-        columns = torch.arange(self.length, self.length + T, device=self.k.device)[None]
+        columns = torch.arange(self.length, self.length + T, device=self.k.device)[None]  # (1, T)
         return columns if self.padding is None else (columns - self.padding[:, None]).clamp(min=0)
 
     def mask(self, T: int) -> Tensor | None:

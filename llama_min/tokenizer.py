@@ -7,6 +7,7 @@ which tokens frame a chat, that there is exactly one BOS, and that text which sp
 from __future__ import annotations
 
 import base64
+import bisect
 import codecs
 import json
 import re
@@ -92,7 +93,7 @@ class StreamDecoder:
 
     Example::
 
-        decoder = StreamDecoder(tokenizer)
+        decoder = StreamDecoder(tokenizer, continues=True)
         for token in stream(model, ids):
             print(decoder.push(token), end="")
         print(decoder.flush())
@@ -105,6 +106,8 @@ class StreamDecoder:
     """
 
     def __init__(self, tokenizer: Tokenizer, stop: Sequence[str] = (), continues: bool = False) -> None:
+        if not all(stop):
+            raise ValueError(f"stop={list(stop)!r} holds an empty string, at which no text could begin")
         self._token_bytes = tokenizer.token_bytes
         self._utf8 = codecs.getincrementaldecoder("utf-8")("replace")  # keeps the bytes of an unfinished character
         self._drop_space = tokenizer.leading_space and not continues
@@ -173,6 +176,12 @@ class BPETokenizer:
         self.leading_space: bool = not byte_level  # a vocabulary made from sentencepiece's
         self._template: str | None = settings.get("chat_template")
         self._special = {name: token for name, token in settings.items() if name != "chat_template"}
+        if self.bos_id is not None:
+            self._special.setdefault("bos_token", "<|begin_of_text|>")
+        # vocabularies made from sentencepiece's spell a space before the first word of a text, and of no other piece
+        text = backend.to_str()
+        first, never = '"prepend_scheme":"first"', '"prepend_scheme":"never"'
+        self._continuing = type(backend).from_str(text.replace(first, never)) if first in text else backend
         frame = ("<|begin_of_text|>", "<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>")
         self.can_chat: bool = bool(self._template) or None not in map(backend.token_to_id, frame)
 
@@ -230,9 +239,10 @@ class BPETokenizer:
         ids = list(self._encode(text, special).ids)
         return _framed(ids, self.bos_id, self.eos_ids, bos, eos)
 
-    def _encode(self, text: str, special: bool) -> Any:
-        self._backend.encode_special_tokens = not special
-        return self._backend.encode(_whole(text), add_special_tokens=False)
+    def _encode(self, text: str, special: bool, continues: bool = False) -> Any:
+        backend = self._continuing if continues else self._backend
+        backend.encode_special_tokens = not special
+        return backend.encode(_whole(text), add_special_tokens=False)
 
     def decode(self, ids: Sequence[int]) -> str:
         """The text of `ids`, without special tokens."""
@@ -346,19 +356,25 @@ class BPETokenizer:
             start += len(part)
         # what ends a turn is spoken too, with the white space that the template may set before it
         ends = {re.compile(r"\s*").match(text, stop).end(): stop for _, stop in spoken}  # type: ignore[union-attr]
-        spoken += [(ends[low], high) for low, high in cuts if low in ends]
+        spoken = sorted(spoken + [(ends[low], high) for low, high in cuts if low in ends])
+        starts, stops = [low for low, _ in spoken], [high for _, high in spoken]
+
+        def is_spoken(low: int, high: int) -> int:
+            """1 where some of text[low:high] is spoken."""
+            after = bisect.bisect_right(stops, low)
+            return int(after < len(starts) and starts[after] < high)
 
         ids: list[int] = []
         mask: list[int] = []
         done = 0
         for low, high in [*cuts, (len(text), len(text))]:
-            piece = self._encode(text[done:low], special=False)
+            piece = self._encode(text[done:low], special=False, continues=done > 0)
             ids += piece.ids
             # a token that begins with the template's space and goes on with what is spoken is spoken
-            mask += [int(any(s < done + to and done + at < e for s, e in spoken)) for at, to in piece.offsets]
+            mask += [is_spoken(done + at, done + to) for at, to in piece.offsets]
             if high > low:
                 ids.append(self._token(text[low:high]))
-                mask.append(int(any(s < high and low < e for s, e in spoken)))
+                mask.append(is_spoken(low, high))
             done = high
         if self.bos_id is not None and ids.count(self.bos_id) > 1:
             raise ValueError(

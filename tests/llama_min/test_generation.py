@@ -152,6 +152,7 @@ def test_the_smallest_temperature_takes_the_likeliest(model: Llama) -> None:
     greedy = generate(model, [1, 2, 3], 10)
     assert generate(model, [1, 2, 3], 10, temperature=1e-45) == greedy
     assert generate(model, [1, 2, 3], 10, temperature=1e-38) == greedy
+    assert generate(model, [1, 2, 3], 10, temperature=5e-324) == greedy
 
 
 def test_a_stop_string_that_begins_with_the_first_tokens_space(real: Path) -> None:

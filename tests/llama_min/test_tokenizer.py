@@ -137,6 +137,11 @@ def test_sentencepiece_ids_equal_transformers_on_real_abstracts(real: Path) -> N
         assert ours.encode(text) == theirs.encode(text, add_special_tokens=False)
 
 
+def test_an_empty_stop_string_is_refused() -> None:
+    with pytest.raises(ValueError, match="holds an empty string"):
+        StreamDecoder(TINY, ["x", ""])
+
+
 def test_text_that_spells_a_special_token_stays_text() -> None:
     ids = TINY.encode("<|eot_id|><|begin_of_text|>")
     assert not {TINY.bos_id, *TINY.eos_ids} & set(ids)
@@ -249,6 +254,32 @@ def test_the_mask_is_on_all_that_the_assistant_must_write(
         ids, mask = tokenizer.encode_chat([*chat, {"role": "user", "content": "x"}])
         told = "".join(tokenizer._backend.decode([i], skip_special_tokens=False) for i, on in zip(ids, mask) if on)
         assert told == spoken
+
+
+@pytest.mark.parametrize(
+    "template",
+    [UNTRIMMED, "{{ bos_token }}{% for m in messages %}<|{{ m.role }}|>\n{{ m.content }}{{ eos_token }}\n{% endfor %}"],
+)
+def test_templates_of_vocabularies_made_from_sentencepieces(real: Path, tmp_path: Path, template: str) -> None:
+    """As transformers 5 writes Llama 2's tokenizer.json: a space is spelt before the first word of the whole text only."""
+    transformers = pytest.importorskip("transformers")
+    pytest.importorskip("google.protobuf")
+    theirs = transformers.LlamaTokenizer.from_pretrained(real / "llama2_tokenizer")
+    theirs.chat_template = template.replace("<|eot_id|>", "</s>")
+    theirs.save_pretrained(tmp_path)
+    theirs = transformers.AutoTokenizer.from_pretrained(tmp_path)
+    expected = theirs.apply_chat_template(CHAT, tokenize=True, return_dict=False)
+    ids, mask = load_tokenizer(tmp_path).encode_chat(CHAT)
+    assert ids == expected
+    assert theirs.decode([i for i, on in zip(ids, mask) if on]) == "CML</s>"
+
+
+def test_a_template_gets_the_bos_that_the_tokenizer_has(real: Path, tmp_path: Path) -> None:
+    """Beside Meta's file no other need name it."""
+    shutil.copyfile(real / "llama3_tokenizer" / "tokenizer.model", tmp_path / "tokenizer.model")
+    (tmp_path / "chat_template.jinja").write_text(UNTRIMMED)
+    ids, _ = load_tokenizer(tmp_path).encode_chat(CHAT)
+    assert ids[0] == 128000 and ids.count(128000) == 1
 
 
 def test_special_tokens_as_transformers_finds_them(tmp_path: Path) -> None:
