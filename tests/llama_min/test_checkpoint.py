@@ -353,8 +353,9 @@ def test_loading_holds_the_weights_and_no_more(tmp_path: Path) -> None:
     for dtype in ("bfloat16", "float32"):
         line = [sys.executable, "-c", code, str(tmp_path), dtype, str(TINY_LLAMA)]
         grown[dtype] = int(subprocess.run(line, check=True, capture_output=True, text=True).stdout)
-    assert size <= grown["bfloat16"] <= 1.1 * size
-    assert 2 * size <= grown["float32"] <= 1.1 * 2 * size
+    # from below only to see that all was read: the kernel may take back a page of the file meanwhile
+    assert 0.9 * size <= grown["bfloat16"] <= 1.1 * size
+    assert 0.9 * 2 * size <= grown["float32"] <= 1.1 * 2 * size
 
 
 def test_a_tied_head_may_stand_in_the_file_if_it_is_the_embedding(tmp_path: Path) -> None:
