@@ -75,29 +75,8 @@ def merge_lora(
         ValueError: there is no adapter, one is not active and would be lost, a base is quantized, or an update is not
             finite; nothing is changed then.
     """
-    if not adapter_names(model):
-        raise ValueError("the model has no adapters to merge")
+    _refuse_what_cannot_be_merged(model, requantize is not None)
     state, layers = adapters_of(model), lora_layers(model)
-    idle = [name for name in state.by_name if name not in state.active]
-    if idle:
-        raise ValueError(
-            f"adapters {', '.join(map(repr, idle))} are not active and would be lost: delete_adapter first"
-        )
-    for path, layer in layers.items():
-        if not _is_float(layer.base) and requantize is None:
-            raise ValueError(
-                f"{path} is a {type(layer.base).__name__}: merge into the float layer before quantizing it, or give "
-                "requantize="
-            )
-        if not all(p.isfinite().all() for p in layer.adapters.parameters()):
-            raise ValueError(f"the adapter of {path} holds NaN or infinity: the training diverged")
-        if _is_float(layer.base) and not _merged_bits(layer).isfinite().all():
-            raise ValueError(f"the merged weight of {path} would pass the range of {layer.base.weight.dtype}")
-    for path, other in _halves(model):
-        raise ValueError(
-            f"{path} and {other} share one weight but no update, so that a merge would change both: untie it"
-        )
-
     largest, errors = 0.0, {}
     originals: dict[str, Tensor] = {}
     wrapped = wrapped_layers(model)
@@ -127,6 +106,32 @@ def merge_lora(
         if id(layer) in bases:
             set_module(model, path, bases[id(layer)])
     return Merged(largest, errors, _Kept(wrapped, originals, state) if keep else None)
+
+
+def _refuse_what_cannot_be_merged(model: nn.Module, requantize: bool) -> None:
+    """Raise before anything is changed."""
+    if not adapter_names(model):
+        raise ValueError("the model has no adapters to merge")
+    state, layers = adapters_of(model), lora_layers(model)
+    idle = [name for name in state.by_name if name not in state.active]
+    if idle:
+        raise ValueError(
+            f"adapters {', '.join(map(repr, idle))} are not active and would be lost: delete_adapter first"
+        )
+    for path, layer in layers.items():
+        if not _is_float(layer.base) and not requantize:
+            raise ValueError(
+                f"{path} is a {type(layer.base).__name__}: merge into the float layer before quantizing it, or give "
+                "requantize="
+            )
+        if not all(p.isfinite().all() for p in layer.adapters.parameters()):
+            raise ValueError(f"the adapter of {path} holds NaN or infinity: the training diverged")
+        if _is_float(layer.base) and not _merged_bits(layer).isfinite().all():
+            raise ValueError(f"the merged weight of {path} would pass the range of {layer.base.weight.dtype}")
+    for path, other in _halves(model):
+        raise ValueError(
+            f"{path} and {other} share one weight but no update, so that a merge would change both: untie it"
+        )
 
 
 def _merged_bits(layer: LoRALinear) -> Tensor:

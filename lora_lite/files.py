@@ -322,6 +322,25 @@ def _read(model: nn.Module, folder: Path, any_base: bool) -> _Found:
     for path in replaced:
         shapes[_replaced_key(path, layers)] = tuple(_tensor_at(modules, path).shape)
 
+    problems += _misfits(tensors, shapes, layers, modules)
+    digest = metadata.get("base_sha256")
+    if digest and not any_base and _base_hash(model, layers) not in (digest, None):
+        problems.append(
+            "the base model's weights hash to another sha256 than those it was saved over (any_base=True loads it anyway)"
+        )
+    if problems or not layers:
+        raise AdapterError(
+            f"{folder / _WEIGHTS} does not fit the model: {'; '.join(problems) or 'it holds no adapter'}. "
+            "Load the base model that the adapter was trained on."
+        )
+    return _Found(config, tensors, layers, tokens, replaced, tied)
+
+
+def _misfits(
+    tensors: dict[str, Tensor], shapes: dict[str, tuple[int, ...]], layers: list[str], modules: dict[str, nn.Module]
+) -> list[str]:
+    """What is missing, unexpected, misshapen or not finite; first takes out of `tensors` what PEFT adds to a file."""
+    problems: list[str] = []
     for key in list(tensors):  # with bias="all" PEFT adds the biases of its own wrappers, under their names
         plain = {
             re.sub(r"\.(modules_to_save|original_module)\.", ".", key),
@@ -335,22 +354,12 @@ def _read(model: nn.Module, folder: Path, any_base: bool) -> _Found:
             problems.append(f"{_PREFIX}{path}.base_layer.weight is not the weight of the model's {path}")
     problems += [f"missing {key}" for key in shapes if key not in tensors]
     problems += [f"unexpected key {key}{_why(key, modules)}" for key in tensors if key not in shapes]
-    for key in shapes.keys() & tensors.keys():
+    for key in [key for key in shapes if key in tensors]:
         if tuple(tensors[key].shape) != shapes[key]:
             problems.append(f"{key} has shape {tuple(tensors[key].shape)}, needed is {shapes[key]}")
         elif not tensors[key].isfinite().all():
             problems.append(f"{key} holds NaN or infinity")
-    digest = metadata.get("base_sha256")
-    if digest and not any_base and _base_hash(model, layers) not in (digest, None):
-        problems.append(
-            "the base model's weights hash to another sha256 than those it was saved over (any_base=True loads it anyway)"
-        )
-    if problems or not layers:
-        raise AdapterError(
-            f"{folder / _WEIGHTS} does not fit the model: {'; '.join(problems) or 'it holds no adapter'}. "
-            "Load the base model that the adapter was trained on."
-        )
-    return _Found(config, tensors, layers, tokens, replaced, tied)
+    return problems
 
 
 def _config(settings: dict[str, Any], layers: list[str]) -> LoRAConfig:
