@@ -1,5 +1,6 @@
 """A minimal Llama 3.1 that loads Hugging Face folders: model, checkpoints, tokenizers, generation."""
 
+from llama_min import _interrupt as _interrupt  # first: it is for the time in which the others are imported
 from llama_min.checkpoint import load_llama, save_llama
 from llama_min.config import CheckpointError, LlamaConfig, RopeScaling
 from llama_min.generation import Token, generate, generate_batch, stream

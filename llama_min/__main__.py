@@ -10,6 +10,7 @@ from pathlib import Path
 
 import torch
 
+from llama_min._interrupt import listen_again
 from llama_min.checkpoint import load_llama
 from llama_min.config import CheckpointError
 from llama_min.generation import stream
@@ -107,4 +108,5 @@ def _parser() -> argparse.ArgumentParser:
 
 
 if __name__ == "__main__":
+    listen_again()
     sys.exit(main())

@@ -8,6 +8,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -16,6 +17,7 @@ import torch
 from examples.leukemia.pretrain import TINY_LLAMA
 from llama_min import generate, load_llama, load_tokenizer
 from llama_min.__main__ import main
+from llama_min._interrupt import is_command
 
 FLOAT = ["--dtype", "float32"]
 
@@ -95,6 +97,31 @@ def test_a_reader_that_has_had_enough(root: Path) -> None:
     line = f"{sys.executable} -m llama_min {TINY_LLAMA} 'Imatinib in chronic' --dtype float32 | head -c 5"
     done = subprocess.run(line, shell=True, cwd=root, capture_output=True, text=True, check=False)
     assert len(done.stdout) == 5 and done.stderr == ""
+
+
+@pytest.mark.parametrize("after", [0.15, 0.4, 0.8])
+def test_ctrl_c_while_pytorch_is_imported(root: Path, after: float) -> None:
+    """No traceback either; started so that a shell's background job, which is deaf to Ctrl-C, does not hand that on."""
+    code = "import os, signal, sys; signal.signal(signal.SIGINT, signal.SIG_DFL); os.execv(sys.argv[1], sys.argv[1:])"
+    command = [sys.executable, "-m", "llama_min", str(TINY_LLAMA), "--chat"]
+    process = subprocess.Popen(
+        [sys.executable, "-c", code, *command],
+        cwd=root,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    time.sleep(after)
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode in (130, -signal.SIGINT) and "llama_min/__init__.py" not in errors
+
+
+def test_which_command_lines_are_ours() -> None:
+    assert is_command(["python", "-X", "utf8", "-m", "llama_min", "folder"])
+    for line in (["python"], ["python", "-m"], ["python", "-m", "pytest", "llama_min"], ["python", "llama_min"]):
+        assert not is_command(line)
 
 
 def test_ctrl_c_ends_cleanly(root: Path) -> None:
