@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import groupby
 from typing import Any
 
 import numpy as np
@@ -16,13 +17,14 @@ from tqdm import tqdm
 
 from examples.leukemia.annotate import SUBTYPES
 from examples.leukemia.tasks import Item, encode_item, encode_prompt
-from llama_min import Llama, Tokenizer, generate
+from llama_min import Llama, Tokenizer, generate_batch
 from lora_lite import Example
 
 __all__ = ["Score", "completion_log_probs", "evaluate", "perplexity", "subtype_accuracy", "title_rouge"]
 
 CONFIDENCE = 0.95
 MAX_TITLE_TOKENS = 48
+TITLES_AT_ONCE = 8
 
 
 @dataclass(frozen=True)
@@ -112,14 +114,26 @@ def title_rouge(
     if not items:
         return {"title_rouge_l": None}
     scorer = RougeScorer(["rougeL"], use_stemmer=True)
-    scores = []
-    for item in items:
-        prompt = encode_prompt(item, tokenizer)
-        room = min(MAX_TITLE_TOKENS, model.config.max_position_embeddings - len(prompt))
-        title = tokenizer.decode(generate(model, prompt, room, eos_ids=tokenizer.eos_ids))
-        scores.append(scorer.score(item.completion, title)["rougeL"].fmeasure)
-        done(1)
-    return {"title_rouge_l": _bootstrap(lambda rows: float(rows.mean()), np.array(scores)[:, None])}
+    prompts = [encode_prompt(item, tokenizer) for item in items]
+    scores = np.zeros((len(items), 1))
+    for room, batch in _title_batches(prompts, model.config.max_position_embeddings):
+        titles = generate_batch(model, [prompts[i] for i in batch], room, eos_ids=tokenizer.eos_ids)
+        for i, title in zip(batch, titles):
+            scores[i] = scorer.score(items[i].completion, tokenizer.decode(title))["rougeL"].fmeasure
+        done(len(batch))
+    return {"title_rouge_l": _bootstrap(lambda rows: float(rows.mean()), scores)}
+
+
+def _title_batches(prompts: Sequence[Sequence[int]], context: int) -> Iterator[tuple[int, list[int]]]:
+    """Which prompts are continued together, and by how many tokens: those with the same room, of similar length."""
+
+    def room(i: int) -> int:
+        return min(MAX_TITLE_TOKENS, context - len(prompts[i]))
+
+    by_length = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
+    for tokens, group in groupby(by_length, room):
+        same = list(group)
+        yield from ((tokens, same[i : i + TITLES_AT_ONCE]) for i in range(0, len(same), TITLES_AT_ONCE))
 
 
 @torch.inference_mode()

@@ -34,7 +34,7 @@ from lora_lite import (
     save_adapter,
     trainable_summary,
 )
-from quant_lite import QuantConfig, quantize_
+from quant_lite import QuantConfig, kernel_path, quantize_
 
 __all__ = ["Settings", "run"]
 
@@ -248,7 +248,7 @@ def _made_with() -> dict[str, Any]:
         "command": " ".join(["python -m examples.leukemia", *sys.argv[1:]]),
         "python": platform.python_version(),
         "machine": f"{platform.system()} {platform.machine()}, {torch.get_num_threads()} threads",
-        "int8_path": "torch operators",
+        "int8_path": {"c": "the C kernels", "torch": "PyTorch's operators"}[kernel_path()],
         "packages": {name: importlib.metadata.version(name) for name in packages},
     }
 

@@ -11,11 +11,11 @@ import torch
 
 from examples.leukemia.annotate import SUBTYPES, find_subtypes
 from examples.leukemia.data import Record, UserError, read_abstracts
-from examples.leukemia.evaluate import completion_log_probs, perplexity, subtype_accuracy, title_rouge
+from examples.leukemia.evaluate import _title_batches, completion_log_probs, perplexity, subtype_accuracy, title_rouge
 from examples.leukemia.pretrain import TINY_LLAMA
 from examples.leukemia.synthetic import ABSTRACTS
 from examples.leukemia.tasks import Item, build_items, encode_item, encode_prompt, fit_item
-from llama_min import Llama, load_llama, load_tokenizer
+from llama_min import Llama, generate, load_llama, load_tokenizer
 from lora_lite import Example
 
 TOKENIZER = load_tokenizer(TINY_LLAMA)
@@ -139,14 +139,27 @@ def test_accuracy_counts_the_likeliest_label(model: Llama) -> None:
 def test_titles_are_scored(model: Llama) -> None:
     """An item whose title is what the model writes scores 1; the mean and the interval are over items."""
     item = next(item for item in build_items(RECORDS[:1], TOKENIZER, 1024) if item.task == "title")
-    from llama_min import generate
-
     written = TOKENIZER.decode(generate(model, encode_prompt(item, TOKENIZER), 48, eos_ids=TOKENIZER.eos_ids))
     scores = title_rouge(model, TOKENIZER, [replace(item, completion=written), replace(item, completion="zzz")], quiet)
     score = scores["title_rouge_l"]
     assert (score.value, score.low, score.high, score.n) == (0.5, 0.0, 1.0, 2)
     alone = title_rouge(model, TOKENIZER, [replace(item, completion=written)], quiet)["title_rouge_l"]
     assert (alone.value, alone.low) == (1.0, None)
+
+
+def test_titles_written_together_are_those_written_alone(model: Llama) -> None:
+    """Nine prompts, longest first, so that batches reorder them: each item meets the title of its own prompt."""
+    items = [item for item in build_items(RECORDS, TOKENIZER, 1024) if item.task == "title"][:9]
+    items.sort(key=lambda item: -len(encode_prompt(item, TOKENIZER)))
+    alone = [generate(model, encode_prompt(item, TOKENIZER), 48, eos_ids=TOKENIZER.eos_ids) for item in items]
+    assert len({tuple(title) for title in alone}) > 1
+    own = [replace(item, completion=TOKENIZER.decode(title)) for item, title in zip(items, alone)]
+    scores = title_rouge(model, TOKENIZER, own, quiet)
+    assert scores["title_rouge_l"].value == 1.0
+    shifted = [replace(item, completion=own[i - 1].completion) for i, item in enumerate(items)]
+    assert title_rouge(model, TOKENIZER, shifted, quiet)["title_rouge_l"].value < 1.0
+    batches = list(_title_batches([[0] * n for n in (90, 30, 95, 40, 52)], context=100))
+    assert batches == [(48, [1, 3, 4]), (10, [0]), (5, [2])]
 
 
 def test_no_items_no_score(model: Llama) -> None:
