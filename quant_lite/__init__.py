@@ -5,19 +5,26 @@ from quant_lite.kernels import kernel_path
 from quant_lite.linear import Int8Linear
 from quant_lite.model import LayerReport, QuantConfig, QuantReport, quantize_, sqnr
 from quant_lite.quantize import (
+    NF4_LEVELS,
     PerChannel,
+    PerGroup,
     PerTensor,
+    PerToken,
     QuantizedTensor,
     absmax_quantize,
     error_bound,
+    nf4_quantize,
     zeropoint_quantize,
 )
 
 __all__ = [
+    "NF4_LEVELS",
     "Int8Linear",
     "LayerReport",
     "PerChannel",
+    "PerGroup",
     "PerTensor",
+    "PerToken",
     "QuantConfig",
     "QuantReport",
     "QuantizedFileError",
@@ -26,6 +33,7 @@ __all__ = [
     "error_bound",
     "kernel_path",
     "load_quantized",
+    "nf4_quantize",
     "quantize_",
     "save_quantized",
     "sqnr",

@@ -1,29 +1,47 @@
-"""Map real numbers to int8 and back, with an error that is known beforehand.
+"""Map real numbers to int8, int4 or NF4 and back, with an error that is known beforehand.
 
 Absmax (symmetric) and zero-point (asymmetric) quantization: Jacob et al. 2017, equation 1, and Dettmers et al. 2022
-(LLM.int8), section 2. docs/quantization.md derives the bounds.
+(LLM.int8), section 2; NF4: Dettmers et al. 2023 (QLoRA), section 3. docs/bounds.md derives the bounds.
+
+Shapes: ... any leading dimensions, K the size of the last axis, G = ceil(K / size) groups.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
+from types import EllipsisType
 
 import torch
 from torch import Tensor
 
 __all__ = [
+    "NF4_LEVELS",
     "WHOLE",
     "Granularity",
     "PerChannel",
+    "PerGroup",
     "PerTensor",
+    "PerToken",
     "QuantizedTensor",
     "absmax_quantize",
     "error_bound",
+    "nf4_quantize",
     "zeropoint_quantize",
 ]
 
 _FLOATS = (torch.float32, torch.float16, torch.bfloat16)
 _U32 = 2.0**-24  # unit roundoff of float32: one operation is off by at most this share of its result
+_HIGHEST = {8: 127, 4: 7}  # by bits
+_PIECE = 2**20  # elements worked on at a time: what is computed on the way then stays in the cache
+
+# Dettmers et al. 2023, appendix E: quantiles of a normal distribution, scaled to [-1, 1], 0 among them
+NF4_LEVELS = torch.tensor(
+    [-1.0, -0.6961928009986877, -0.5250730514526367, -0.39491748809814453, -0.28444138169288635, -0.18477343022823334]
+    + [-0.09105003625154495, 0.0, 0.07958029955625534, 0.16093020141124725, 0.24611230194568634, 0.33791524171829224]
+    + [0.44070982933044434, 0.5626170039176941, 0.7229568362236023, 1.0],
+    dtype=torch.float32,
+)
 
 
 @dataclass(frozen=True)
@@ -38,104 +56,213 @@ class PerChannel:
     axis: int = 0
 
 
-Granularity = PerTensor | PerChannel
+@dataclass(frozen=True)
+class PerToken:
+    """One scale for each index of all axes but the last: for activations (..., K), a scale a token (..., 1)."""
+
+
+@dataclass(frozen=True)
+class PerGroup:
+    """One scale for `size` neighbours along the last axis; where K is no multiple, a row's last group is shorter.
+
+    Raises:
+        ValueError: `size` is below 1.
+    """
+
+    size: int = 128
+
+    def __post_init__(self) -> None:
+        if self.size < 1:
+            raise ValueError(f"PerGroup(size={self.size}): a group has at least 1 element")
+
+
+Granularity = PerTensor | PerChannel | PerToken | PerGroup
 WHOLE = PerTensor()
 
 
 @dataclass(frozen=True)
 class QuantizedTensor:
-    """int8 values with what turns them back into numbers: x_hat = (values - zero_point) * scale.
+    """Small integers with what turns them back into numbers: x_hat = (values - zero_point) * scale.
+
+    With `levels` (NF4) the values are indices: x_hat = levels[values] * scale.
 
     Attributes:
         values: int8, of the shape of the original.
-        scale: float32, positive, broadcastable to `values`.
+        scale: float32, positive, broadcastable to `values`; with `group`, (..., G).
         zero_point: int8, of the shape of `scale`; zeros for absmax. It is the value that stands for 0.0.
         dtype: of the original, and of what `dequantize` returns.
+        group: how many neighbours along the last axis share a scale; None where `scale` broadcasts.
+        levels: float32, rising, what each value stands for; None for integers.
     """
 
     values: Tensor
     scale: Tensor
     zero_point: Tensor
     dtype: torch.dtype
+    group: int | None = None
+    levels: Tensor | None = None
 
     def dequantize(self) -> Tensor:
         """x_hat, computed in float32, kept within the range of `dtype` and rounded to it once."""
-        steps = self.values.to(torch.int16) - self.zero_point.to(torch.int16)  # within +-255: exact
+        x_hat = torch.empty(self.values.shape, dtype=self.dtype, device=self.values.device)
+        for rows in _pieces(x_hat):
+            x_hat[rows] = self._dequantized(rows)
+        return x_hat
+
+    def _dequantized(self, rows: slice | EllipsisType) -> Tensor:
         limit = torch.finfo(self.dtype).max
-        return (steps.float() * self.scale).clamp(-limit, limit).to(self.dtype)
+        return (self._units(rows) * self._spread(self.scale, rows)).clamp_(-limit, limit).to(self.dtype)
+
+    def _units(self, rows: slice | EllipsisType) -> Tensor:
+        """What the scale multiplies, for some rows, exact in float32: q - z, within +-255, or the level."""
+        if self.levels is not None:
+            return self.levels[self.values[rows].int()]
+        return self.values[rows].float().sub_(self._spread(self.zero_point, rows))
+
+    def _spread(self, of_groups: Tensor, rows: slice | EllipsisType) -> Tensor:
+        return _spread(of_groups, rows, self.values.shape, self.group)
 
 
-def absmax_quantize(x: Tensor, granularity: Granularity = WHOLE) -> QuantizedTensor:
+def absmax_quantize(x: Tensor, granularity: Granularity = WHOLE, bits: int = 8) -> QuantizedTensor:
     """Symmetric: `s = max|x| / 127`, q = round(x / s) in [-127, 127] (Dettmers et al. 2022, section 2).
+
+    With 4 bits 7 stands for 127.
 
     Args:
         x: float32, float16 or bfloat16, of any shape, empty and 0-d included.
         granularity: which elements share a scale.
+        bits: 8 or 4; 4-bit values are int8, too, one in a byte.
 
     Returns:
         With a scale of 1 where all values are zero.
 
     Raises:
         TypeError: another dtype.
-        ValueError: x holds NaN or infinity, or the axis does not exist.
+        ValueError: x holds NaN or infinity, the axis does not exist, or `bits` is neither 8 nor 4.
     """
+    highest = _highest(bits)
     low, high = _range(x, granularity)
-    scale = _round_up(torch.maximum(-low, high) / 127)
-    return _quantize(x, scale, torch.zeros_like(scale, dtype=torch.int16), -127)
+    scale = _round_up(torch.maximum(-low, high) / highest)
+    return _quantize(x, granularity, scale, torch.zeros_like(scale, dtype=torch.int8), -highest, highest)
 
 
-def zeropoint_quantize(x: Tensor, granularity: Granularity = WHOLE) -> QuantizedTensor:
+def zeropoint_quantize(x: Tensor, granularity: Granularity = WHOLE, bits: int = 8) -> QuantizedTensor:
     """Asymmetric: s = (max - min) / 255, z = -128 - round(min / s), q = round(x / s) + z (Jacob et al. 2017, eq. 1).
 
-    The range is widened to hold 0, which is then represented exactly, by q = z.
+    The range is widened to hold 0, which is then represented exactly, by q = z. With 4 bits 15 stands for 255 and 8
+    for 128, and q is in [-8, 7].
 
     Args, Returns, Raises: as `absmax_quantize`.
     """
+    highest = _highest(bits)
     low, high = _range(x, granularity)
-    scale = _round_up((high - low) / 255)
-    zero_point = (-128 - (low / scale.double()).round()).clamp(-128, 127).to(torch.int16)
-    return _quantize(x, scale, zero_point, -128)
+    scale = _round_up((high - low) / (2 * highest + 1))
+    lowest = -highest - 1
+    zero_point = (lowest - (low / scale.double()).round()).clamp(lowest, highest).to(torch.int8)
+    return _quantize(x, granularity, scale, zero_point, lowest, highest)
+
+
+def nf4_quantize(x: Tensor, granularity: Granularity = PerGroup(64)) -> QuantizedTensor:
+    """4-bit NormalFloat: `s = max|x|`, q the index of the level nearest to x / s (Dettmers et al. 2023, eq. 4).
+
+    The 16 levels hold equal shares of a normal distribution, and 0 exactly. Between two of them the lower wins a tie.
+
+    Args, Returns, Raises: as `absmax_quantize`, without bits.
+    """
+    low, high = _range(x, granularity)
+    scale = _round_up(torch.maximum(-low, high))
+    group = granularity.size if isinstance(granularity, PerGroup) else None
+    levels = NF4_LEVELS.to(x.device)
+    values = torch.empty(x.shape, dtype=torch.int8, device=x.device)
+    for rows in _pieces(x):
+        t = x[rows].float() / _spread(scale, rows, x.shape, group)
+        values[rows] = torch.bucketize(t, _midpoints(levels), out_int32=True)
+    return QuantizedTensor(values, scale, torch.zeros_like(scale, dtype=torch.int8), x.dtype, group, levels)
 
 
 def error_bound(q: QuantizedTensor) -> Tensor:
     """For each element, a bound on `|x - x_hat|` that holds for every x that gives this q: s/2 and rounding.
 
-    With u = 2^-24 and v the unit roundoff of q.dtype, it is `s/2 + u (3 |x_hat| + s) + v |x_hat|`: half a step,
-    the rounding of the division x / s and of the product q s, and, where q.dtype is not float32, that of the cast
-    (with half its smallest subnormal, which the cast may lose). docs/quantization.md has the proof.
+    With n = q - z and u = 2^-24 it is `s/2 + u s (|n| + 1) + |n s - x_hat|`: half a step, the rounding of the division
+    x / s, and what x_hat, in its dtype, is off n s. For a level l of NF4, h (half the wider gap beside it) stands for
+    1/2, l for n: `s (h + u) + |l s - x_hat|`. docs/bounds.md has the proof.
 
     Returns:
         float32, of the shape of `q.values`, rounded up.
     """
-    x_hat, s = q.dequantize().double().abs(), q.scale.double()
-    bound = s / 2 + _U32 * (3 * x_hat + s)
-    if q.dtype != torch.float32:
-        info = torch.finfo(q.dtype)
-        bound = bound + info.eps / 2 * 1.01 * x_hat + info.smallest_normal * info.eps / 2 * 1.01
-    return _round_up(bound, zero=0.0)
+    bound = torch.empty(q.values.shape, dtype=torch.float32, device=q.values.device)
+    for rows in _pieces(bound):
+        units, s = q._units(rows).double(), q._spread(q.scale, rows).double()
+        half = 0.5 + _U32 * (units.abs() + 1)
+        if q.levels is not None:
+            half = _half_gaps(q.levels)[q.values[rows].int()] + _U32
+        bound[rows] = _round_up(s * half + (units * s - q._dequantized(rows).double()).abs(), zero=0.0)
+    return bound
+
+
+def _midpoints(levels: Tensor) -> Tensor:
+    """Between neighbours: half the sum, as one rounding leaves it."""
+    return (levels[1:] + levels[:-1]) / 2
+
+
+def _half_gaps(levels: Tensor) -> Tensor:
+    """How far from each level what is nearest to it may lie: float64."""
+    wide = levels.double()
+    middle = _midpoints(levels).double()
+    edge = torch.zeros(1, dtype=torch.float64, device=levels.device)
+    return torch.maximum(torch.cat((edge, wide[1:] - middle)), torch.cat((middle - wide[:-1], edge)))
+
+
+def _highest(bits: int) -> int:
+    if bits not in _HIGHEST:
+        raise ValueError(f"bits={bits!r} is not known: take 8 or 4")
+    return _HIGHEST[bits]
 
 
 def _range(x: Tensor, granularity: Granularity) -> tuple[Tensor, Tensor]:
     """min(x, 0) and max(x, 0) over what shares a scale, in float64 (max - min may pass float32's range)."""
     if x.dtype not in _FLOATS:
         raise TypeError(f"cannot quantize {x.dtype}: convert to float32, float16 or bfloat16 first")
-    if not x.isfinite().all():
-        raise ValueError("cannot quantize NaN or infinity: the tensor holds at least one; look where it comes from")
-    if isinstance(granularity, PerTensor):
-        shared = list(range(x.dim()))
+    if isinstance(granularity, PerGroup):
+        low, high = _group_range(x, granularity)
     else:
-        if not -x.dim() <= granularity.axis < x.dim():
-            raise ValueError(
-                f"PerChannel(axis={granularity.axis}): a tensor of shape {tuple(x.shape)} has no such axis"
-            )
-        shared = [axis for axis in range(x.dim()) if axis != granularity.axis % x.dim()]
-    shape = [1 if axis in shared else size for axis, size in enumerate(x.shape)]
+        shared = _shared_axes(x, granularity)
+        if x.numel() == 0:
+            low = high = x.new_zeros([1 if axis in shared else size for axis, size in enumerate(x.shape)])
+        else:
+            low = x.amin(shared, keepdim=True) if shared else x  # amin over no axes would reduce all of them
+            high = x.amax(shared, keepdim=True) if shared else x
+    if not (low.isfinite().all() and high.isfinite().all()):  # NaN spreads to both
+        raise ValueError("cannot quantize NaN or infinity: the tensor holds at least one; look where it comes from")
+    return low.double().clamp_(max=0), high.double().clamp_(min=0)
+
+
+def _shared_axes(x: Tensor, granularity: PerTensor | PerChannel | PerToken) -> list[int]:
+    if isinstance(granularity, PerTensor):
+        return list(range(x.dim()))
+    if isinstance(granularity, PerToken):
+        if x.dim() == 0:
+            raise ValueError("PerToken(): a 0-d tensor has no last axis")
+        return [x.dim() - 1]
+    if not -x.dim() <= granularity.axis < x.dim():
+        raise ValueError(f"PerChannel(axis={granularity.axis}): a tensor of shape {tuple(x.shape)} has no such axis")
+    return [axis for axis in range(x.dim()) if axis != granularity.axis % x.dim()]
+
+
+def _group_range(x: Tensor, granularity: PerGroup) -> tuple[Tensor, Tensor]:
+    """Smallest and largest of each group, (..., G), without a copy of x."""
+    if x.dim() == 0:
+        raise ValueError(f"PerGroup(size={granularity.size}): a 0-d tensor has no last axis")
+    size = granularity.size
+    whole = x.shape[-1] // size * size
+    parts = [x[..., :whole].unflatten(-1, (whole // size, size))] if whole else []
+    parts += [x[..., None, whole:]] if x.shape[-1] > whole else []
+    if not parts:
+        return x, x  # K = 0: no groups
     if x.numel() == 0:
-        zeros = torch.zeros(shape, dtype=torch.float64, device=x.device)
+        zeros = x.new_zeros(*x.shape[:-1], -(-x.shape[-1] // size))
         return zeros, zeros
-    low = x.amin(shared, keepdim=True) if shared else x  # amin over no axes would reduce all of them
-    high = x.amax(shared, keepdim=True) if shared else x
-    return low.double().clamp(max=0), high.double().clamp(min=0)
+    return torch.cat([part.amin(-1) for part in parts], -1), torch.cat([part.amax(-1) for part in parts], -1)
 
 
 def _round_up(x: Tensor, zero: float = 1.0) -> Tensor:
@@ -148,8 +275,30 @@ def _round_up(x: Tensor, zero: float = 1.0) -> Tensor:
     return torch.where(x == 0, torch.full_like(rounded, zero), rounded)
 
 
-def _quantize(x: Tensor, scale: Tensor, zero_point: Tensor, lowest: int) -> QuantizedTensor:
+def _quantize(
+    x: Tensor, granularity: Granularity, scale: Tensor, zero_point: Tensor, lowest: int, highest: int
+) -> QuantizedTensor:
     """q = clamp(round(x / s) + z), ties to even, clamped before it is cast."""
-    q = (x.float() / scale).round() + zero_point
-    values = q.clamp(lowest, 127).to(torch.int8)
-    return QuantizedTensor(values, scale, zero_point.to(torch.int8), x.dtype)
+    group = granularity.size if isinstance(granularity, PerGroup) else None
+    values = torch.empty(x.shape, dtype=torch.int8, device=x.device)
+    for rows in _pieces(x):
+        q = (x[rows].float() / _spread(scale, rows, x.shape, group)).round_()
+        values[rows] = q.add_(_spread(zero_point, rows, x.shape, group)).clamp_(lowest, highest)
+    return QuantizedTensor(values, scale, zero_point, x.dtype, group)
+
+
+def _pieces(x: Tensor) -> Iterator[slice | EllipsisType]:
+    """Indices of consecutive rows (axis 0) that hold about `_PIECE` elements, or one index of everything."""
+    if x.numel() <= _PIECE or x.dim() == 0:
+        yield ...
+        return
+    step = max(1, _PIECE * x.shape[0] // x.numel())
+    for start in range(0, x.shape[0], step):
+        yield slice(start, start + step)
+
+
+def _spread(of_groups: Tensor, rows: slice | EllipsisType, shape: torch.Size, group: int | None) -> Tensor:
+    """A scale or zero point for some rows of a tensor of this shape, broadcastable to them."""
+    if of_groups.dim() == len(shape) and shape and of_groups.shape[0] == shape[0]:
+        of_groups = of_groups[rows]
+    return of_groups if group is None else of_groups.repeat_interleave(group, -1)[..., : shape[-1]]
