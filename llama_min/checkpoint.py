@@ -50,13 +50,10 @@ def load_llama(folder: str | Path, dtype: torch.dtype = torch.bfloat16, device: 
     expected = {name: tuple(parameter.shape) for name, parameter in model.state_dict().items()}
     loaded: dict[str, torch.Tensor] = {}
     for path, names in _find_tensors(folder, expected, config.tie_word_embeddings).items():
-        with safe_open(path, framework="pt") as mapped:
-            for name in names:
-                tensor = mapped.get_tensor(name)
-                if tensor.dtype != dtype:  # through a map of its own: pages read through a map stay until it is closed
-                    with safe_open(path, framework="pt") as once:
-                        tensor = once.get_tensor(name).to(dtype)
-                loaded[name] = tensor.to(device)
+        for name in names:
+            # a map for each tensor: what was read through it is given back with the tensor, not with the last of the file
+            with safe_open(path, framework="pt") as mapped:
+                loaded[name] = mapped.get_tensor(name).to(device, dtype)
 
     if config.tie_word_embeddings:
         if _HEAD in loaded and not torch.equal(loaded[_HEAD], loaded[_EMBEDDING]):

@@ -2,7 +2,7 @@
 
 from quant_lite.files import QuantizedFileError, load_quantized, save_quantized
 from quant_lite.kernels import kernel_path
-from quant_lite.linear import Int8Linear
+from quant_lite.linear import BFloat16Linear, Int4Linear, Int8Embedding, Int8Linear
 from quant_lite.model import LayerReport, QuantConfig, QuantReport, quantize_, sqnr
 from quant_lite.quantize import (
     NF4_LEVELS,
@@ -19,6 +19,9 @@ from quant_lite.quantize import (
 
 __all__ = [
     "NF4_LEVELS",
+    "BFloat16Linear",
+    "Int4Linear",
+    "Int8Embedding",
     "Int8Linear",
     "LayerReport",
     "PerChannel",

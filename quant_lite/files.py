@@ -7,18 +7,22 @@ import os
 import shutil
 import tempfile
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from quant_lite.linear import Int8Linear
+from quant_lite.linear import BFloat16Linear, Int4Linear, Int8Embedding, Int8Linear, unpack_nibbles
 from quant_lite.quantize import QuantizedTensor
 
 __all__ = ["QuantizedFileError", "load_quantized", "save_quantized"]
 
 _FILE = "quantized.safetensors"
+_KINDS = {kind.__name__: kind for kind in (Int8Linear, Int4Linear, Int8Embedding, BFloat16Linear)}
+_DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
+_Layer = Int8Linear | Int4Linear | Int8Embedding | BFloat16Linear
 
 
 class QuantizedFileError(ValueError):
@@ -28,14 +32,15 @@ class QuantizedFileError(ValueError):
 def save_quantized(model: nn.Module, folder: str | Path) -> Path:
     """Write the state of a model that `quantize_` changed to `folder/quantized.safetensors`; returns that path.
 
-    The tensors bear the names of `model.state_dict()`: `<layer>.weight` int8 and `<layer>.scale` float32, and
-    `<layer>.zero_point` where the scheme has one. A tensor that two names share is stored once. The file is written
-    beside its target and renamed.
+    The tensors bear the names of `model.state_dict()`: `<layer>.weight` int8 (or `<layer>.packed`, two 4-bit values a
+    byte) and `<layer>.scale` float32, and `<layer>.zero_point` where the scheme has one. A tensor that two names share
+    is stored once. The header has a JSON object `quant_lite`: what each layer is. The file is written beside its target
+    and renamed.
 
     Raises:
         ValueError: the model has no quantized layer.
     """
-    layers = {name: layer for name, layer in model.named_modules() if isinstance(layer, Int8Linear)}
+    layers = {name: layer for name, layer in model.named_modules() if type(layer).__name__ in _KINDS}
     if not layers:
         raise ValueError("the model has no quantized layer to save: call quantize_ first")
     tensors: dict[str, Tensor] = {}
@@ -47,9 +52,7 @@ def save_quantized(model: nn.Module, folder: str | Path) -> Path:
             shared[name] = known
         else:
             tensors[name] = tensor.detach().cpu().contiguous()
-    dtypes = {name: str(layer.dtype).removeprefix("torch.") for name, layer in layers.items()}
-    both = sorted(name for name, layer in layers.items() if layer.activations == "int8")  # weight and activations
-    about = {"int8": dtypes, "int8_activations": both, "shared": shared}
+    about = {"layers": {name: _describe(layer) for name, layer in layers.items()}, "shared": shared}
     metadata = {"format": "pt", "quant_lite": json.dumps(about, sort_keys=True)}
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
@@ -62,84 +65,136 @@ def save_quantized(model: nn.Module, folder: str | Path) -> Path:
 
 
 def load_quantized(model: nn.Module, folder: str | Path) -> None:
-    """Fill `model`, in place, from `folder/quantized.safetensors`: float layers become int8 where the file says so.
+    """Put what `save_quantized` wrote into a float model of the same architecture, in place.
 
-    Args:
-        model: the architecture that was saved, before quantization. It may lie on PyTorch's meta device: its own
-            values are not read.
-        folder: where `save_quantized` wrote.
+    The file is mapped, so that a model built on the meta device costs the int8 weights and no more.
 
     Raises:
-        QuantizedFileError: the file is missing, damaged or of another architecture; every missing, unexpected and
-            misshapen tensor is named, and the model is unchanged.
+        QuantizedFileError: the file is missing, damaged, not of this format or of another architecture; every missing,
+            unexpected and misshapen tensor is named, and the model is unchanged.
     """
     path = Path(folder) / _FILE
-    tensors, dtypes, both, shared = _read(path)
-    modules = dict(model.named_modules())
+    tensors, about, shared = _read(path)
+    for name, known in shared.items():
+        if known in tensors:
+            tensors[name] = tensors[known]
     problems: list[str] = []
-    layers: dict[str, Int8Linear] = {}
-    for name, dtype in dtypes.items():
-        old = modules.get(name)
-        parts = {part: tensors.get(f"{name}.{part}") for part in ("weight", "scale", "zero_point", "bias")}
-        weight, scale = parts["weight"], parts["scale"]
-        if not isinstance(old, nn.Linear):
-            problems.append(f"the model has no linear layer {name}")
-        elif weight is None or scale is None:
-            problems.append(f"missing {name}.weight or {name}.scale")
-        elif weight.dtype != torch.int8 or tuple(weight.shape) != (old.out_features, old.in_features):
-            problems.append(
-                f"{name}.weight is {weight.dtype} {tuple(weight.shape)}, "
-                f"needed is torch.int8 {(old.out_features, old.in_features)}"
-            )
-        elif scale.dtype != torch.float32 or tuple(scale.shape) not in ((1, 1), (old.out_features, 1)):
-            problems.append(f"{name}.scale is {scale.dtype} {tuple(scale.shape)}, needed is float32, one a channel")
-        else:
-            zero = parts["zero_point"]
-            zero = torch.zeros_like(scale, dtype=torch.int8) if zero is None else zero
-            quantized = QuantizedTensor(weight, scale, zero, getattr(torch, dtype))
-            activations = "int8" if name in both else "float"
-            layers[name] = Int8Linear(quantized, parts["bias"], activations).train(old.training)
+    layers: dict[str, _Layer] = {}
+    modules = dict(model.named_modules())
+    for name, description in about.items():
+        parts = {key.removeprefix(f"{name}."): t for key, t in tensors.items() if key.rpartition(".")[0] == name}
+        try:
+            layers[name] = _build(description, parts, modules.get(name))
+        except (ValueError, RuntimeError, KeyError, TypeError) as problem:
+            problems.append(f"{name}: {problem if isinstance(problem, ValueError) else repr(problem)}")
 
-    inside = {f"{name}.{key}" for name, layer in layers.items() for key in layer.state_dict()}
-    inside |= {f"{name}.{part}" for name in dtypes for part in ("weight", "scale", "zero_point", "bias")}
-    plain = {name: t for name, t in model.state_dict().items() if name not in inside}
-    rest = {name: t for name, t in tensors.items() if name not in inside}
-    rest.update({name: tensors[known] for name, known in shared.items() if known in tensors})
-    problems += [f"missing {name}" for name in plain.keys() - rest.keys()]
-    problems += [f"unexpected {name}" for name in rest.keys() - plain.keys()]
-    problems += [
-        f"{name} has shape {tuple(rest[name].shape)}, the model's is {tuple(plain[name].shape)}"
-        for name in plain.keys() & rest.keys()
-        if rest[name].shape != plain[name].shape
-    ]
+    plain = {name: t for name, t in model.state_dict().items() if name.rpartition(".")[0] not in about}
+    rest = {name: t for name, t in tensors.items() if name.rpartition(".")[0] not in about}
+    problems += _differences(plain, rest)
     if problems:
         raise QuantizedFileError(f"{path} does not fit the model: {'; '.join(sorted(problems))}")
     for name, layer in layers.items():
         parent, _, child = name.rpartition(".")
-        setattr(model.get_submodule(parent), child, layer)
+        setattr(model.get_submodule(parent), child, layer.train(modules[name].training))
     model.load_state_dict(rest, strict=False, assign=True)  # checked above: just the quantized layers are absent
     for name, known in shared.items():  # assign=True parts what was tied
-        parent, _, child = name.rpartition(".")
-        source, _, leaf = known.rpartition(".")
-        setattr(model.get_submodule(parent), child, getattr(model.get_submodule(source), leaf))
+        if name in rest:
+            parent, _, child = name.rpartition(".")
+            source, _, leaf = known.rpartition(".")
+            setattr(model.get_submodule(parent), child, getattr(model.get_submodule(source), leaf))
 
 
-def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, str], set[str], dict[str, str]]:
-    """Tensors, the original dtype of each int8 layer, which of them have int8 activations, and shared names."""
+def _describe(layer: nn.Module) -> dict[str, Any]:
+    """What a layer's tensors do not say of it."""
+    about: dict[str, Any] = {"kind": type(layer).__name__, "dtype": str(layer.dtype).removeprefix("torch.")}
+    if not isinstance(layer, BFloat16Linear):
+        about["group"] = layer.group
+    if isinstance(layer, Int8Linear):
+        about |= {"activations": layer.activations, "outliers": layer.outliers, "input_scale": layer.input_scale}
+    if isinstance(layer, Int4Linear):
+        about["in_features"] = layer.in_features
+    return about
+
+
+def _build(about: dict[str, Any], parts: dict[str, Tensor], old: nn.Module | None) -> _Layer:
+    """A layer from its description and tensors.
+
+    Raises:
+        ValueError: they do not fit each other or the float layer `old`.
+    """
+    kind, dtype = about["kind"], about["dtype"]
+    if kind not in _KINDS or dtype not in _DTYPES:
+        raise ValueError(f"kind {kind!r} and dtype {dtype!r} are not known")
+    wanted = nn.Embedding if kind == "Int8Embedding" else nn.Linear
+    if not isinstance(old, wanted):
+        found = "nothing of this name" if old is None else f"a {type(old).__name__} there"
+        raise ValueError(f"the model has {found}, needed is {wanted.__name__}")  # noqa: TRY004 (of a file)
+    shape = tuple(old.weight.shape)
+    main = "packed" if kind == "Int4Linear" else "weight"
+    allowed = {main, "scale", "zero_point", "levels", "smooth", "bias"}
+    missing = [part for part in (main, *(["scale"] if kind != "BFloat16Linear" else [])) if part not in parts]
+    if missing or parts.keys() - allowed:
+        raise ValueError(f"missing {missing}, unexpected {sorted(parts.keys() - allowed)}")
+    bias = parts.get("bias")
+    if (bias is None) != (getattr(old, "bias", None) is None) or (bias is not None and tuple(bias.shape) != shape[:1]):
+        raise ValueError(f"bias {None if bias is None else tuple(bias.shape)} does not fit the model's layer")
+    stored = (shape[0], -(-shape[1] // 2)) if kind == "Int4Linear" else shape
+    needed = {"Int4Linear": torch.uint8, "BFloat16Linear": torch.bfloat16}.get(kind, torch.int8)
+    if parts[main].dtype != needed or tuple(parts[main].shape) != stored:
+        raise ValueError(f"{main} is {parts[main].dtype} {tuple(parts[main].shape)}, needed is {needed} {stored}")
+    if kind == "BFloat16Linear":
+        return BFloat16Linear(parts["weight"], bias, _DTYPES[dtype])
+    q = _quantized(about, parts, shape)
+    if kind == "Int4Linear":
+        return Int4Linear(q, bias)
+    if kind == "Int8Embedding":
+        return Int8Embedding(q)
+    smooth = parts.get("smooth")
+    if smooth is not None and tuple(smooth.shape) != shape[1:]:
+        raise ValueError(f"smooth is {tuple(smooth.shape)}, needed is {shape[1:]}")
+    return Int8Linear(q, bias, about["activations"], about["outliers"], about["input_scale"], smooth)
+
+
+def _quantized(about: dict[str, Any], parts: dict[str, Tensor], shape: tuple[int, ...]) -> QuantizedTensor:
+    scale, levels, group = parts["scale"], parts.get("levels"), about["group"]
+    zero = parts.get("zero_point", torch.zeros_like(scale, dtype=torch.int8))
+    groups = 1 if group is None else -(-shape[1] // int(group))
+    if scale.dtype != torch.float32 or tuple(scale.shape) not in ((shape[0], groups), (1, groups)):
+        raise ValueError(f"scale is {scale.dtype} {tuple(scale.shape)}, needed is torch.float32 {(shape[0], groups)}")
+    if zero.dtype != torch.int8 or zero.shape != scale.shape:
+        raise ValueError(f"zero_point is {zero.dtype} {tuple(zero.shape)}, needed is torch.int8 {tuple(scale.shape)}")
+    if levels is not None and (levels.dtype != torch.float32 or tuple(levels.shape) != (16,)):
+        raise ValueError(f"levels are {levels.dtype} {tuple(levels.shape)}, needed is torch.float32 (16,)")
+    if "packed" in parts:
+        values = unpack_nibbles(parts["packed"], shape[1]) - (8 if levels is None else 0)
+    else:
+        values = parts["weight"]
+    return QuantizedTensor(values, scale, zero, _DTYPES[about["dtype"]], group, levels)
+
+
+def _differences(needed: dict[str, Tensor], given: dict[str, Tensor]) -> list[str]:
+    problems = [f"missing {name}" for name in needed.keys() - given.keys()]
+    problems += [f"unexpected {name}" for name in given.keys() - needed.keys()]
+    problems += [
+        f"{name} has shape {tuple(given[name].shape)}, the model's is {tuple(needed[name].shape)}"
+        for name in needed.keys() & given.keys()
+        if given[name].shape != needed[name].shape
+    ]
+    return problems
+
+
+def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, dict[str, Any]], dict[str, str]]:
+    """Tensors, what each quantized layer is, and names that share a tensor with another."""
     if not path.is_file():
         raise QuantizedFileError(f"{path} does not exist: give a folder that save_quantized wrote")
     try:
         with safe_open(path, framework="pt") as file:
             about = json.loads((file.metadata() or {})["quant_lite"])
-            dtypes, shared = dict(about["int8"]), dict(about["shared"])
-            both = {str(name) for name in about.get("int8_activations", ())}
+            layers = {str(name): dict(layer) for name, layer in about["layers"].items()}
+            shared = {str(name): str(known) for name, known in about["shared"].items()}
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no dict)
     except (OSError, SafetensorError) as error:
         raise QuantizedFileError(f"{path} is not a whole safetensors file ({error}): write it again") from None
-    except (KeyError, TypeError, ValueError):
+    except (KeyError, TypeError, ValueError, AttributeError):
         raise QuantizedFileError(f"{path} was not written by save_quantized: its header does not say so") from None
-    known = ("float32", "float16", "bfloat16")
-    odd = [f"{name}: {dtype!r}" for name, dtype in dtypes.items() if dtype not in known]
-    if odd:
-        raise QuantizedFileError(f"{path} names an unknown dtype for {odd[0]}: known are {', '.join(known)}")
-    return tensors, dtypes, both, shared
+    return tensors, layers, shared

@@ -17,16 +17,27 @@ import subprocess
 import sys
 import tempfile
 import warnings
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
-__all__ = ["KernelError", "bfloat16_float", "int8_float", "int8_int8", "kernel_path", "library"]
+__all__ = [
+    "KernelError",
+    "bfloat16_float",
+    "int8_fixed",
+    "int8_float",
+    "int8_int8",
+    "kernel_path",
+    "library",
+    "quantize_rows",
+    "scale_sums",
+]
 
 _SOURCE = Path(__file__).with_name("kernels.c")
-# sums in any order, so that they can be done 16 at a time; division and comparison stay exact
-_FLAGS = ("-O3", "-fPIC", "-fassociative-math", "-fno-signed-zeros", "-fno-trapping-math", "-fno-math-errno")
+# arithmetic is done as it is written: a compiler may not reorder sums of floats on its own
+_FLAGS = ("-O3", "-fPIC", "-fno-trapping-math", "-fno-math-errno")
 
 
 class KernelError(RuntimeError):
@@ -65,53 +76,118 @@ def kernel_path() -> str:
     return "torch" if library() is None else "c"
 
 
-def int8_float(weight: Tensor, scale: Tensor, x: Tensor) -> Tensor:
-    """y = scale * (x weight^T), float32: int8 weight (N, K), scale (N,), x (T, K) of any float dtype.
+def int8_float(weight: Tensor, scale: Tensor, x: Tensor, group: int | None = None) -> Tensor:
+    """y = x w_hat^T with w_hat = scale * weight, in the dtype of x, summed in float32.
+
+    Args:
+        weight: int8 (N, K).
+        scale: float32 (N, G), one for each `group` neighbours of a row; (N, 1) without `group`.
+        x: (T, K) of any float dtype.
 
     Raises:
         KernelError: there are no kernels.
+        MemoryError: there is no memory for a float32 copy of x.
     """
-    x = x.float().contiguous()
-    y = torch.empty(x.shape[0], weight.shape[0])
-    sizes = (*weight.shape, x.shape[0])
-    _required().int8_float(weight.data_ptr(), scale.data_ptr(), x.data_ptr(), y.data_ptr(), *sizes)
-    return y
+    return _call(_required().int8_float, weight, x, scale, group)
 
 
-def int8_int8(weight: Tensor, scale: Tensor, x: Tensor) -> Tensor:
-    """y = scale * (x_hat weight^T), float32, with x_hat the rows of x quantized by absmax to 8 bits.
+def int8_fixed(weight: Tensor, scale: Tensor, x: Tensor, group: int | None = None) -> Tensor:
+    """What `int8_float` gives, faster on most processors, with x cut to 24 bits below the largest number of its row.
+
+    Args, Raises: as `int8_int8`, without `input_scale`.
+    """
+    return _call(_required().int8_fixed, weight, x, scale, group)
+
+
+def int8_int8(
+    weight: Tensor, scale: Tensor, x: Tensor, group: int | None = None, input_scale: float | None = None
+) -> Tensor:
+    """y = x_hat w_hat^T, in the dtype of x, with x_hat the rows of x quantized by absmax to 8 bits.
 
     Args:
         weight: int8 (N, K), K at most 65,536.
-        scale: (N,).
+        scale: float32 (N, G), one for each `group` neighbours of a row; (N, 1) without `group`.
         x: (T, K) of any float dtype.
+        input_scale: one scale for all rows of x, past whose range they saturate; None takes max / 127 of each.
 
     Raises:
         KernelError: there are no kernels.
         MemoryError: there is no memory for the quantized rows.
         ValueError: x holds NaN or infinity.
     """
-    x = x.float().contiguous()
-    y = torch.empty(x.shape[0], weight.shape[0])
-    places = (weight.data_ptr(), scale.data_ptr(), x.data_ptr(), y.data_ptr())
-    failed = _required().int8_int8(*places, *weight.shape, x.shape[0])
-    if failed == 1:
-        raise MemoryError(f"no memory to quantize {x.shape[0]} rows of {x.shape[1]} numbers")
-    if failed:
-        raise ValueError("cannot quantize activations that hold NaN or infinity: look where they come from")
-    return y
+    return _call(_required().int8_int8, weight, x, scale, group, ctypes.c_float(input_scale or 0.0))
 
 
 def bfloat16_float(weight: Tensor, x: Tensor) -> Tensor:
-    """y = x weight^T, float32: bfloat16 weight (N, K), x (T, K) of any float dtype.
+    """y = x weight^T, in the dtype of x, summed in float32: bfloat16 weight (N, K), x (T, K) of any float dtype.
+
+    Raises:
+        KernelError: there are no kernels.
+        MemoryError: there is no memory for a float32 copy of x.
+    """
+    return _call(_required().bfloat16_float, weight, x)
+
+
+def quantize_rows(x: Tensor, input_scale: float | None = None) -> tuple[Tensor, Tensor]:
+    """Rows of x (T, K) by absmax to int8, or with one scale for all: the values (T, K) and float32 scales (T, 1).
+
+    Raises:
+        KernelError: there are no kernels.
+        MemoryError: there is no memory for a float32 copy of a row.
+        ValueError: x holds NaN or infinity.
+    """
+    x = (x if x.dtype in (torch.float32, torch.bfloat16) else x.float()).contiguous()
+    q, scale = torch.empty(x.shape, dtype=torch.int8), torch.empty(len(x), 1)
+    half, fixed = x.dtype == torch.bfloat16, ctypes.c_float(input_scale or 0.0)
+    _check(_required().quantize_rows(x.data_ptr(), q.data_ptr(), scale.data_ptr(), *x.shape, half, fixed), *x.shape)
+    return q, scale
+
+
+def scale_sums(sums: Tensor, scale: Tensor, input_scale: Tensor, y: Tensor, column: int) -> None:
+    """Columns of y (T, N), float32 or bfloat16, from `column` on: sums^T times the scales of their column and row.
+
+    Args:
+        sums: int32 (n, T).
+        scale: float32 (n, 1).
+        input_scale: float32 (T, 1).
+        y: written to.
 
     Raises:
         KernelError: there are no kernels.
     """
-    x = x.float().contiguous()
-    y = torch.empty(x.shape[0], weight.shape[0])
-    _required().bfloat16_float(weight.data_ptr(), x.data_ptr(), y.data_ptr(), *weight.shape, x.shape[0])
+    places = (sums.data_ptr(), scale.data_ptr(), input_scale.data_ptr(), y[:, column:].data_ptr())
+    _required().scale_sums(*places, *sums.shape, y.shape[1], y.dtype == torch.bfloat16)
+
+
+def _call(
+    product: Callable[..., int],
+    weight: Tensor,
+    x: Tensor,
+    scale: Tensor | None = None,
+    group: int | None = None,
+    *more: ctypes.c_float,
+) -> Tensor:
+    """y (T, N) by one of the products of kernels.c, which read and write float32 and bfloat16."""
+    if x.dtype not in (torch.float32, torch.bfloat16):
+        return _call(product, weight, x.float(), scale, group, *more).to(x.dtype)
+    x = x.contiguous()
+    (N, K), T = weight.shape, x.shape[0]
+    y = torch.empty(T, N, dtype=x.dtype)
+    half = x.dtype == torch.bfloat16
+    if scale is None:
+        failed = product(weight.data_ptr(), x.data_ptr(), y.data_ptr(), N, K, T, half)
+    else:
+        places = (weight.data_ptr(), scale.data_ptr(), x.data_ptr(), y.data_ptr())
+        failed = product(*places, N, K, T, group or max(K, 1), half, *more)
+    _check(failed, T, K)
     return y
+
+
+def _check(failed: int, T: int, K: int) -> None:
+    if failed == 1:
+        raise MemoryError(f"no memory to prepare {T} rows of {K} numbers")
+    if failed:
+        raise ValueError("cannot quantize activations that hold NaN or infinity: look where they come from")
 
 
 def _required() -> ctypes.CDLL:
@@ -161,8 +237,13 @@ def _load(path: Path) -> ctypes.CDLL:
         ctypes.CDLL(openmp, mode=ctypes.RTLD_GLOBAL)  # loaded already; its functions can now be found
     found = ctypes.CDLL(str(path))
     pointer, size = ctypes.c_void_p, ctypes.c_ssize_t
-    for name, pointers in (("int8_float", 4), ("int8_int8", 4), ("bfloat16_float", 3)):
-        getattr(found, name).argtypes = [pointer] * pointers + [size] * 3
+    weighted = [pointer] * 4 + [size] * 4 + [ctypes.c_int]
+    found.int8_float.argtypes = found.int8_fixed.argtypes = weighted
+    found.int8_int8.argtypes = [*weighted, ctypes.c_float]
+    found.quantize_rows.argtypes = [pointer] * 3 + [size] * 2 + [ctypes.c_int, ctypes.c_float]
+    found.scale_sums.argtypes = [pointer] * 4 + [size] * 3 + [ctypes.c_int]
+    found.scale_sums.restype = None
+    found.bfloat16_float.argtypes = [pointer] * 3 + [size] * 3 + [ctypes.c_int]
     return found
 
 

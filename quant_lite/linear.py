@@ -1,63 +1,122 @@
-"""A linear layer whose weight is int8, with activations in float or quantized on the way to 8 bits, too.
+"""Linear layers and embeddings whose weight is stored in fewer bits: int8, int4, NF4 or bfloat16.
 
-Shapes: ... any leading dimensions, T rows, K in features, N out features.
+Shapes: ... any leading dimensions, T rows, K in features, N out features, G = ceil(K / group) groups, V vocabulary.
 """
 
 from __future__ import annotations
+
+from typing import Protocol
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from quant_lite import kernels
-from quant_lite.quantize import Granularity, PerChannel, QuantizedTensor, absmax_quantize, zeropoint_quantize
+from quant_lite.quantize import (
+    Granularity,
+    PerChannel,
+    PerToken,
+    QuantizedTensor,
+    absmax_quantize,
+    zeropoint_quantize,
+)
 
-__all__ = ["PER_ROW", "Int8Linear"]
+__all__ = ["PER_ROW", "BFloat16Linear", "Int4Linear", "Int8Embedding", "Int8Linear"]
 
 
 PER_ROW = PerChannel(0)  # one scale an output channel
 _FEW = 4  # rows up to which a product is all about reading the weight; more are for matrix products
+_MOST_ROWS = 2**31  # products of integers have no number of rows that PyTorch's operators do better
 _MOST_BYTES = 65_536  # numbers whose products of two bytes sum up within int32
 
 
-class Int8Linear(nn.Module):
-    """y = s * (x (q - z)^T) + bias: int8 weights, activations in their own dtype or quantized, too.
+class _HasProduct(Protocol):
+    """What `_multiply` and `_Product` need of a layer."""
 
-    The scale of an output channel is a common factor of its whole sum, so it is applied once, to y. With
-    `activations="int8"` each row of x is quantized by absmax (Dettmers et al. 2022, section 2: "vector-wise"), and all
-    products are of integers ("W8A8"). Gradients flow to x as if x were not quantized (the straight-through estimator of
-    Bengio et al. 2013, section 3), and not to the weight.
+    out_features: int
+    in_features: int
+
+    def product(self, x: Tensor) -> Tensor: ...
+
+    def gradient(self, of_y: Tensor) -> Tensor: ...
+
+
+def _multiply(layer: _HasProduct, x: Tensor, bias: Tensor | None) -> Tensor:
+    """(..., K) -> (..., N), with a gradient to x where one is asked for."""
+    rows = x.reshape(-1, layer.in_features)  # (T, K)
+    if rows.requires_grad and torch.is_grad_enabled():
+        y = _Product.apply(rows, layer)
+    else:
+        y = layer.product(rows)
+    y = y.view(*x.shape[:-1], layer.out_features)
+    return y if bias is None else y + bias.to(x.dtype)
+
+
+class _Product(torch.autograd.Function):
+    """The product with a gradient to x, none to the weight."""
+
+    @staticmethod
+    def forward(ctx: torch.autograd.function.FunctionCtx, x: Tensor, layer: _HasProduct) -> Tensor:
+        ctx.layer = layer  # type: ignore[attr-defined]
+        return layer.product(x)
+
+    @staticmethod
+    def backward(ctx: torch.autograd.function.FunctionCtx, *of_y: Tensor) -> tuple[Tensor, None]:
+        return ctx.layer.gradient(of_y[0]), None  # type: ignore[attr-defined]
+
+
+class Int8Linear(nn.Module):
+    """y = x w_hat^T + bias, w_hat = scale (q - z): int8 weights, activations in their own dtype or quantized, too.
+
+    With `activations="int8"` each row of x is quantized by absmax (Dettmers et al. 2022, section 2: "vector-wise"), and
+    all products are of integers ("W8A8"). `outliers` keeps the columns of x that hold a number so large apart: their
+    products are of floats, and the rows' scales do not suffer from them (section 3, "LLM.int8()"). `input_scale` is one
+    scale for all rows, from calibration, in place of one a row as it comes. `smooth` divides x by column before all
+    that; the weight was multiplied by it (SmoothQuant, Xiao et al. 2023, equation 3). Gradients flow to x as if x were
+    not quantized (the straight-through estimator of Bengio et al. 2013, section 3), and not to the weight.
 
     A few rows on the CPU, a decoded token above all, go through `kernels.c` where that can be built; anything else
     through PyTorch's operators. The results agree to float32 rounding.
 
     Args:
-        weight: int8 (N, K), with scales per output channel (N, 1) or for the whole tensor (1, 1).
+        weight: int8 (N, K), with scales per output channel (N, 1), for the whole tensor (1, 1), or by groups (N, G).
         bias: (N,) or None.
         activations: "float" or "int8", which needs a weight without zero points and K <= 65,536.
+        outliers: with int8 activations, how large a number must be for its column to be kept apart; None for never.
+        input_scale: with int8 activations, positive.
+        smooth: (K,), positive, or None.
     """
 
     weight: Tensor
     scale: Tensor
     zero_point: Tensor | None
     bias: Tensor | None
+    smooth: Tensor | None
 
-    def __init__(self, weight: QuantizedTensor, bias: Tensor | None = None, activations: str = "float") -> None:
+    def __init__(
+        self,
+        weight: QuantizedTensor,
+        bias: Tensor | None = None,
+        activations: str = "float",
+        outliers: float | None = None,
+        input_scale: float | None = None,
+        smooth: Tensor | None = None,
+    ) -> None:
         super().__init__()
-        if weight.values.dim() != 2 or weight.scale.shape[1] != 1:
-            raise ValueError(
-                f"weight {tuple(weight.values.shape)} with scale {tuple(weight.scale.shape)}: Int8Linear takes (N, K) "
-                "with (N, 1) or (1, 1), from PerChannel(0) or PerTensor()"
-            )
+        _check_shapes("Int8Linear", weight)
         if activations not in ("float", "int8"):
             raise ValueError(f"activations={activations!r} is not known: take float or int8")
+        if activations == "float" and (outliers is not None or input_scale is not None):
+            raise ValueError("outliers= and input_scale= are of int8 activations: these are float")
         self.out_features, self.in_features = weight.values.shape
-        self.dtype, self.activations = weight.dtype, activations
+        self.dtype, self.group, self.activations = weight.dtype, weight.group, activations
+        self.outliers, self.input_scale = outliers, input_scale
         self.register_buffer("weight", weight.values)
         self.register_buffer("scale", weight.scale)
         symmetric = not weight.zero_point.any()
         self.register_buffer("zero_point", None if symmetric else weight.zero_point)
         self.register_buffer("bias", None if bias is None else bias.detach().clone())
+        self.register_buffer("smooth", smooth)
         if activations == "int8" and (not symmetric or self.in_features > _MOST_BYTES):
             raise ValueError(
                 f"activations='int8' needs a weight without zero points and at most {_MOST_BYTES} in features, this one "
@@ -73,7 +132,7 @@ class Int8Linear(nn.Module):
         Args:
             linear: (N, K), finite.
             scheme: "absmax" or "zeropoint".
-            granularity: `PerChannel(0)` or `PerTensor()`.
+            granularity: `PerChannel(0)`, `PerTensor()` or `PerGroup(size)`.
             activations: "float" or "int8".
         """
         quantizers = {"absmax": absmax_quantize, "zeropoint": zeropoint_quantize}
@@ -82,19 +141,14 @@ class Int8Linear(nn.Module):
         return cls(quantizers[scheme](linear.weight.detach(), granularity), linear.bias, activations)
 
     def quantized(self) -> QuantizedTensor:
-        """The weight as `absmax_quantize` or `zeropoint_quantize` returned it."""
+        """The weight as its quantizer returned it (times `smooth`, where there is one)."""
         zero = self.zero_point if self.zero_point is not None else torch.zeros_like(self.scale, dtype=torch.int8)
-        return QuantizedTensor(self.weight, self.scale, zero, self.dtype)
+        return QuantizedTensor(self.weight, self.scale, zero, self.dtype, self.group)
 
     def to_linear(self) -> nn.Linear:
         """The float layer that this one stands for, weight dequantized."""
         weight = self.quantized().dequantize()
-        # on the meta device, where nothing is drawn: neither time nor the caller's random numbers are spent
-        linear = nn.Linear(self.in_features, self.out_features, bias=self.bias is not None, device="meta")
-        linear.weight = nn.Parameter(weight)
-        if self.bias is not None:
-            linear.bias = nn.Parameter(self.bias.clone())
-        return linear
+        return _linear(weight if self.smooth is None else (weight / self.smooth).to(weight.dtype), self.bias)
 
     @property
     def path(self) -> str:
@@ -102,66 +156,338 @@ class Int8Linear(nn.Module):
         return kernels.kernel_path() if self.weight.device.type == "cpu" else "torch"
 
     def forward(self, x: Tensor) -> Tensor:  # (..., K) -> (..., N)
-        rows = x.reshape(-1, self.in_features)  # (T, K)
-        if rows.requires_grad and torch.is_grad_enabled():
-            y = _Product.apply(rows, self)
-        else:
-            y = self.product(rows)
-        y = y.view(*x.shape[:-1], self.out_features)
-        return y if self.bias is None else y + self.bias.to(x.dtype)
+        return _multiply(self, x, self.bias)
 
     def product(self, x: Tensor) -> Tensor:
-        """s * (x (q - z)^T): (T, N) in the dtype of x, from x (T, K), on the faster path for so many rows."""
-        few = 0 < len(x) <= _FEW and self.weight.numel() > 0 and x.device.type == "cpu"
-        if not few or torch.compiler.is_compiling() or kernels.library() is None:
+        """x w_hat^T: (T, N) in the dtype of x, from x (T, K), on the faster path for so many rows."""
+        integers = self.activations == "int8" and self.group is None
+        if not _for_kernels(self.weight, x, most=_MOST_ROWS if integers else _FEW):
             return self.product_reference(x)
-        scale = self.scale.expand(self.out_features, 1).contiguous()
-        product = kernels.int8_int8 if self.activations == "int8" else kernels.int8_float
-        y = product(self.weight, scale, x)
-        if self.zero_point is not None:
-            y -= x.float().sum(-1, keepdim=True) * (self.zero_point * self.scale).T
-        return y.to(x.dtype)
+        if self.smooth is not None:
+            x = (x / self.smooth).to(x.dtype)
+        scale = self.scale
+        if scale.shape[0] != self.out_features:
+            scale = scale.expand(self.out_features, -1).contiguous()
+        if self.activations == "int8":
+            x, apart = self._part_outliers(x)
+            few = len(x) <= _FEW
+            y = kernels.int8_int8(self.weight, scale, x, self.group, self.input_scale) if few else self._many(x, scale)
+            return y if apart is None else y + apart
+        if self.zero_point is None:
+            return kernels.int8_fixed(self.weight, scale, x, self.group)
+        x32 = x.float()
+        of_zero = _group_sums(x32, self.group) @ (self.zero_point * self.scale).T  # (T, N) or (T, 1)
+        return (kernels.int8_fixed(self.weight, scale, x32, self.group) - of_zero).to(x.dtype)
 
     def product_reference(self, x: Tensor) -> Tensor:
         """The same in PyTorch's operators, for any number of rows."""
-        if self.activations == "int8":
-            q = absmax_quantize(x.detach(), PER_ROW)
-            sums = _integer_product(q.values, self.weight)  # (T, N), exact
-            return (sums.float() * (q.scale * self.scale.T)).to(x.dtype)
-        y = F.linear(x, self.weight.to(x.dtype))  # int8 fits every float dtype exactly
-        if self.zero_point is not None:
-            y = y - x.sum(-1, keepdim=True) * self.zero_point.to(x.dtype).T
-        return (y * self.scale.T).to(x.dtype)  # scale.T is (1, N) or (1, 1)
+        if self.smooth is not None:
+            x = (x / self.smooth).to(x.dtype)
+        if self.activations == "float":
+            y = torch.empty(len(x), self.out_features, dtype=x.dtype, device=x.device)
+            for rows in _pieces(self.weight):
+                units, factor = self._units(rows, x.dtype)
+                y[:, rows] = F.linear(x, units) * factor
+            return y
+        x, apart = self._part_outliers(x.detach())
+        q = self._quantize_input(x)
+        size = self.group or max(self.in_features, 1)
+        y = torch.zeros(len(x), self.out_features, device=x.device)
+        for g, start in enumerate(range(0, self.in_features, size)):
+            columns = slice(start, start + size)
+            sums = _integer_product(q.values[:, columns], self.weight[:, columns])  # (T, N), exact
+            y = torch.addcmul(y, sums.float(), self.scale[:, g])
+        y = (y * q.scale).to(x.dtype)
+        return y if apart is None else y + apart
+
+    def _many(self, x: Tensor, scale: Tensor) -> Tensor:
+        """x w_hat^T for many rows (T, K), in integers: the sums of some rows of the weight at a time stay in the cache."""
+        q, input_scale = kernels.quantize_rows(x, self.input_scale)
+        y = torch.empty(len(x), self.out_features, dtype=torch.bfloat16 if x.dtype == torch.bfloat16 else torch.float32)
+        step = max(16, 2**19 // len(x))
+        for start in range(0, self.out_features, step):
+            rows = slice(start, start + step)
+            sums = _integer_product(self.weight[rows], q)  # (n, T)
+            kernels.scale_sums(sums, scale[rows], input_scale, y, start)
+        return y.to(x.dtype)
 
     def gradient(self, of_y: Tensor) -> Tensor:
-        """The gradient of x (T, K) from that of the product (T, N): (grad s) (q - z)."""
-        scaled = of_y * self.scale.T.to(of_y.dtype)
-        of_x = scaled @ self.weight.to(of_y.dtype)
-        if self.zero_point is not None:
-            of_x = of_x - scaled @ self.zero_point.to(of_y.dtype).expand(self.out_features, 1)
-        return of_x
+        """The gradient of x (T, K) from that of the product (T, N): grad w_hat."""
+        of_x = torch.zeros(len(of_y), self.in_features, dtype=torch.float32, device=of_y.device)
+        for rows in _pieces(self.weight):
+            units, factor = self._units(rows, of_y.dtype)
+            of_x += (of_y[:, rows] * factor).to(of_y.dtype) @ units
+        return (of_x if self.smooth is None else of_x / self.smooth).to(of_y.dtype)
+
+    def _units(self, rows: slice, dtype: torch.dtype) -> tuple[Tensor, Tensor | float]:
+        """Some rows of the weight in a float dtype, and what their products are to be multiplied by.
+
+        q - z is exact in every dtype. So a row's own scale waits for the sum; scales of groups cannot.
+        """
+        q = self.quantized()
+        part = QuantizedTensor(q.values[rows], q.scale, q.zero_point, dtype, q.group)
+        if q.scale.shape[0] == self.out_features:
+            part = QuantizedTensor(q.values[rows], q.scale[rows], q.zero_point[rows], dtype, q.group)
+        if self.group is not None:
+            return part.dequantize(), 1.0
+        units = part.values.to(dtype)
+        return units if self.zero_point is None else units - part.zero_point.to(dtype), part.scale.T
+
+    def _part_outliers(self, x: Tensor) -> tuple[Tensor, Tensor | None]:
+        """x with its outlying columns set to zero, and what these add to the product, in float (None: there are none)."""
+        if self.outliers is None:
+            return x, None
+        columns = outlier_columns(x, self.outliers)  # (K',)
+        if not len(columns):
+            return x, None
+        wide = x.float()[:, columns]  # (T, K')
+        weight = self.weight[:, columns].float() * _spread_columns(self.scale, self.group, columns)
+        return x.index_fill(1, columns, 0.0), (wide @ weight.T).to(x.dtype)
+
+    def _quantize_input(self, x: Tensor) -> QuantizedTensor:
+        """Rows of x as int8: each with the scale of its own, or all with the calibrated one, past which they saturate."""
+        if self.input_scale is None:
+            return absmax_quantize(x, PerToken())
+        if not x.isfinite().all():
+            raise ValueError("cannot quantize activations that hold NaN or infinity: look where they come from")
+        scale = torch.tensor(self.input_scale, dtype=torch.float32, device=x.device)
+        values = (x.float() / scale).round_().clamp_(-127, 127).to(torch.int8)
+        return QuantizedTensor(values, scale, torch.zeros_like(scale, dtype=torch.int8), x.dtype)
 
     def extra_repr(self) -> str:
         scheme = "absmax" if self.zero_point is None else "zeropoint"
-        sizes = f"in_features={self.in_features}, out_features={self.out_features}"
-        return f"{sizes}, {scheme}, activations={self.activations}"
+        return f"{_sizes(self)}, {scheme}, activations={self.activations}"
 
 
-def _integer_product(q: Tensor, weight: Tensor) -> Tensor:
-    """q (T, K) times weight (N, K) transposed, both int8: (T, N), exact."""
-    if q.device.type == "cpu" and q.numel() and weight.numel():
-        return torch._int_mm(q, weight.T)  # int32; elsewhere it takes only some sizes
-    return q.double() @ weight.double().T
+class Int4Linear(nn.Module):
+    """y = x w_hat^T + bias: 4-bit weights, two in a byte, dequantized some rows at a time for each product.
+
+    Integers (`absmax_quantize(..., bits=4)` or zero-point) or NF4 (Dettmers et al. 2023, equation 4).
+
+    Args:
+        weight: (N, K), with scales per output channel, for the whole tensor, or by groups.
+        bias: (N,) or None.
+    """
+
+    packed: Tensor
+    scale: Tensor
+    zero_point: Tensor | None
+    levels: Tensor | None
+    bias: Tensor | None
+
+    def __init__(self, weight: QuantizedTensor, bias: Tensor | None = None) -> None:
+        super().__init__()
+        _check_shapes("Int4Linear", weight)
+        lowest = 0 if weight.levels is not None else -8
+        if weight.values.numel() and not lowest <= int(weight.values.min()) <= int(weight.values.max()) <= lowest + 15:
+            raise ValueError("Int4Linear takes 4-bit values: quantize with bits=4 or nf4_quantize")
+        self.out_features, self.in_features = weight.values.shape
+        self.dtype, self.group = weight.dtype, weight.group
+        self.register_buffer("packed", pack_nibbles(weight.values - lowest))
+        self.register_buffer("scale", weight.scale)
+        self.register_buffer("zero_point", weight.zero_point if weight.zero_point.any() else None)
+        self.register_buffer("levels", weight.levels)
+        self.register_buffer("bias", None if bias is None else bias.detach().clone())
+
+    def quantized(self) -> QuantizedTensor:
+        """The weight as its quantizer returned it."""
+        return self._rows(slice(None), self.dtype)
+
+    def to_linear(self) -> nn.Linear:
+        """The float layer that this one stands for, weight dequantized."""
+        return _linear(self.quantized().dequantize(), self.bias)
+
+    def forward(self, x: Tensor) -> Tensor:  # (..., K) -> (..., N)
+        return _multiply(self, x, self.bias)
+
+    def product(self, x: Tensor) -> Tensor:
+        """x w_hat^T: (T, N) in the dtype of x, from x (T, K)."""
+        y = torch.empty(len(x), self.out_features, dtype=x.dtype, device=x.device)
+        for rows in _pieces(self.packed):
+            y[:, rows] = F.linear(x, self._rows(rows, x.dtype).dequantize())
+        return y
+
+    def gradient(self, of_y: Tensor) -> Tensor:
+        """The gradient of x (T, K) from that of the product (T, N): grad w_hat."""
+        of_x = torch.zeros(len(of_y), self.in_features, dtype=torch.float32, device=of_y.device)
+        for rows in _pieces(self.packed):
+            of_x += of_y[:, rows] @ self._rows(rows, of_y.dtype).dequantize()
+        return of_x.to(of_y.dtype)
+
+    def _rows(self, rows: slice, dtype: torch.dtype) -> QuantizedTensor:
+        values = unpack_nibbles(self.packed[rows], self.in_features)
+        values = values - 8 if self.levels is None else values
+        per_row = self.scale.shape[0] == self.out_features
+        scale = self.scale[rows] if per_row else self.scale
+        if self.zero_point is None:
+            zero = torch.zeros_like(scale, dtype=torch.int8)
+        else:
+            zero = self.zero_point[rows] if per_row else self.zero_point
+        return QuantizedTensor(values, scale, zero, dtype, self.group, self.levels)
+
+    def extra_repr(self) -> str:
+        scheme = "nf4" if self.levels is not None else "absmax" if self.zero_point is None else "zeropoint"
+        return f"{_sizes(self)}, {scheme}, group={self.group}"
 
 
-class _Product(torch.autograd.Function):
-    """The product with a gradient to x."""
+class BFloat16Linear(nn.Module):
+    """y = x W^T + bias with W in bfloat16: half of float32's bytes, and a few rows by `kernels.c`.
 
-    @staticmethod
-    def forward(ctx: torch.autograd.function.FunctionCtx, x: Tensor, layer: Int8Linear) -> Tensor:
-        ctx.layer = layer  # type: ignore[attr-defined]
-        return layer.product(x)
+    Args:
+        weight: bfloat16 (N, K).
+        bias: (N,) or None.
+        dtype: of the layer that this one stands for.
+    """
 
-    @staticmethod
-    def backward(ctx: torch.autograd.function.FunctionCtx, *of_y: Tensor) -> tuple[Tensor, None]:
-        return ctx.layer.gradient(of_y[0]), None  # type: ignore[attr-defined]
+    weight: Tensor
+    bias: Tensor | None
+
+    def __init__(self, weight: Tensor, bias: Tensor | None = None, dtype: torch.dtype = torch.bfloat16) -> None:
+        super().__init__()
+        if weight.dtype != torch.bfloat16 or weight.dim() != 2:
+            raise ValueError(f"BFloat16Linear takes a bfloat16 weight (N, K), not {weight.dtype} {tuple(weight.shape)}")
+        self.out_features, self.in_features = weight.shape
+        self.dtype = dtype
+        self.register_buffer("weight", weight.detach())
+        self.register_buffer("bias", None if bias is None else bias.detach().clone())
+
+    def to_linear(self) -> nn.Linear:
+        """The float layer that this one stands for."""
+        return _linear(self.weight.to(self.dtype), self.bias)
+
+    def forward(self, x: Tensor) -> Tensor:  # (..., K) -> (..., N)
+        return _multiply(self, x, self.bias)
+
+    def product(self, x: Tensor) -> Tensor:
+        """x W^T: (T, N) in the dtype of x, from x (T, K), on the faster path for so many rows."""
+        return kernels.bfloat16_float(self.weight, x) if _for_kernels(self.weight, x) else self.product_reference(x)
+
+    def product_reference(self, x: Tensor) -> Tensor:
+        """The same in PyTorch's operators, for any number of rows."""
+        return F.linear(x, self.weight.to(x.dtype))
+
+    def gradient(self, of_y: Tensor) -> Tensor:
+        """The gradient of x (T, K) from that of the product (T, N): grad W."""
+        return of_y @ self.weight.to(of_y.dtype)
+
+    def extra_repr(self) -> str:
+        return _sizes(self)
+
+
+class Int8Embedding(nn.Module):
+    """A table of int8 rows, dequantized as they are looked up; a tied head reads the same memory.
+
+    Args:
+        weight: int8 (V, D), with scales per row, for the whole table, or by groups.
+    """
+
+    weight: Tensor
+    scale: Tensor
+    zero_point: Tensor | None
+
+    def __init__(self, weight: QuantizedTensor) -> None:
+        super().__init__()
+        _check_shapes("Int8Embedding", weight)
+        self.num_embeddings, self.embedding_dim = weight.values.shape
+        self.dtype, self.group = weight.dtype, weight.group
+        self.register_buffer("weight", weight.values)
+        self.register_buffer("scale", weight.scale)
+        self.register_buffer("zero_point", weight.zero_point if weight.zero_point.any() else None)
+
+    def forward(self, ids: Tensor) -> Tensor:  # (...) -> (..., D)
+        flat = ids.reshape(-1)
+        return self._rows(flat).dequantize().view(*ids.shape, self.embedding_dim)
+
+    def quantized(self) -> QuantizedTensor:
+        """The table as its quantizer returned it."""
+        return self._rows(slice(None))
+
+    def to_embedding(self) -> nn.Embedding:
+        """The float table that this one stands for."""
+        return nn.Embedding.from_pretrained(self.quantized().dequantize(), freeze=False)
+
+    def _rows(self, rows: Tensor | slice) -> QuantizedTensor:
+        per_row = self.scale.shape[0] == self.num_embeddings
+        scale = self.scale[rows] if per_row else self.scale
+        if self.zero_point is None:
+            zero = torch.zeros_like(scale, dtype=torch.int8)
+        else:
+            zero = self.zero_point[rows] if per_row else self.zero_point
+        return QuantizedTensor(self.weight[rows], scale, zero, self.dtype, self.group)
+
+    def extra_repr(self) -> str:
+        return f"num_embeddings={self.num_embeddings}, embedding_dim={self.embedding_dim}"
+
+
+def pack_nibbles(values: Tensor) -> Tensor:
+    """(N, K) of 0..15 to uint8 (N, ceil(K / 2)): an even column in the lower half of its byte, the next in the upper."""
+    values = values.to(torch.uint8)
+    if values.shape[1] % 2:
+        values = F.pad(values, (0, 1))
+    return values[:, 0::2] | values[:, 1::2] << 4
+
+
+def unpack_nibbles(packed: Tensor, columns: int) -> Tensor:
+    """What `pack_nibbles` packed, as int8 (N, columns)."""
+    return torch.stack((packed & 15, packed >> 4), -1).flatten(-2)[:, :columns].to(torch.int8)
+
+
+def outlier_columns(x: Tensor, threshold: float) -> Tensor:
+    """Indices of the columns of x (T, K) that hold a number of at least `threshold` (Dettmers et al. 2022, eq. 8)."""
+    return (x.abs() >= threshold).any(0).nonzero().flatten()
+
+
+def _check_shapes(layer: str, weight: QuantizedTensor) -> None:
+    (N, K), scale = weight.values.shape, tuple(weight.scale.shape)
+    groups = -(-K // weight.group) if weight.group is not None else 1
+    if weight.values.dim() != 2 or scale not in ((N, groups), (1, groups)):
+        raise ValueError(
+            f"weight {tuple(weight.values.shape)} with scale {scale}: {layer} takes (N, K) with (N, 1), (1, 1) or (N, G), "
+            "from PerChannel(0), PerTensor() or PerGroup(size)"
+        )
+
+
+def _for_kernels(weight: Tensor, x: Tensor, most: int = _FEW) -> bool:
+    """Whether kernels.c multiplies these: at most so many rows, on the CPU, where it could be built."""
+    few = 0 < len(x) <= most and weight.numel() > 0 and x.device.type == "cpu"
+    return few and not torch.compiler.is_compiling() and kernels.library() is not None
+
+
+def _integer_product(a: Tensor, b: Tensor) -> Tensor:
+    """a (n, K) times b (m, K) transposed, both int8: (n, m), exact, int32 on the CPU."""
+    if a.shape[1] == 1:  # torch._int_mm (2.13) gives anything there
+        return a.int() * b.int().T
+    if a.device.type == "cpu" and a.numel() and b.numel():
+        return torch._int_mm(a, b.T)  # elsewhere it takes only some sizes
+    return a.double() @ b.double().T
+
+
+def _group_sums(x: Tensor, group: int | None) -> Tensor:
+    """x (T, K) summed by groups of columns: (T, G), (T, 1) without groups."""
+    if group is None:
+        return x.sum(-1, keepdim=True)
+    return F.pad(x, (0, -x.shape[-1] % group)).unflatten(-1, (-1, group)).sum(-1)
+
+
+def _spread_columns(scale: Tensor, group: int | None, columns: Tensor) -> Tensor:
+    """The scale (N, 1) or (N, G) at some columns, broadcastable to (N, K')."""
+    return scale if group is None else scale[:, columns // group]
+
+
+def _pieces(weight: Tensor) -> list[slice]:
+    """Rows of a stored weight by about 2^20 numbers: widened, they stay in the cache."""
+    step = max(1, 2**20 // max(weight.shape[1], 1))
+    return [slice(start, start + step) for start in range(0, weight.shape[0], step)]
+
+
+def _linear(weight: Tensor, bias: Tensor | None) -> nn.Linear:
+    # on the meta device, where nothing is drawn: neither time nor the caller's random numbers are spent
+    linear = nn.Linear(weight.shape[1], weight.shape[0], bias=bias is not None, device="meta")
+    linear.weight = nn.Parameter(weight)
+    if bias is not None:
+        linear.bias = nn.Parameter(bias.clone())
+    return linear
+
+
+def _sizes(layer: _HasProduct) -> str:
+    return f"in_features={layer.in_features}, out_features={layer.out_features}"

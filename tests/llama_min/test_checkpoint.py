@@ -354,7 +354,9 @@ def test_loading_holds_the_weights_and_no_more(tmp_path: Path) -> None:
         line = [sys.executable, "-c", code, str(tmp_path), dtype, str(TINY_LLAMA)]
         grown[dtype] = int(subprocess.run(line, check=True, capture_output=True, text=True).stdout)
     # from below only to see that all was read: the kernel may take back a page of the file meanwhile
-    assert 0.9 * size <= grown["bfloat16"] <= 1.1 * size
+    # each tensor has a map of its own, in which the kernel also shows the 64 KB around what is read, at both ends
+    ends = 2 * 65536 * len(load_file(tmp_path / "model.safetensors"))
+    assert 0.9 * size <= grown["bfloat16"] <= 1.1 * size + ends
     assert 0.9 * 2 * size <= grown["float32"] <= 1.1 * 2 * size
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import json
 from pathlib import Path
 
@@ -10,23 +11,30 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import nn
 
 from llama_min import Llama
 from lora_lite import LoRAConfig, add_lora
 from quant_lite import (
+    Int4Linear,
+    Int8Embedding,
     Int8Linear,
     PerChannel,
+    PerGroup,
     PerTensor,
     QuantConfig,
     QuantizedFileError,
+    absmax_quantize,
     error_bound,
     load_quantized,
     quantize_,
     save_quantized,
     sqnr,
+    zeropoint_quantize,
 )
+from quant_lite.linear import pack_nibbles, unpack_nibbles
 from tests.llama_min.test_model import SMALL
 
 KINDS = [(s, g) for s in ("absmax", "zeropoint") for g in (PerChannel(0), PerTensor())]
@@ -97,7 +105,7 @@ def test_report_by_hand() -> None:
     assert row.max_error == 0.25 and 0.5 <= row.bound < 0.5001
     assert row.sqnr == pytest.approx(10 * torch.log10(torch.tensor(2 * 127**2 / 0.0625 + 1)).item(), abs=1e-4)
     assert (report.bytes_before, report.bytes_after) == (24, 20)
-    assert "0      2x2" in str(report) and "16.7% smaller" in str(report)
+    assert "0      2x2    absmax int8  24" in str(report) and "16.7% smaller" in str(report)
 
 
 def test_sqnr_corners() -> None:
@@ -106,30 +114,125 @@ def test_sqnr_corners() -> None:
     assert sqnr(torch.tensor([10.0]), torch.tensor([9.0])) == pytest.approx(20)
 
 
-def test_skips_and_shared_weights_are_kept_and_named() -> None:
-    config = SMALL.__class__(**{**vars(SMALL), "tie_word_embeddings": True})
+@pytest.mark.parametrize("granularity", [None, PerTensor(), PerGroup(8)])
+@pytest.mark.parametrize("scheme", ["absmax", "zeropoint"])
+def test_a_tied_head_and_its_embedding_are_one_int8_copy(scheme: str, granularity) -> None:
+    config = dataclasses.replace(SMALL, tie_word_embeddings=True)
     model = Llama(config)
-    report = quantize_(model, QuantConfig(skip=("*.down_proj",)))
-    assert report.kept["lm_head"] == "its weight is shared with another module"
-    assert report.kept["model.layers.0.mlp.down_proj"] == "skipped by the config"
+    table = model.lm_head.weight.detach().clone()
+    before = sum(p.nbytes for p in model.parameters())
+    report = quantize_(model, QuantConfig(scheme, granularity=granularity, skip=("*.down_proj",)))
+    head, embedding = model.lm_head, model.model.embed_tokens
+    assert isinstance(head, Int8Linear) and isinstance(embedding, Int8Embedding)
+    assert head.weight.data_ptr() == embedding.weight.data_ptr() and head.scale.data_ptr() == embedding.scale.data_ptr()
+    quantizer = absmax_quantize if scheme == "absmax" else zeropoint_quantize
+    expected = quantizer(table, granularity or PerChannel(0)).dequantize()
+    ids = torch.tensor([[3, 0], [7, 3]])
+    assert torch.equal(embedding(ids), expected[ids]) and torch.equal(embedding.to_embedding().weight, expected)
+    assert report.kept == {f"model.layers.{i}.mlp.down_proj": "skipped by the config" for i in range(2)}
     assert isinstance(model.model.layers[1].mlp.up_proj, Int8Linear)
-    assert len(report.layers) == 2 * 6
+    assert len(report.layers) == 2 * 6 + 1 and report.bytes_before == before
+    down = sum(layer.mlp.down_proj.weight.numel() for layer in model.model.layers)
+    scales = sum(m.scale.nbytes for m in model.modules() if isinstance(m, Int8Linear))
+    zeros = sum(m.zero_point.nbytes for m in model.modules() if isinstance(m, Int8Linear) and m.zero_point is not None)
+    floats = sum(p.nbytes for p in model.parameters())
+    int8 = sum(m.weight.numel() for m in model.modules() if isinstance(m, Int8Linear))
+    assert report.bytes_after == int8 + scales + zeros + floats and floats >= 4 * down
+
+
+@pytest.mark.parametrize("scheme", ["nf4", "bfloat16"])
+def test_what_shares_a_weight_and_cannot_be_one_copy_is_kept_and_named(scheme: str) -> None:
+    model = Llama(dataclasses.replace(SMALL, tie_word_embeddings=True))
+    report = quantize_(model, QuantConfig(scheme))
+    assert report.kept == {"lm_head": "its weight is shared with another module"}
     assert "lm_head: stays in float" in str(report)
+    twins = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4), nn.Linear(4, 4))
+    twins[1].weight = twins[0].weight
+    assert set(quantize_(twins).kept) == {"0", "1"}
 
 
-def test_nothing_changes_when_it_cannot_be_done() -> None:
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize(
+    "config",
+    [
+        QuantConfig(),
+        QuantConfig("zeropoint", granularity=PerGroup(24)),
+        QuantConfig(bits=4),
+        QuantConfig("zeropoint", bits=4, granularity=PerGroup(7)),
+        QuantConfig("nf4"),
+        QuantConfig("bfloat16"),
+    ],
+    ids=str,
+)
+def test_the_report_says_what_the_layers_lost(config: QuantConfig, dtype: torch.dtype) -> None:
+    """Against plain float64 sums over the layer as it came out; and the layer is its dequantized twin."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(50, 20)).to(dtype)
+    weight = model[0].weight.detach().clone()
+    (row,) = quantize_(model, config).layers
+    layer = model[0]
+    w_hat = layer.to_linear().weight.detach()
+    error = (weight.double() - w_hat.double()).abs()
+    assert row.max_error == float(error.max()) <= row.bound
+    assert row.sqnr == pytest.approx(sqnr(weight, w_hat), abs=1e-4)
+    if config.scheme != "bfloat16":
+        bound = float(error_bound(layer.quantized()).max())
+        assert bound <= row.bound <= 1.3 * bound + 0.02 * float(w_hat.abs().max()) * (dtype == torch.bfloat16)
+    stored = sum(t.nbytes for t in layer.buffers())
+    assert row.bytes_after == stored and (config.scheme == "bfloat16" or stored < 20 * 50 * 2)
+    for rows in (1, 9):
+        x = torch.randn(rows, 50).to(dtype).requires_grad_()
+        y, twin = layer(x), layer.to_linear()(x)
+        size = x.detach().abs().float() @ w_hat.float().abs().T + layer.bias.abs()
+        assert ((y - twin).abs().float() <= 60 * torch.finfo(dtype).eps / 2 * size).all()
+        (of_x,) = torch.autograd.grad(y.sum(), x)
+        limit = 30 * torch.finfo(dtype).eps / 2 * w_hat.float().abs().sum(0)
+        assert ((of_x.float() - w_hat.float().sum(0)).abs() <= limit).all()
+
+
+def test_outlying_columns_stay_in_float() -> None:
+    """A column of large numbers spoils the rows' scales; kept apart, the product is as good as without that column."""
+    torch.manual_seed(0)
+    linear = nn.Linear(64, 8, bias=False)
+    x = torch.randn(12, 64)
+    x[3, 5], x[:, 17] = 300.0, -80.0
+    plain = Int8Linear.from_linear(linear, activations="int8")
+    apart = Int8Linear(plain.quantized(), activations="int8", outliers=6.0)
+    exact = x @ plain.to_linear().weight.T
+    rest = x.index_fill(1, torch.tensor([5, 17]), 0.0)
+    bound = rest.abs().amax(1, keepdim=True) / 127 / 2 * plain.to_linear().weight.abs().sum(1) * 1.001
+    for rows in (slice(0, 12), slice(2, 4)):
+        assert ((apart(x[rows]) - exact[rows]).abs() <= bound[rows]).all()
+        assert not ((plain(x[rows]) - exact[rows]).abs() <= bound[rows]).all()
+    assert torch.equal(apart(rest), plain(rest))
+
+
+def test_nibbles_are_packed_two_to_a_byte() -> None:
+    packed = pack_nibbles(torch.tensor([[1, 2, 15], [0, 9, 7]]))
+    assert packed.tolist() == [[0x21, 0x0F], [0x90, 0x07]]
+    assert unpack_nibbles(packed, 3).tolist() == [[1, 2, 15], [0, 9, 7]]
+
+
+def test_what_cannot_be_done_is_said() -> None:
     model = net()
     with pytest.raises(ValueError, match=r"skip pattern 'q_proj' matches no linear layer: have 0, 2.0"):
         quantize_(model, QuantConfig(skip=("q_proj",)))
+    assert isinstance(model[0], nn.Linear)
     with torch.no_grad():
         model[2][0].weight[0, 0] = float("nan")
-    with pytest.raises(ValueError, match="the weight of 2.0 holds NaN"):
-        quantize_(model)
-    assert isinstance(model[0], nn.Linear)
+    for scheme in ("absmax", "bfloat16"):
+        with pytest.raises(ValueError, match=r"2.0: cannot (quantize|round) NaN"):
+            quantize_(copy.deepcopy(model), QuantConfig(scheme))
     with pytest.raises(ValueError, match="no float linear layer"):
         quantize_(nn.Sequential(nn.ReLU()))
     with pytest.raises(ValueError, match="scheme='int3'"):
         Int8Linear.from_linear(nn.Linear(2, 2), "int3")
+    with pytest.raises(ValueError, match="scheme='int3' is not known: take one of absmax, zeropoint, nf4, bfloat16"):
+        QuantConfig("int3")
+    with pytest.raises(ValueError, match="activations='int8' needs scheme='absmax' and bits=8, not 'nf4' and 8"):
+        QuantConfig("nf4", activations="int8")
+    with pytest.raises(ValueError, match="Int4Linear takes 4-bit values"):
+        Int4Linear(absmax_quantize(torch.randn(2, 4), PerChannel(0)))
 
 
 def test_adapter_on_an_int8_base_trains() -> None:
@@ -144,21 +247,35 @@ def test_adapter_on_an_int8_base_trains() -> None:
     assert not torch.equal(model(torch.ones(1, 8)), before)
 
 
-@pytest.mark.parametrize(("scheme", "granularity"), KINDS)
+CONFIGS = (
+    *(QuantConfig(scheme, granularity) for scheme, granularity in KINDS),
+    QuantConfig(granularity=PerGroup(20), activations="int8", outliers=6.0),
+    QuantConfig("zeropoint", PerGroup(9), bits=4),
+    QuantConfig("nf4"),
+    QuantConfig("bfloat16"),
+)
+
+
+@pytest.mark.parametrize("config", CONFIGS, ids=str)
 @pytest.mark.parametrize("tied", [True, False])
-def test_files_round_trip(tmp_path: Path, scheme: str, granularity, tied: bool) -> None:
+def test_files_round_trip(tmp_path: Path, config: QuantConfig, tied: bool) -> None:
     torch.manual_seed(0)
-    config = SMALL.__class__(**{**vars(SMALL), "tie_word_embeddings": tied})
-    model = Llama(config).eval()
-    quantize_(model, QuantConfig(scheme, granularity))
+    shape = dataclasses.replace(SMALL, tie_word_embeddings=tied)
+    model = Llama(shape).eval()
+    quantize_(model, config)
     path = save_quantized(model, tmp_path)
     with torch.device("meta"):
-        again = Llama(config)
+        again = Llama(shape)
     load_quantized(again, tmp_path)
     ids = torch.arange(10)[None]
     with torch.no_grad():
         assert torch.equal(again(ids), model(ids))
-    assert (again.lm_head.weight is again.model.embed_tokens.weight) == tied
+    kinds = [type(module) for module in model.modules()]
+    assert [type(module) for module in again.modules()] == kinds
+    assert [m.extra_repr() for m in again.modules()] == [m.extra_repr() for m in model.modules()]
+    head, table = again.lm_head.state_dict(), again.model.embed_tokens.state_dict()
+    same = [head[key].data_ptr() == table[key].data_ptr() for key in head.keys() & table.keys()]
+    assert same == [tied] * len(same) and (same or not tied)
     assert list(tmp_path.iterdir()) == [path]
 
 
@@ -173,14 +290,23 @@ def test_files_that_do_not_fit(tmp_path: Path) -> None:
             load_quantized(target, tmp_path)
         assert all(torch.equal(before[name], tensor) for name, tensor in target.state_dict().items())
 
-    refused("the model has no linear layer 2.0", nn.Sequential(nn.Linear(8, 16)))
-    refused(r"0.weight is torch.int8 \(16, 8\), needed is torch.int8 \(16, 9\)", nn.Sequential(nn.Linear(9, 16)))
+    refused("2.0: the model has nothing of this name, needed is Linear", nn.Sequential(nn.Linear(8, 16)))
+    refused("2.0: the model has a SiLU there", nn.Sequential(nn.Linear(8, 16), nn.SiLU(), nn.Sequential(nn.SiLU())))
+    refused(r"0: weight is torch.int8 \(16, 8\), needed is torch.int8 \(16, 9\)", nn.Sequential(nn.Linear(9, 16)))
+    refused(r"0: bias \(16,\) does not fit", nn.Sequential(nn.Linear(8, 16, bias=False), *net()[1:]))
     refused("missing 3.weight", nn.Sequential(*net(), nn.LayerNorm(4)))
 
     tensors = load_file(path)
-    header = {"quant_lite": json.dumps({"int8": {"0": "float32", "2.0": "float32"}, "shared": {}})}
+    with safe_open(path, framework="pt") as file:
+        header = file.metadata()
     save_file({name: tensor for name, tensor in tensors.items() if name != "0.scale"}, path, metadata=header)
-    refused("missing 0.weight or 0.scale", net())
+    refused(r"0: missing \['scale'\]", net())
+    save_file({**tensors, "0.scale": tensors["0.scale"][:3].clone()}, path, metadata=header)
+    refused(r"0: scale is torch.float32 \(3, 1\), needed is torch.float32 \(16, 1\)", net())
+    odd = json.loads(header["quant_lite"])
+    odd["layers"]["0"]["kind"] = "Int3Linear"
+    save_file(tensors, path, metadata={"quant_lite": json.dumps(odd)})
+    refused("0: kind 'Int3Linear' and dtype 'float32' are not known", net())
     save_file(tensors, path)
     refused("was not written by save_quantized", net())
     path.write_bytes(path.read_bytes()[:200])
