@@ -1,5 +1,6 @@
 """Absmax and zero-point int8 post-training quantization whose errors are bounded and proved."""
 
+from quant_lite.bounds import matmul_error_bound
 from quant_lite.files import QuantizedFileError, load_quantized, save_quantized
 from quant_lite.kernels import kernel_path
 from quant_lite.linear import BFloat16Linear, Int4Linear, Int8Embedding, Int8Linear
@@ -14,6 +15,7 @@ from quant_lite.quantize import (
     absmax_quantize,
     error_bound,
     nf4_quantize,
+    quantize_with,
     zeropoint_quantize,
 )
 
@@ -36,8 +38,10 @@ __all__ = [
     "error_bound",
     "kernel_path",
     "load_quantized",
+    "matmul_error_bound",
     "nf4_quantize",
     "quantize_",
+    "quantize_with",
     "save_quantized",
     "sqnr",
     "zeropoint_quantize",

@@ -27,11 +27,12 @@ __all__ = [
     "absmax_quantize",
     "error_bound",
     "nf4_quantize",
+    "quantize_with",
     "zeropoint_quantize",
 ]
 
 _FLOATS = (torch.float32, torch.float16, torch.bfloat16)
-_U32 = 2.0**-24  # unit roundoff of float32: one operation is off by at most this share of its result
+_ROOM = 2.0**-14  # steps that float32 arithmetic on at most 255 of them may be off: 641 roundoffs of 2^-24 at most
 _HIGHEST = {8: 127, 4: 7}  # by bits
 _PIECE = 2**20  # elements worked on at a time: what is computed on the way then stays in the cache
 
@@ -143,7 +144,8 @@ def absmax_quantize(x: Tensor, granularity: Granularity = WHOLE, bits: int = 8) 
     highest = _highest(bits)
     low, high = _range(x, granularity)
     scale = _round_up(torch.maximum(-low, high) / highest)
-    return _quantize(x, granularity, scale, torch.zeros_like(scale, dtype=torch.int8), -highest, highest)
+    zero_point = torch.zeros_like(scale, dtype=torch.int8)
+    return _quantize(x, scale, zero_point, _group(granularity), -highest, highest)
 
 
 def zeropoint_quantize(x: Tensor, granularity: Granularity = WHOLE, bits: int = 8) -> QuantizedTensor:
@@ -159,7 +161,36 @@ def zeropoint_quantize(x: Tensor, granularity: Granularity = WHOLE, bits: int = 
     scale = _round_up((high - low) / (2 * highest + 1))
     lowest = -highest - 1
     zero_point = (lowest - (low / scale.double()).round()).clamp(lowest, highest).to(torch.int8)
-    return _quantize(x, granularity, scale, zero_point, lowest, highest)
+    return _quantize(x, scale, zero_point, _group(granularity), lowest, highest)
+
+
+def quantize_with(
+    x: Tensor, scale: Tensor, zero_point: Tensor | None = None, bits: int = 8, group: int | None = None
+) -> QuantizedTensor:
+    """With a scale that is given, as calibration found it, or another tensor's: q = clamp(round(x / s) + z).
+
+    What is outside the range becomes the nearest end of it, so `error_bound` holds only for what is inside.
+
+    Args:
+        x: float32, float16 or bfloat16, of any shape.
+        scale: float32, positive and finite, broadcastable to x; with `group`, (..., G).
+        zero_point: int8, of the shape of the scale; None for absmax, whose range is [-127, 127] (4 bits: [-7, 7]).
+        bits: 8 or 4.
+        group: how many neighbours along the last axis share a scale.
+
+    Raises:
+        TypeError: x or the scale has another dtype.
+        ValueError: x holds NaN or infinity, the scale is not positive and finite, or `bits` is neither 8 nor 4.
+    """
+    highest = _highest(bits)
+    _range(x, WHOLE)  # refuses what is not finite
+    if scale.dtype != torch.float32:
+        raise TypeError(f"the scale is {scale.dtype}: convert it to float32, in which x is divided by it")
+    if not (scale.isfinite().all() and (scale > 0).all()):
+        raise ValueError("a scale is not positive and finite: it cannot divide x")
+    if zero_point is None:
+        return _quantize(x, scale, torch.zeros_like(scale, dtype=torch.int8), group, -highest, highest)
+    return _quantize(x, scale, zero_point, group, -highest - 1, highest)
 
 
 def nf4_quantize(x: Tensor, granularity: Granularity = PerGroup(64)) -> QuantizedTensor:
@@ -171,33 +202,68 @@ def nf4_quantize(x: Tensor, granularity: Granularity = PerGroup(64)) -> Quantize
     """
     low, high = _range(x, granularity)
     scale = _round_up(torch.maximum(-low, high))
-    group = granularity.size if isinstance(granularity, PerGroup) else None
-    levels = NF4_LEVELS.to(x.device)
+    group = _group(granularity)
     values = torch.empty(x.shape, dtype=torch.int8, device=x.device)
     for rows in _pieces(x):
         t = x[rows].float() / _spread(scale, rows, x.shape, group)
-        values[rows] = torch.bucketize(t, _midpoints(levels), out_int32=True)
-    return QuantizedTensor(values, scale, torch.zeros_like(scale, dtype=torch.int8), x.dtype, group, levels)
+        q = torch.zeros(t.shape, dtype=torch.int8, device=x.device)
+        for middle in _midpoints(NF4_LEVELS).tolist():  # faster than torch.bucketize, which searches
+            q += t > middle
+        values[rows] = q
+    return QuantizedTensor(
+        values, scale, torch.zeros_like(scale, dtype=torch.int8), x.dtype, group, NF4_LEVELS.to(x.device)
+    )
 
 
 def error_bound(q: QuantizedTensor) -> Tensor:
-    """For each element, a bound on `|x - x_hat|` that holds for every x that gives this q: s/2 and rounding.
+    """For each element, a bound on `|x - x_hat|` that holds for every x that a quantizer gives this q for.
 
-    With n = q - z and u = 2^-24 it is `s/2 + u s (|n| + 1) + |n s - x_hat|`: half a step, the rounding of the division
-    x / s, and what x_hat, in its dtype, is off n s. For a level l of NF4, h (half the wider gap beside it) stands for
-    1/2, l for n: `s (h + u) + |l s - x_hat|`. docs/bounds.md has the proof.
+    It is `s (1/2 + 2^-14) + |p - x_hat|` with p = fl((q - z) s) in float32: half a step, the rounding of the division
+    and of the product, and the cast to the dtype of x, which is none for float32. For a level l of NF4 half the wider
+    gap beside it stands for 1/2, and l s, exact, for p. Where all that shares a scale is zero, so is the bound: nothing
+    else is quantized to zeros alone. docs/bounds.md has the proof.
 
     Returns:
         float32, of the shape of `q.values`, rounded up.
     """
     bound = torch.empty(q.values.shape, dtype=torch.float32, device=q.values.device)
+    scale = torch.where(_zero_groups(q), torch.zeros_like(q.scale), q.scale)
+    half = _round_up(scale.double() * (0.5 + _ROOM), zero=0.0)
     for rows in _pieces(bound):
-        units, s = q._units(rows).double(), q._spread(q.scale, rows).double()
-        half = 0.5 + _U32 * (units.abs() + 1)
-        if q.levels is not None:
-            half = _half_gaps(q.levels)[q.values[rows].int()] + _U32
-        bound[rows] = _round_up(s * half + (units * s - q._dequantized(rows).double()).abs(), zero=0.0)
+        bound[rows] = _level_bound(q, scale, rows) if q.levels is not None else _integer_bound(q, half, rows)
     return bound
+
+
+def _integer_bound(q: QuantizedTensor, half_step: Tensor, rows: slice | EllipsisType) -> Tensor:
+    half = q._spread(half_step, rows)
+    if q.dtype == torch.float32:
+        return half
+    limit = torch.finfo(q.dtype).max
+    product = (q._units(rows) * q._spread(q.scale, rows)).clamp_(-limit, limit)  # clamped, it is nearer to x
+    return half + (product - q._dequantized(rows).float()).abs_()
+
+
+def _level_bound(q: QuantizedTensor, scale: Tensor, rows: slice | EllipsisType) -> Tensor:
+    assert q.levels is not None
+    half = _half_gaps(q.levels)[q.values[rows].int()] + _ROOM
+    product = q._units(rows).double() * q._spread(q.scale, rows).double()  # float32 could underflow
+    cast = (product - q._dequantized(rows).double()).abs_()
+    return _round_up(q._spread(scale, rows).double() * half + cast, zero=0.0)
+
+
+def _zero_groups(q: QuantizedTensor) -> Tensor:
+    """Of the shape of the scale: does all that shares it stand for 0? Its scale is 1 then."""
+    ones = q.scale == 1
+    if q.values.numel() == 0 or not ones.any():
+        return ones
+    if q.group is not None:  # in float32: small groups of int8 are slow to reduce
+        parts = [_group_range(q.values[rows].float(), PerGroup(q.group)) for rows in _pieces(q.values)]
+        low, high = (torch.cat(ends) for ends in zip(*parts))
+    else:
+        shared = [axis for axis, size in enumerate(q.scale.shape) if size == 1]
+        low, high = (q.values.amin(shared, True), q.values.amax(shared, True)) if shared else (q.values, q.values)
+    zero = q.zero_point if q.levels is None else int((q.levels == 0).nonzero())
+    return (low == zero) & (high == zero) & ones
 
 
 def _midpoints(levels: Tensor) -> Tensor:
@@ -275,11 +341,14 @@ def _round_up(x: Tensor, zero: float = 1.0) -> Tensor:
     return torch.where(x == 0, torch.full_like(rounded, zero), rounded)
 
 
+def _group(granularity: Granularity) -> int | None:
+    return granularity.size if isinstance(granularity, PerGroup) else None
+
+
 def _quantize(
-    x: Tensor, granularity: Granularity, scale: Tensor, zero_point: Tensor, lowest: int, highest: int
+    x: Tensor, scale: Tensor, zero_point: Tensor, group: int | None, lowest: int, highest: int
 ) -> QuantizedTensor:
     """q = clamp(round(x / s) + z), ties to even, clamped before it is cast."""
-    group = granularity.size if isinstance(granularity, PerGroup) else None
     values = torch.empty(x.shape, dtype=torch.int8, device=x.device)
     for rows in _pieces(x):
         q = (x[rows].float() / _spread(scale, rows, x.shape, group)).round_()
@@ -289,7 +358,7 @@ def _quantize(
 
 def _pieces(x: Tensor) -> Iterator[slice | EllipsisType]:
     """Indices of consecutive rows (axis 0) that hold about `_PIECE` elements, or one index of everything."""
-    if x.numel() <= _PIECE or x.dim() == 0:
+    if x.numel() <= _PIECE or x.dim() < 2:
         yield ...
         return
     step = max(1, _PIECE * x.shape[0] // x.numel())
@@ -299,6 +368,6 @@ def _pieces(x: Tensor) -> Iterator[slice | EllipsisType]:
 
 def _spread(of_groups: Tensor, rows: slice | EllipsisType, shape: torch.Size, group: int | None) -> Tensor:
     """A scale or zero point for some rows of a tensor of this shape, broadcastable to them."""
-    if of_groups.dim() == len(shape) and shape and of_groups.shape[0] == shape[0]:
+    if of_groups.dim() == len(shape) > 1 and of_groups.shape[0] == shape[0]:
         of_groups = of_groups[rows]
     return of_groups if group is None else of_groups.repeat_interleave(group, -1)[..., : shape[-1]]

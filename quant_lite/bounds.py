@@ -1,0 +1,85 @@
+"""How far a product with a quantized weight may be off, element by element, before it is computed.
+
+Shapes: ... any leading dimensions, K in features, N out features. docs/bounds.md has the proofs.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from quant_lite.quantize import PerToken, QuantizedTensor, _round_up, absmax_quantize, error_bound
+
+__all__ = ["matmul_error_bound"]
+
+_U32 = 2.0**-24  # unit roundoff of float32
+_U64 = 2.0**-53
+_ROWS = 2**22  # elements of the weight that are widened to float64 at a time
+
+
+def matmul_error_bound(x: Tensor, q: QuantizedTensor, activations: str = "float") -> Tensor:
+    """For each element of y = x W^T, a bound on `|y - y_hat|` that holds for every weight W that gives this q.
+
+    With B = `error_bound(q)` and W_hat = `q.dequantize()` it is, for activations
+
+        "float": abs(x) B^T                          + g abs(x) S^T
+        "int8":  abs(x) B^T + abs((x - x_hat) W_hat^T) + g abs(x_hat) S^T
+
+    with S the larger of abs(W_hat) and abs(n s), and g = m u / (1 - m u), m = K + 3, u = 2^-24, for the rounding of the
+    product (Higham 2002, lemma 3.1), and K 2^-150 where products underflow. It covers y_hat = x_hat W_hat^T in float32
+    with its terms added in any order, with or without fused multiply-adds; for "int8", x_hat is
+    `absmax_quantize(x.float(), PerToken()).dequantize()`. Where q has no zero points it covers the sums of integers
+    that are scaled afterwards, too, as long as s s_x is no subnormal number. It is infinite where a sum may overflow.
+
+    Args:
+        x: (..., K), float32, float16 or bfloat16.
+        q: of a weight (N, K), from `absmax_quantize`, `zeropoint_quantize` or `nf4_quantize`.
+        activations: "float", or "int8" for those quantized by absmax, a scale a token.
+
+    Returns:
+        float32 (..., N), rounded up.
+
+    Raises:
+        TypeError: another dtype.
+        ValueError: x holds NaN or infinity, the shapes do not fit, or `activations` is something else.
+    """
+    if activations not in ("float", "int8"):
+        raise ValueError(f"activations={activations!r} is not known: take float or int8")
+    if q.values.dim() != 2 or x.dim() < 1 or x.shape[-1] != q.values.shape[1]:
+        raise ValueError(f"x {tuple(x.shape)} and weight {tuple(q.values.shape)} do not fit: need (..., K) and (N, K)")
+    rows = x.reshape(-1, x.shape[-1])
+    of_x = absmax_quantize(rows, PerToken())  # refuses what is not finite, for float activations too
+    wide = rows.double()
+    read = wide if activations == "float" else of_x.values.double() * of_x.scale.double()  # n s, exact
+    bound = torch.empty(len(rows), len(q.values), dtype=torch.float32, device=x.device)
+    step = max(1, _ROWS // max(1, x.shape[-1]))
+    for start in range(0, len(q.values), step):
+        bound[:, start : start + step] = _columns(wide, read, _rows(q, slice(start, start + step)))
+    return bound.view(*x.shape[:-1], len(q.values))
+
+
+def _columns(x: Tensor, read: Tensor, q: QuantizedTensor) -> Tensor:
+    """The bound for some rows of the weight, from x and what the product reads of it, float64 (T, K)."""
+    w_hat, count = q.dequantize().double(), q.values.shape[1] + 3
+    of_w = error_bound(q).double()
+    size = torch.maximum(w_hat.abs(), _unrounded(q).abs())
+    terms = read.abs() @ size.T
+    rounding = count * _U32 / (1 - count * _U32) * terms + count * 2.0**-150
+    bound = x.abs() @ of_w.T + ((x - read) @ w_hat.T).abs() + rounding
+    # what float64 itself is off in the four sums
+    bound = bound + 4 * count * _U64 * (x.abs() @ of_w.T + (x.abs() + read.abs()) @ size.T)
+    overflow = terms * (1 + count * _U32) > torch.finfo(torch.float32).max
+    return torch.where(overflow, torch.full_like(terms, float("inf")).float(), _round_up(bound, zero=0.0))
+
+
+def _unrounded(q: QuantizedTensor) -> Tensor:
+    """(q - z) s, or l s, exact in float64."""
+    return q._units(...).double() * q._spread(q.scale, ...).double()
+
+
+def _rows(q: QuantizedTensor, rows: slice) -> QuantizedTensor:
+    """Some rows of a quantized matrix."""
+    scale, zero_point = q.scale, q.zero_point
+    if len(scale) == len(q.values):
+        scale, zero_point = scale[rows], zero_point[rows]
+    return QuantizedTensor(q.values[rows], scale, zero_point, q.dtype, q.group, q.levels)
