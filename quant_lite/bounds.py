@@ -14,6 +14,7 @@ __all__ = ["matmul_error_bound"]
 
 _U32 = 2.0**-24  # unit roundoff of float32
 _U64 = 2.0**-53
+_LONGEST = 2**20
 _ROWS = 2**22  # elements of the weight that are widened to float64 at a time
 
 
@@ -29,7 +30,8 @@ def matmul_error_bound(x: Tensor, q: QuantizedTensor, activations: str = "float"
     product (Higham 2002, lemma 3.1), and K 2^-150 where products underflow. It covers y_hat = x_hat W_hat^T in float32
     with its terms added in any order, with or without fused multiply-adds; for "int8", x_hat is
     `absmax_quantize(x.float(), PerToken()).dequantize()`. Where q has no zero points it covers the sums of integers
-    that are scaled afterwards, too, as long as s s_x is no subnormal number. It is infinite where a sum may overflow.
+    that are scaled afterwards, too, as long as they do not overflow and s s_x is no subnormal number. It is infinite
+    where a sum of the former may overflow.
 
     Args:
         x: (..., K), float32, float16 or bfloat16.
@@ -47,7 +49,9 @@ def matmul_error_bound(x: Tensor, q: QuantizedTensor, activations: str = "float"
         raise ValueError(f"activations={activations!r} is not known: take float or int8")
     if q.values.dim() != 2 or x.dim() < 1 or x.shape[-1] != q.values.shape[1]:
         raise ValueError(f"x {tuple(x.shape)} and weight {tuple(q.values.shape)} do not fit: need (..., K) and (N, K)")
-    rows = x.reshape(-1, x.shape[-1])
+    if x.shape[-1] > _LONGEST:
+        raise ValueError(f"K = {x.shape[-1]}: float32 sums of more than {_LONGEST} terms have no useful bound")
+    rows = x.reshape(x.shape[:-1].numel(), x.shape[-1])
     of_x = absmax_quantize(rows, PerToken())  # refuses what is not finite, for float activations too
     wide = rows.double()
     read = wide if activations == "float" else of_x.values.double() * of_x.scale.double()  # n s, exact
@@ -64,11 +68,11 @@ def _columns(x: Tensor, read: Tensor, q: QuantizedTensor) -> Tensor:
     of_w = error_bound(q).double()
     size = torch.maximum(w_hat.abs(), _unrounded(q).abs())
     terms = read.abs() @ size.T
-    rounding = count * _U32 / (1 - count * _U32) * terms + count * 2.0**-150
+    rounding = count * _U32 / (1 - count * _U32) * terms + count * 2.0**-150 * (terms > 0)
     bound = x.abs() @ of_w.T + ((x - read) @ w_hat.T).abs() + rounding
     # what float64 itself is off in the four sums
     bound = bound + 4 * count * _U64 * (x.abs() @ of_w.T + (x.abs() + read.abs()) @ size.T)
-    overflow = terms * (1 + count * _U32) > torch.finfo(torch.float32).max
+    overflow = terms * (1 + 2 * count * _U32) > torch.finfo(torch.float32).max
     return torch.where(overflow, torch.full_like(terms, float("inf")).float(), _round_up(bound, zero=0.0))
 
 

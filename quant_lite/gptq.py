@@ -1,0 +1,96 @@
+"""GPTQ: round one column of a weight after another, and let those that are left make up for the error.
+
+Shapes: N out features, K in features.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from quant_lite.quantize import (
+    Granularity,
+    PerChannel,
+    QuantizedTensor,
+    _highest,
+    absmax_quantize,
+)
+
+__all__ = ["gptq_quantize"]
+
+_PER_ROW = PerChannel(0)
+_BLOCK = 128  # columns after which the errors are carried to all that are left
+
+
+def gptq_quantize(
+    weight: Tensor, hessian: Tensor, granularity: Granularity = _PER_ROW, bits: int = 8, damping: float = 0.01
+) -> QuantizedTensor:
+    """Absmax with the scales of `absmax_quantize`, and integers that make the layer's output error small.
+
+    It minimizes tr((W - W_hat) H (W - W_hat)^T) = sum over x of `||(W - W_hat) x||^2`, for H the sum of x x^T over
+    calibration inputs. For k = 1 ... K (Frantar et al. 2022, algorithm 1), with U the upper
+    Cholesky factor of the inverse of H:
+
+        q_k = round(w_k / s)        e = (w_k - s q_k) / U_kk        w_j <- w_j - e U_kj for all j > k
+
+    A row that plain rounding serves better keeps that: the result is never worse on H.
+
+    Args:
+        weight: (N, K), float32, float16 or bfloat16, finite.
+        hessian: (K, K), symmetric, positive semidefinite; any factor of it gives the same.
+        granularity: which elements share a scale.
+        bits: 8 or 4.
+        damping: this share of the mean of its diagonal is added to the diagonal of H, so that it has an inverse.
+
+    Raises:
+        TypeError: another dtype.
+        ValueError: the shapes do not fit, a number is not finite, or H has no inverse.
+    """
+    if weight.dim() != 2 or hessian.shape != (weight.shape[1], weight.shape[1]):
+        raise ValueError(f"weight {tuple(weight.shape)} and hessian {tuple(hessian.shape)} do not fit: (N, K), (K, K)")
+    plain = absmax_quantize(weight, granularity, bits)
+    if weight.numel() == 0:
+        return plain
+    upper = _inverse_factor(hessian, damping)
+    scale = plain._spread(plain.scale, ...).double().expand(weight.shape)
+    values = _rounded_in_turn(weight.double(), scale, upper, _highest(bits))
+    errors = [_output_error(weight.double() - v.double() * scale, hessian) for v in (values, plain.values)]
+    better = (errors[0] < errors[1])[:, None]
+    values = torch.where(better, values, plain.values)
+    return QuantizedTensor(values, plain.scale, plain.zero_point, plain.dtype, plain.group)
+
+
+def _rounded_in_turn(w: Tensor, scale: Tensor, upper: Tensor, highest: int) -> Tensor:
+    values = torch.empty(w.shape, dtype=torch.int8, device=w.device)
+    w = w.clone()
+    for start in range(0, w.shape[1], _BLOCK):
+        end = min(start + _BLOCK, w.shape[1])
+        errors = torch.empty(len(w), end - start, dtype=torch.float64, device=w.device)
+        for k in range(start, end):
+            q = (w[:, k] / scale[:, k]).round_().clamp_(-highest, highest)
+            values[:, k] = q
+            e = (w[:, k] - q * scale[:, k]) / upper[k, k]
+            w[:, k + 1 : end] -= torch.outer(e, upper[k, k + 1 : end])
+            errors[:, k - start] = e
+        w[:, end:] -= errors @ upper[start:end, end:]
+    return values
+
+
+def _inverse_factor(hessian: Tensor, damping: float) -> Tensor:
+    """U, upper triangular, with U^T U the inverse of the damped H; inputs that are always 0 are left alone."""
+    h = hessian.double().clone()
+    diagonal = h.diagonal()
+    if not h.isfinite().all() or (diagonal < 0).any():
+        raise ValueError("the Hessian holds NaN, infinity or a negative diagonal: it is a sum of x x^T")
+    diagonal += damping * diagonal.mean()
+    diagonal[diagonal == 0] = 1
+    try:
+        inverse = torch.cholesky_inverse(torch.linalg.cholesky(h))
+        return torch.linalg.cholesky(inverse, upper=True)
+    except torch.linalg.LinAlgError as error:  # type: ignore[attr-defined]
+        raise ValueError(f"the Hessian with damping={damping} has no inverse ({error}): raise the damping") from None
+
+
+def _output_error(off: Tensor, hessian: Tensor) -> Tensor:
+    """(N,): d H d^T for each row d of W - W_hat."""
+    return ((off @ hessian.double()) * off).sum(1)
