@@ -1,18 +1,21 @@
-"""Abstracts in, clean and split records out. No article is ever on two sides of the split."""
+"""Abstracts in: records of CSV, JSON Lines or PubMed's XML, cleaned and split. No article is on two sides of the split."""
 
 from __future__ import annotations
 
 import csv
 import hashlib
-import html
+import json
 import re
 import sys
-import unicodedata
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
-__all__ = ["SPLITS", "Record", "UserError", "clean", "read_abstracts", "split"]
+from examples.leukemia.clean import clean
+
+__all__ = ["SPLITS", "Record", "UserError", "clean", "read_abstracts", "side_of", "split"]
 
 SPLITS = ("train", "validation", "test")
 _COLUMNS = ("pubmed_id", "title", "abstract")
@@ -24,18 +27,37 @@ class UserError(Exception):
 
 @dataclass(frozen=True)
 class Record:
-    """One article; the title may be empty, `subtype` is what the file's own column says, if it has one."""
+    """One article.
+
+    Attributes:
+        title: may be empty.
+        subtype: what the file's own column says, if it has one.
+        year, journal: None and empty where the source does not say.
+        retracted: whether PubMed marks the article as retracted.
+        sections: (label, text) of each part of an abstract that came in labelled parts.
+    """
 
     pubmed_id: str
     title: str
     abstract: str
     subtype: str | None = None
+    year: int | None = None
+    journal: str = ""
+    retracted: bool = False
+    sections: tuple[tuple[str, str], ...] = ()
 
 
-def read_abstracts(path: Path) -> tuple[list[Record], dict[str, int]]:
-    """Read and clean a CSV with the columns pubmed_id, title and abstract; a column `subtype` is read too.
+def read_abstracts(
+    path: Path, id_column: str = "pubmed_id", subtype_column: str = "subtype", cleaning: Counter[str] | None = None
+) -> tuple[list[Record], dict[str, int]]:
+    """Read and clean a CSV or JSON Lines file with pubmed_id, title and abstract, or PubMed's XML (a file or a folder).
 
-    A title may be empty, an id or an abstract may not.
+    A title may be empty, an id or an abstract may not. Columns `subtype`, `year`, `journal` and `retracted` are read
+    too where they are there.
+
+    Args:
+        id_column, subtype_column: what these are called in the file.
+        cleaning: gets how many texts each cleaning step changed.
 
     Returns:
         The records in the order of the file, and counts of what was read and left out.
@@ -43,59 +65,113 @@ def read_abstracts(path: Path) -> tuple[list[Record], dict[str, int]]:
     Raises:
         UserError: the file cannot be read, lacks a column or holds no usable row.
     """
-    try:
-        with path.open(encoding="utf-8-sig", newline="") as file:
-            csv.field_size_limit(min(sys.maxsize, 2**31 - 1))  # the default of 131,072 would refuse a long field
-            reader = csv.DictReader(file)
-            columns = reader.fieldnames or []
-            rows = list(reader)
-    except UnicodeDecodeError as error:
-        raise UserError(f"{path} is not UTF-8 ({error.reason} at byte {error.start}): save it as UTF-8 CSV") from None
-    except csv.Error as error:
-        raise UserError(f"{path} is not a CSV file ({error}): save it as UTF-8 CSV") from None
-    except OSError as error:
-        raise UserError(f"{path} cannot be read ({error.strerror}): give a CSV with {', '.join(_COLUMNS)}") from None
-    missing = [column for column in _COLUMNS if column not in columns]
-    if missing:
-        found = ", ".join(columns) or "nothing"
-        raise UserError(f"{path} lacks the column {', '.join(missing)} (its first line has: {found}): add it")
-
     records: dict[str, Record] = {}
-    counts = {"rows": len(rows)}
-    counts |= dict.fromkeys(
-        ("left out: no pubmed_id or no abstract", "left out: pubmed_id came before", "without a title"), 0
+    counts = dict.fromkeys(
+        ("rows", "left out: no pubmed_id or no abstract", "left out: pubmed_id came before", "without a title"), 0
     )
-    for row in rows:
-        pubmed_id, title, abstract = (clean(row[column] or "") for column in _COLUMNS)
-        if not pubmed_id or not abstract:
+    for raw in _rows(path, id_column, subtype_column):
+        counts["rows"] += 1
+        record = _cleaned(raw, cleaning)
+        if not record.pubmed_id or not record.abstract:
             counts["left out: no pubmed_id or no abstract"] += 1
-        elif pubmed_id in records:
+        elif record.pubmed_id in records:
             counts["left out: pubmed_id came before"] += 1
         else:
-            counts["without a title"] += not title
-            records[pubmed_id] = Record(pubmed_id, title, abstract, clean(row.get("subtype") or "") or None)
+            counts["without a title"] += not record.title
+            records[record.pubmed_id] = record
     if not records:
         raise UserError(f"{path} holds no row with a pubmed_id and an abstract: nothing to train on")
     return list(records.values()), counts
 
 
-def clean(text: str) -> str:
-    """Unicode NFKC, HTML entities and tags resolved, copyright lines dropped, white space single."""
-    text = unicodedata.normalize("NFKC", html.unescape(text))
-    text = re.sub(r"</?(?:i|b|u|sub|sup|em|strong|p|br)\s*/?>", "", text, flags=re.IGNORECASE)
-    text = re.sub(r"(?:Copyright\b|\(c\)|©)[^.]{0,120}\d{4}[^.]*\.?\s*$", "", text, flags=re.IGNORECASE)
-    return re.sub(r"\s+", " ", text).strip()
+def _cleaned(raw: Record, counts: Counter[str] | None) -> Record:
+    """The record with clean texts; the abstract of a labelled one is made of its clean sections."""
+    sections = tuple((label, text) for label, part in raw.sections if (text := clean(part, counts)))
+    abstract = clean(raw.abstract, None if sections else counts)
+    return replace(
+        raw,
+        pubmed_id=raw.pubmed_id.strip(),
+        title=re.sub(r"^\[(.*)\]\.?$", r"\1.", clean(raw.title, counts)),  # PubMed's brackets around a translation
+        abstract=" ".join(f"{label}: {text}" if label else text for label, text in sections) or abstract,
+        sections=sections,
+    )
+
+
+def _rows(path: Path, id_column: str, subtype_column: str) -> Iterator[Record]:
+    """The rows as they are, from whichever kind of file this is."""
+    if path.is_dir() or path.name.endswith((".xml", ".xml.gz")):
+        from examples.leukemia.pubmed import read_pubmed_xml
+
+        return read_pubmed_xml(path)
+    read = _jsonl if path.suffix in (".jsonl", ".ndjson") else _csv
+    return _from_fields(read(path, (id_column, *_COLUMNS[1:])), id_column, subtype_column)
+
+
+def _csv(path: Path, needed: Sequence[str]) -> Iterator[dict[str, Any]]:
+    try:
+        with path.open(encoding="utf-8-sig", newline="") as file:
+            csv.field_size_limit(min(sys.maxsize, 2**31 - 1))  # the default of 131,072 would refuse a long field
+            reader = csv.DictReader(file)
+            columns = reader.fieldnames or []
+            missing = [column for column in needed if column not in columns]
+            if missing:
+                found = ", ".join(columns) or "nothing"
+                raise UserError(f"{path} lacks the column {', '.join(missing)} (its first line has: {found}): add it")
+            yield from reader
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path} is not UTF-8 ({error.reason} at byte {error.start}): save it as UTF-8 CSV") from None
+    except csv.Error as error:
+        raise UserError(f"{path} is not a CSV file ({error}): save it as UTF-8 CSV") from None
+    except OSError as error:
+        raise UserError(f"{path} cannot be read ({error.strerror}): give a CSV with {', '.join(needed)}") from None
+
+
+def _jsonl(path: Path, needed: Sequence[str]) -> Iterator[dict[str, Any]]:
+    try:
+        with path.open(encoding="utf-8-sig") as file:
+            for number, line in enumerate(file, 1):
+                row = json.loads(line) if line.strip() else None
+                if row is not None and not (isinstance(row, dict) and all(key in row for key in needed)):
+                    raise UserError(f"{path}, line {number}: is no object with {', '.join(needed)}: mend it")
+                if row is not None:
+                    yield row
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path} is not UTF-8 ({error.reason} at byte {error.start}): save it as UTF-8") from None
+    except json.JSONDecodeError as error:
+        raise UserError(f"{path}, line {number}: is not JSON ({error.msg}): mend it") from None
+    except OSError as error:
+        raise UserError(f"{path} cannot be read ({error.strerror}): give JSON Lines with {', '.join(needed)}") from None
+
+
+def _from_fields(rows: Iterable[dict[str, Any]], id_column: str, subtype_column: str) -> Iterator[Record]:
+    for row in rows:
+        year = str(row.get("year") or "")[:4]
+        sections = row.get("sections") or ()
+        yield Record(
+            pubmed_id=str(row.get(id_column) or ""),
+            title=str(row.get("title") or ""),
+            abstract=str(row.get("abstract") or ""),
+            subtype=clean(str(row.get(subtype_column) or "")) or None,
+            year=int(year) if year.isdecimal() else None,
+            journal=str(row.get("journal") or ""),
+            retracted=str(row.get("retracted") or "").lower() in ("true", "1", "yes"),
+            sections=tuple((str(label), str(text)) for label, text in sections) if isinstance(sections, list) else (),
+        )
 
 
 def split(records: Sequence[Record], seed: int = 0) -> dict[str, list[Record]]:
     """Part the records into train (70%), validation (10%) and test (20%) by a hash of seed and pubmed_id.
 
-    The side of an article depends on nothing but its id, so it stays where it is when others come or go. Sets of fewer
-    than ten articles may leave a side empty; then the side borrows nothing and the caller decides.
+    Sets of fewer than ten articles may leave a side empty; then the side borrows nothing and the caller decides.
     """
     parts: dict[str, list[Record]] = {name: [] for name in SPLITS}
     for record in records:
-        digest = hashlib.sha256(f"{seed}:{record.pubmed_id}".encode()).digest()
-        place = int.from_bytes(digest[:8], "big") / 2**64
-        parts["train" if place < 0.7 else "validation" if place < 0.8 else "test"].append(record)
+        parts[side_of(record.pubmed_id, seed)].append(record)
     return parts
+
+
+def side_of(pubmed_id: str, seed: int = 0) -> str:
+    """The side of an article: it depends on nothing but its id and the seed, and stays when others come or go."""
+    digest = hashlib.sha256(f"{seed}:{pubmed_id}".encode()).digest()
+    place = int.from_bytes(digest[:8], "big") / 2**64
+    return "train" if place < 0.7 else "validation" if place < 0.8 else "test"

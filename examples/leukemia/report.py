@@ -6,12 +6,7 @@ import base64
 from pathlib import Path
 from typing import Any
 
-__all__ = ["NOTICE", "write_report"]
-
-NOTICE = (
-    "A teaching and research tool, no medical device: nothing here is medical advice, and no answer of these models "
-    "may guide the care of a patient."
-)
+__all__ = ["write_report"]
 
 
 def write_report(metrics: dict[str, Any], out: Path) -> None:

@@ -21,8 +21,10 @@ import torch
 
 from examples.leukemia.data import SPLITS, UserError, read_abstracts, split
 from examples.leukemia.evaluate import evaluate
-from examples.leukemia.folders import copy_tokenizer, load_int8, new_folder, save_int8
-from examples.leukemia.report import NOTICE, write_report
+from examples.leukemia.files import new_folder
+from examples.leukemia.folders import copy_tokenizer, load_int8, save_int8
+from examples.leukemia.notice import NOTICE
+from examples.leukemia.report import write_report
 from examples.leukemia.tasks import TASKS, Item, build_items, encode_item
 from llama_min import Llama, Tokenizer, load_llama, load_tokenizer, save_llama
 from lora_lite import (

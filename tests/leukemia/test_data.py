@@ -44,7 +44,7 @@ def test_reads_counts_and_cleans(tmp_path: Path) -> None:
         ("It works. (C) 1999 Academic Press.", "It works."),
         ("It works. © 2020 The Authors.", "It works."),
         ("Copyright law is hard. In 2003 it changed.", "Copyright law is hard. In 2003 it changed."),
-        ("10\u00a0\u00d7\u00a010<sup>9</sup>/l\ufb01", "10 \u00d7 109/lfi"),
+        ("10\u00a0\u00d7\u00a010<sup>9</sup>/l\ufb01", "10 \u00d7 10^9/lfi"),
     ],
 )
 def test_clean(raw: str, cleaned: str) -> None:
@@ -74,9 +74,9 @@ def test_bad_files(tmp_path: Path, content: bytes, words: str) -> None:
 
 
 def test_missing_file_and_folder(tmp_path: Path) -> None:
-    for path in (tmp_path / "none.csv", tmp_path):
-        with pytest.raises(UserError, match="cannot be read"):
-            read_abstracts(path)
+    for name, words in {"none.csv": "cannot be read", "none.xml": "cannot be read", ".": "holds no .xml file"}.items():
+        with pytest.raises(UserError, match=words):
+            read_abstracts(tmp_path / name)
 
 
 def test_split_keeps_articles_apart_and_in_place() -> None:

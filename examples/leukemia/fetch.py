@@ -1,0 +1,290 @@
+"""Get abstracts from PubMed through NCBI's E-utilities, politely, and so that a stop at any moment costs one batch.
+
+A search is parted by the day on which PubMed took an article in until no part passes what ESearch can give (9,999).
+Each part is searched with the history server and read from it in batches; each answer is kept as it came:
+
+    OUT/plan.json                        the query and its parts
+    OUT/1780-01-01_2026-11-24/ids.xml    ESearch's answer: the ids of a part, and its place on the history server
+    OUT/1780-01-01_2026-11-24/00200.xml  EFetch's answer: articles 200 to 399 of the part
+
+What is there is not asked for again. Source: Sayers, "A General Introduction to the E-utilities" (NCBI, NBK25497).
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import time
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, field
+from datetime import date, timedelta
+from pathlib import Path
+from typing import Any
+from xml.etree import ElementTree
+from xml.etree.ElementTree import Element
+
+from tqdm import tqdm
+
+from examples.leukemia.data import UserError
+from examples.leukemia.files import write_json, write_whole
+from examples.leukemia.notice import NOTICE
+from examples.leukemia.pubmed import pubmed_ids
+
+__all__ = ["Eutils", "Part", "fetch", "plan_parts"]
+
+NCBI = "https://eutils.ncbi.nlm.nih.gov/entrez/eutils"
+LIMIT = 9_999  # what ESearch gives of one PubMed query
+ROOM = 500  # of it, left for articles that come in between the planning and the search
+BATCH = 200
+FIRST_DAY = date(1780, 1, 1)  # PubMed's oldest article is younger
+
+
+@dataclass(frozen=True)
+class Part:
+    """The articles that PubMed took in from one day to another, both included; `count` is what there was."""
+
+    first: str
+    last: str
+    count: int
+
+
+class Refused(Exception):
+    """The server understood and said no: asking again would not help."""
+
+
+@dataclass
+class Eutils:
+    """A client that keeps to NCBI's rules: who asks, 3 requests a second, 10 with a key.
+
+    Attributes:
+        wait: seconds before the second try; doubled for each further one.
+        tries: how often a request is made that fails in passing (429, 5xx, a cut connection, half an answer).
+    """
+
+    email: str
+    api_key: str = ""
+    base: str = NCBI
+    tool: str = "lora-lite-leukemia"
+    wait: float = 1.0
+    tries: int = 7
+    _last: float = field(default=0.0, init=False)
+
+    def __post_init__(self) -> None:
+        import requests
+
+        self._session = requests.Session()
+        self._session.headers["User-Agent"] = self.tool
+
+    def call(self, utility: str, **parameters: object) -> tuple[bytes, Element]:
+        """An answer as it came, and parsed.
+
+        Raises:
+            Refused: the server answered with an error of ours, such as an unknown place on the history server.
+            UserError: it could not be reached, or did not answer properly, `tries` times.
+        """
+        problem = ""
+        for attempt in range(self.tries):
+            self._pause()
+            try:
+                return self._once(utility, parameters)
+            except _Passing as error:
+                problem, pause = str(error), max(error.retry_after, self.wait * 2**attempt)
+            if attempt + 1 < self.tries:
+                time.sleep(pause)
+        raise UserError(f"{self.base}: {utility} failed {self.tries} times ({problem}): try again later")
+
+    def _once(self, utility: str, parameters: dict[str, object]) -> tuple[bytes, Element]:
+        import requests
+
+        form: dict[str, object] = {"db": "pubmed", "tool": self.tool, "email": self.email}
+        form |= {"api_key": self.api_key} if self.api_key else {}
+        try:
+            answer = self._session.post(f"{self.base}/{utility}.fcgi", data=form | parameters, timeout=60)
+        except requests.RequestException as error:  # no connection, a cut one, fewer bytes than promised
+            raise _Passing(type(error).__name__) from None
+        if answer.status_code == 429 or answer.status_code >= 500:
+            raise _Passing(f"status {answer.status_code}", _retry_after(answer.headers.get("Retry-After", "")))
+        if answer.status_code != 200:
+            raise Refused(f"status {answer.status_code}: {answer.text[:200]}")
+        try:
+            root = ElementTree.fromstring(answer.content)
+        except ElementTree.ParseError:  # half an answer, or a word in JSON that the limit was passed
+            raise _Passing("an answer that is not whole XML") from None
+        if (error := root.findtext("./ERROR")) is not None:
+            if "backend failed" in error.lower() or "timed out" in error.lower():
+                raise _Passing(error)
+            raise Refused(error)
+        return answer.content, root
+
+    def _pause(self) -> None:
+        """Wait until the next request may start: 3 a second, 10 with a key, and a little more."""
+        ready = self._last + (0.11 if self.api_key else 0.35)
+        time.sleep(max(0.0, ready - time.monotonic()))
+        self._last = time.monotonic()
+
+
+class _Passing(Exception):
+    """What may be gone at the next try, and how many seconds the server asks to wait."""
+
+    def __init__(self, text: str, retry_after: float = 0.0) -> None:
+        super().__init__(text)
+        self.retry_after = retry_after
+
+
+def _retry_after(text: str) -> float:
+    return min(float(text), 300.0) if text.isdecimal() else 0.0
+
+
+def plan_parts(eutils: Eutils, query: str, first: date, last: date) -> list[Part]:
+    """Halve the time from `first` to `last` until no part holds more than ESearch gives; empty parts are left out.
+
+    Raises:
+        UserError: one day alone holds more.
+    """
+    _, root = _search(eutils, query, first.isoformat(), last.isoformat(), retmax=0)
+    count = int(root.findtext("./Count") or 0)
+    if count <= LIMIT - ROOM:
+        return [Part(first.isoformat(), last.isoformat(), count)] if count else []
+    if first == last:
+        raise UserError(f"{query!r} finds {count:,} articles of {first} alone, ESearch gives {LIMIT:,}: narrow it")
+    middle = first + (last - first) // 2
+    return plan_parts(eutils, query, first, middle) + plan_parts(eutils, query, middle + timedelta(days=1), last)
+
+
+def fetch(eutils: Eutils, query: str, out: Path, update: bool = False) -> Counter[str]:
+    """Fetch every article that `query` finds into `out`, or what is still missing there; return counts.
+
+    Args:
+        update: also look for articles that came in since the plan was made.
+
+    Raises:
+        UserError: the query finds nothing or is refused, `out` holds another query's articles, the server stays away.
+    """
+    counts: Counter[str] = Counter()
+    try:
+        parts = _plan(eutils, query, out, update)
+        counts["articles found"] = sum(part.count for part in parts)
+        with tqdm(total=counts["articles found"], desc="fetching", unit="article") as bar:
+            for part in parts:
+                for batch, new in _fetch_part(eutils, query, part, out / f"{part.first}_{part.last}", counts):
+                    counts["articles fetched now" if new else "articles here before"] += batch
+                    bar.update(batch)
+    except Refused as error:
+        raise UserError(f"{eutils.base} refuses {query!r}: {error}") from None
+    return counts
+
+
+def _plan(eutils: Eutils, query: str, out: Path, update: bool) -> list[Part]:
+    """The parts of an earlier call, or new ones; with `update`, both."""
+    path = out / "plan.json"
+    parts, first, today = [], FIRST_DAY, date.today()
+    if path.exists():
+        try:
+            plan = json.loads(path.read_text(encoding="utf-8"))
+            planned, first = plan["query"], date.fromisoformat(plan["until"])
+            parts = [Part(**part) for part in plan["parts"]]
+        except (ValueError, KeyError, TypeError):
+            raise UserError(f"{path} is no plan of fetch: give another --out") from None
+        if planned != query:
+            raise UserError(f"{out} holds the articles of {planned!r}: give another --out")
+        if not update:
+            return parts
+    elif out.exists() and any(out.iterdir()):
+        raise UserError(f"{out} holds other files: give an --out that is new or empty")
+    print(f"searching PubMed for {query!r}", flush=True)
+    # an article may come in late on the last day of the old plan, so that day is searched again
+    new = plan_parts(eutils, query, first, today)
+    if not parts and not new:
+        raise UserError(f"{query!r} finds no article{_not_found(eutils, query)}: change it")
+    out.mkdir(parents=True, exist_ok=True)
+    parts += [part for part in new if part not in parts]
+    write_json(path, {"query": query, "until": today.isoformat(), "parts": [asdict(part) for part in parts]})
+    return parts
+
+
+def _fetch_part(
+    eutils: Eutils, query: str, part: Part, folder: Path, counts: Counter[str]
+) -> Iterator[tuple[int, bool]]:
+    """Fetch the batches of a part that are not there; yields (articles, whether they came now) for each."""
+    folder.mkdir(exist_ok=True)
+    path = folder / "ids.xml"
+    if not path.exists():
+        body, root = _search(eutils, query, part.first, part.last, retmax=LIMIT)
+        if int(root.findtext("./Count") or 0) > LIMIT:
+            raise UserError(f"{part.first} to {part.last} has grown past {LIMIT:,}: give another --out")
+        write_whole(path, body)
+    search = ElementTree.fromstring(path.read_bytes())
+    ids = [element.text or "" for element in search.iterfind("./IdList/Id")]
+    for start in range(0, len(ids), BATCH):
+        wanted, batch = ids[start : start + BATCH], folder / f"{start:05d}.xml"
+        new = not batch.exists()
+        if new:
+            body, found = _fetch_batch(eutils, search, start, wanted)
+            counts["articles that PubMed did not give"] += len(set(wanted) - found)
+            write_whole(batch, body)
+        yield len(wanted), new
+
+
+def _fetch_batch(eutils: Eutils, search: Element, start: int, wanted: list[str]) -> tuple[bytes, set[str]]:
+    """A batch from the history server, or by its ids where that has forgotten the search or counts another way."""
+    place = {"WebEnv": search.findtext("./WebEnv"), "query_key": search.findtext("./QueryKey")}
+    try:
+        body, root = eutils.call("efetch", retmode="xml", retstart=start, retmax=BATCH, **place)
+        found = set(pubmed_ids(root))
+        if found == set(wanted):
+            return body, found
+    except Refused:  # a place on the history server lasts some hours
+        pass
+    body, root = eutils.call("efetch", retmode="xml", id=",".join(wanted))
+    found = set(pubmed_ids(root))
+    if not found or not found <= set(wanted):
+        raise UserError(f"{eutils.base} gives other articles than asked for ({wanted[0]} to {wanted[-1]}): try later")
+    return body, found
+
+
+def _search(eutils: Eutils, query: str, first: str, last: str, retmax: int) -> tuple[bytes, Element]:
+    days = {"datetype": "edat", "mindate": first.replace("-", "/"), "maxdate": last.replace("-", "/")}
+    history = {"usehistory": "y"} if retmax else {}
+    return eutils.call("esearch", term=query, retmode="xml", retmax=retmax, **days, **history)
+
+
+def _not_found(eutils: Eutils, query: str) -> str:
+    """The words of a query that PubMed does not know, for the message."""
+    _, root = eutils.call("esearch", term=query, retmode="xml", retmax=0)
+    words = [element.text or "" for element in root.iterfind(".//PhraseNotFound")]
+    return f" (not known: {', '.join(words)})" if words else ""
+
+
+def arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the options of the command."""
+    parser.add_argument("query", help="as in PubMed's own search box")
+    parser.add_argument("--out", type=Path, required=True, help="folder of the answers; what is there is kept")
+    parser.add_argument("--email", default=os.environ.get("NCBI_EMAIL", ""), help="yours, or NCBI_EMAIL; NCBI wants it")
+    parser.add_argument(
+        "--api-key",
+        default="",
+        help="of your NCBI account, for 10 requests a second in place of 3; better in NCBI_API_KEY, where no one reads it",
+    )
+    parser.add_argument("--tool", default="lora-lite-leukemia", help="the name under which NCBI sees the requests")
+    parser.add_argument("--update", action="store_true", help="also get what has come in since the first call")
+    parser.add_argument("--base-url", default=NCBI, help="another server that speaks E-utilities")
+
+
+def main(options: argparse.Namespace) -> None:
+    """Fetch, and print what came."""
+    if "@" not in options.email:
+        raise UserError(f"{options.email!r} is no e-mail address: give --email or set NCBI_EMAIL (NCBI asks for it)")
+    if not options.query.strip():
+        raise UserError("the query is empty: give what you would type into PubMed's search box")
+    try:
+        import requests  # noqa: F401
+    except ImportError:
+        raise UserError("fetch needs requests: pip install 'lora-lite[fetch]'") from None
+    key = options.api_key or os.environ.get("NCBI_API_KEY", "")
+    eutils = Eutils(options.email, key, options.base_url.rstrip("/"), options.tool)
+    counts: dict[str, Any] = fetch(eutils, options.query, options.out, options.update)
+    for name, number in counts.items():
+        print(f"{number:8,}  {name}")
+    print(f"{options.out}\nnext: python -m examples.leukemia prepare {options.out} --out data/prepared\n{NOTICE}")

@@ -1,0 +1,60 @@
+"""The command `run`: its options, and what it prints."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from examples.leukemia.arguments import count, positive, rate
+from examples.leukemia.data import UserError
+from examples.leukemia.notice import NOTICE
+from examples.leukemia.pretrain import TINY_LLAMA
+from examples.leukemia.run import Settings, run
+from examples.leukemia.synthetic import ABSTRACTS
+from llama_min import CheckpointError
+
+__all__ = ["arguments", "main"]
+
+
+def arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the options; their defaults are those of `Settings`."""
+    default = Settings(TINY_LLAMA, ABSTRACTS, Path("runs/leukemia"))
+    parser.add_argument("--model", type=Path, default=default.model, help="Hugging Face Llama folder")
+    parser.add_argument(
+        "--abstracts", type=Path, default=default.abstracts, help="CSV or JSON Lines: pubmed_id,title,abstract"
+    )
+    parser.add_argument(
+        "--out",
+        type=Path,
+        default=default.out,
+        help="folder to make; an earlier run there is replaced whole, at the end",
+    )
+    parser.add_argument("--dtype", choices=("float32", "bfloat16"), default=default.dtype, help="of the weights")
+    parser.add_argument("--rank", type=positive, default=default.rank, help="of the adapters")
+    parser.add_argument("--alpha", type=rate, default=default.alpha, help="adapters are scaled by alpha / rank")
+    parser.add_argument(
+        "--text-epochs", type=count, default=default.text_epochs, help="passes over the abstracts' text"
+    )
+    parser.add_argument("--task-epochs", type=count, default=default.task_epochs, help="passes over the tasks")
+    parser.add_argument(
+        "--learning-rate",
+        type=rate,
+        default=default.learning_rate,
+        help="after the warm-up; for billions of parameters take 2e-4",
+    )
+    parser.add_argument("--batch-size", type=positive, default=default.batch_size, help="items in a step")
+    parser.add_argument(
+        "--micro-batch-size", type=positive, default=default.micro_batch_size, help="items in a forward pass"
+    )
+    parser.add_argument("--max-titles", type=count, default=default.max_titles, help="titles written to be scored")
+    parser.add_argument("--seed", type=int, default=default.seed, help="of split, adapters and data order")
+
+
+def main(options: argparse.Namespace) -> None:
+    """Do all steps and print where the report lies."""
+    settings = Settings(**{key: value for key, value in vars(options).items() if key != "command"})
+    try:
+        out = run(settings)
+    except CheckpointError as error:
+        raise UserError(str(error)) from None
+    print(f"{out / 'report.html'}\n{NOTICE}")
