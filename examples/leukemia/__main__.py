@@ -36,6 +36,12 @@ COMMANDS = {
         "fetch 'leukemia[mh] AND 2024[dp]' --email you@example.org --out data/pubmed",
         "the same command goes on from here",
     ),
+    "prepare": Command(
+        "prepare",
+        "clean, annotate, normalize, split and augment abstracts",
+        "prepare data/pubmed mine.csv --out data/prepared",
+        "nothing was kept",
+    ),
 }
 
 

@@ -1,58 +1,174 @@
-"""Find the leukemia subtypes that a text names, and blank them out."""
+"""Find what a text names: subtypes, genes and fusions, drugs, phases, lab values, each a span with an id.
+
+The longest name that starts at a word is taken, from left to right, by a walk down a trie of words: the time depends
+on the length of the text and not on how many names there are.
+"""
 
 from __future__ import annotations
 
-import json
 import re
-from functools import cache
-from pathlib import Path
-from typing import Any
+from collections.abc import Iterator
+from dataclasses import dataclass
 
-__all__ = ["SUBTYPES", "blank_subtypes", "find_subtypes", "subtype_of"]
+from examples.leukemia.gazetteer import Entity, Gazetteer, load_gazetteer, words_of
 
-_GAZETTEER = Path(__file__).parent / "data" / "subtypes.json"
+__all__ = ["SUBTYPES", "Span", "annotate", "blank_subtypes", "find_subtypes", "subtype_of"]
 
-
-@cache
-def _gazetteer() -> tuple[dict[str, Any], re.Pattern[str], dict[str, str]]:
-    """The gazetteer, one pattern that finds every name in it, and the subtype of each name in lower case."""
-    subtypes = json.loads(_GAZETTEER.read_text(encoding="utf-8"))["subtypes"]
-    owner = {name.lower(): subtype for subtype, entry in subtypes.items() for name in entry["names"]}
-    names = sorted((name for entry in subtypes.values() for name in entry["names"]), key=len, reverse=True)
-    # "ALL" is a subtype, "all" a word: names with capitals must be met as written, the rest in any case and plural
-    parts = [re.escape(n) if n != n.lower() else f"(?i:{re.escape(n)}s?)" for n in names]
-    return subtypes, re.compile(rf"(?<![\w-])(?:{'|'.join(parts)})(?![\w])"), owner
+SUBTYPES = tuple(load_gazetteer().labels)
 
 
-def _labels() -> tuple[str, ...]:
-    return tuple(_gazetteer()[0])
+@dataclass(frozen=True)
+class Span:
+    """A stretch text[start:end] that names an entity; `value` and `unit` are a lab value's, in the analyte's unit."""
+
+    start: int
+    end: int
+    text: str
+    type: str
+    id: str
+    name: str
+    value: str = ""
+    unit: str = ""
 
 
-SUBTYPES = _labels()
+def annotate(text: str, gazetteer: Gazetteer | None = None) -> list[Span]:
+    """All spans of `text` in their order; they do not overlap."""
+    gazetteer = gazetteer or load_gazetteer()
+    spans = [_span(text, start, end, entity) for start, end, entity in _matches(text, gazetteer)]
+    spans = _joined_fusions(text, spans, gazetteer)
+    return [found for span in spans if (found := _lab_value(text, span, gazetteer) if span.type == "analyte" else span)]
 
 
-def find_subtypes(text: str) -> set[str]:
-    """The subtypes that `text` names; one that another found one is part of does not count (APL, not AML)."""
-    subtypes, pattern, owner = _gazetteer()
-    found = {_owner(match.group(), owner) for match in pattern.finditer(text)}
-    return found - {subtypes[name].get("part_of") for name in found}
+def find_subtypes(text: str, gazetteer: Gazetteer | None = None) -> set[str]:
+    """The labels that `text` names; one that another found one is part of does not count (APL, not AML)."""
+    gazetteer = gazetteer or load_gazetteer()
+    found = {gazetteer.by_id[span.id].label for span in annotate(text, gazetteer) if span.type == "subtype"}
+    return found - {gazetteer.labels[label] for label in found}
 
 
-def subtype_of(title: str, abstract: str) -> str | None:
-    """The one subtype that an article is about: that of its title, else of its abstract; None where it is not one."""
+def subtype_of(title: str, abstract: str, gazetteer: Gazetteer | None = None) -> str | None:
+    """The one label that an article is about: that of its title, else of its abstract; None where it is not one."""
     for text in (title, abstract):
-        found = find_subtypes(text)
+        found = find_subtypes(text, gazetteer)
         if found:
             return found.pop() if len(found) == 1 else None
     return None
 
 
-def blank_subtypes(text: str) -> str:
+def blank_subtypes(text: str, gazetteer: Gazetteer | None = None) -> str:
     """`text` with each name of a subtype replaced by "leukemia", so that a classifier cannot copy its answer."""
-    _, pattern, _ = _gazetteer()
-    return re.sub(r"leukemia \(leukemia\)", "leukemia", pattern.sub("leukemia", text))
+    gazetteer = gazetteer or load_gazetteer()
+    for span in reversed(annotate(text, gazetteer)):
+        if span.type == "subtype":
+            text = text[: span.start] + gazetteer.topic + text[span.end :]
+    return text.replace(f"{gazetteer.topic} ({gazetteer.topic})", gazetteer.topic)
 
 
-def _owner(name: str, owner: dict[str, str]) -> str:
-    name = name.lower()
-    return owner[name] if name in owner else owner[name.removesuffix("s")]
+def _matches(text: str, gazetteer: Gazetteer) -> Iterator[tuple[int, int, Entity]]:
+    """(start, end, entity) of the longest name at each word; a word that was taken starts no other name."""
+    words, lowered = words_of(text), text.lower()
+    keys = [gazetteer.american_word(word).lower() for word, _ in words]
+    place = 0
+    while place < len(words):
+        node, start, found = gazetteer.trie, words[place][1], None
+        for position in range(place, len(words)):
+            key, end = keys[position], words[position][1] + len(words[position][0])
+            names = [*node.get(key, {}).get("", ()), *node.get(key.removesuffix("s"), {}).get("", ())]
+            for entity, name in names:
+                if _as_written(text[start:end], entity, name) and _in_place(lowered, start, entity):
+                    found = (start, end, entity), position + 1
+            node = node.get(key)
+            if node is None:
+                break
+        if found:
+            yield found[0]
+        place = found[1] if found else place + 1
+
+
+def _span(text: str, start: int, end: int, entity: Entity) -> Span:
+    return Span(start, end, text[start:end], entity.type, entity.id, entity.name)
+
+
+def _as_written(found: str, entity: Entity, name: str) -> bool:
+    """ "ALL" is a subtype, "all" a word: what has capitals must have them, but for gene symbols with a digit (Flt3)."""
+    if name == name.lower() or (entity.type == "gene" and any(map(str.isdigit, name))):
+        return True
+    pairs = zip(words_of(found), words_of(name))
+    return all(word in (wanted, f"{wanted}s") or wanted == wanted.lower() for (word, _), (wanted, _) in pairs)
+
+
+def _in_place(lowered: str, start: int, entity: Entity) -> bool:
+    """Whether the words around allow it: BCR is no gene where the text speaks of B-cell receptors; no non-CLL."""
+    if lowered.endswith("non-", 0, start) and entity.type in ("subtype", "disease"):
+        return False
+    if any(word in lowered for word in entity.unless):
+        return False
+    return not entity.needs or any(word in lowered for word in entity.needs)
+
+
+_FUSION = re.compile(r"fusion|fused|translocat|rearrange|transcript|chim(?:a)?er|t\(\d", re.IGNORECASE)
+
+
+def _joined_fusions(text: str, spans: list[Span], gazetteer: Gazetteer) -> list[Span]:
+    """Two genes written as one fusion that the gazetteer does not list become it: RUNX1-PRDM16, RUNX1::PRDM16."""
+    joined: list[Span] = []
+    for span in spans:
+        first = joined[-1] if joined else span
+        between = text[first.end : span.start]
+        fusion = between == "::" or (between == "-" and _FUSION.search(text))
+        if fusion and first.type == span.type == "gene":
+            ids, name = f"{first.id}::{span.id}", f"{first.name}::{span.name}"
+            joined[-1] = Span(first.start, span.end, text[first.start : span.end], "fusion", ids, name)
+        else:
+            joined.append(span)
+    return joined
+
+
+_NUMBER = r"\d+(?:,\d{3})+(?:\.\d+)?|\d+(?:\.\d+)?"
+_VALUE = re.compile(
+    rf"""(?:\s\([A-Za-z]{{2,6}}\))?(?:\s(?:counts?|levels?|values?|concentrations?|percentages?))?
+    (?:\s(?:at\s(?:diagnosis|presentation|admission)|in\s(?:the\s)?(?:bone\smarrow|peripheral\sblood|marrow|blood)))?
+    (?:\s?[:=,(]\s?|\s(?:was|were|is|of|equal\sto)\s|\s)?
+    (?P<sign>(?:<=|>=|[<>≤≥~]|(?:below|above|over|under|less\sthan|greater\sthan|more\sthan|at\sleast|up\sto))\s?)?
+    (?P<number>{_NUMBER})(?:\s?(?:-|to|±|\+/-)\s?(?P<high>{_NUMBER}))?\s?
+    (?P<unit>[x×]\s?10\s?(?:\^|\(|\*\*?)?\s?\d{{1,2}}\)?\s?/\s?(?:L|l|[µμu][Ll]|mm\^?\(?3\)?|m[lL])(?!\w)
+      |(?:cells?\s?)?/\s?(?:mm\^?\(?3\)?|[µμu][Ll]|microl|L)(?!\w)
+      |(?:g|mg|ng|[µμ]g|ug|pg|IU|U|[µμ]mol|mmol)\s?/\s?(?:dL|dl|L|l|mL|ml)(?!\w)|%)""",
+    re.VERBOSE,
+)
+_COUNT = re.compile(r"(?:[x×]10\**(?P<power>\d+)|cells?)?/(?P<volume>l|ml|ul|mm3|microl)")
+_PER_LITRE = {"l": 1.0, "ml": 1e3, "ul": 1e6, "mm3": 1e6, "microl": 1e6}
+_SCALES: tuple[dict[str, float], ...] = (  # units that can be turned into each other
+    {"g/l": 1, "g/dl": 10, "mg/dl": 1e-2, "mg/l": 1e-3, "ug/ml": 1e-3, "ug/dl": 1e-5, "ug/l": 1e-6, "ng/ml": 1e-6},
+    {"u/l": 1, "iu/l": 1},
+    {"%": 1},
+)
+_SIGNS = {"less than": "<", "below": "<", "under": "<", "up to": "<=", "at least": ">=", "≤": "<=", "≥": ">="}
+_SIGNS |= dict.fromkeys(("more than", "greater than", "above", "over"), ">")
+
+
+def _lab_value(text: str, span: Span, gazetteer: Gazetteer) -> Span | None:
+    """The span of an analyte with the value behind it, in the gazetteer's unit; None where no value follows."""
+    match = _VALUE.match(text, span.end)
+    if match is None:
+        return None
+    unit = gazetteer.by_id[span.id].unit
+    factor = _factor(match["unit"], unit)
+    if factor is None:
+        return None
+    sign = (match["sign"] or "").strip()
+    numbers = [float(n.replace(",", "")) * factor for n in (match["number"], match["high"]) if n]
+    value = _SIGNS.get(sign, sign) + "-".join(f"{number:.6g}" for number in numbers)
+    return Span(span.start, match.end(), text[span.start : match.end()], "lab", span.id, span.name, value, unit)
+
+
+def _factor(written: str, wanted: str) -> float | None:
+    """What a number in one unit is multiplied by to be in the other; None where they do not go together."""
+    written = re.sub(r"[\s^()]", "", written.lower()).replace("µ", "u").replace("μ", "u")
+    if count := _COUNT.fullmatch(written):
+        power = int(count["power"] or 0)
+        return 10.0**power * _PER_LITRE[count["volume"]] / 1e9 if wanted == "10^9/L" else None
+    for scale in _SCALES:
+        if written in scale and wanted.lower() in scale:
+            return scale[written] / scale[wanted.lower()]
+    return None

@@ -51,8 +51,9 @@ def clean(text: str, counts: Counter[str] | None = None) -> str:
 
 
 def _entities(text: str) -> str:
-    """Resolve HTML entities; twice, because many files were escaped twice ("&amp;lt;")."""
-    return html.unescape(html.unescape(text)) if "&" in text else text
+    """Resolve HTML entities, twice because many files were escaped twice ("&amp;lt;"), and escapes such as \\u03bc."""
+    text = html.unescape(html.unescape(text)) if "&" in text else text
+    return re.sub(r"\\u([0-9a-fA-F]{4})", lambda match: chr(int(match[1], 16)), text)
 
 
 def _markup(text: str) -> str:
@@ -88,7 +89,9 @@ def _spacing(text: str) -> str:
     """Single spaces, and none before a comma or inside brackets: some corpora come with each mark apart."""
     text = re.sub(r"\s+", " ", text)
     text = re.sub(r" ([,.;:!?%)\]])(?=[\s,.;:)\]]|$)", r"\1", text)
-    return re.sub(r"(?<=[\s(\[])([(\[]) |^([(\[]) ", r"\1\2", text).strip()
+    text = re.sub(r"(?<=[\s(\[])([(\[]) |^([(\[]) ", r"\1\2", text)
+    text = re.sub(r"(?<=[a-z)]{2}[.?])(?=[A-Z][A-Za-z]*[ ,:])", " ", text)  # sections that lost the space between them
+    return re.sub(r"(?<!\.)\.\.$", ".", text.strip())
 
 
 CLEANING: dict[str, Callable[[str], str]] = {

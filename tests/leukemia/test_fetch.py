@@ -232,7 +232,7 @@ def test_a_forgotten_search_and_a_moved_one_are_fetched_by_id(serve, tmp_path: P
     fetch(client(server), "q", tmp_path / "a")
     assert [len(form["id"].split(",")) for form in server.calls("efetch") if "id" in form] == [BATCH, 5]
     server.forgets, server.moves = False, True
-    fetch(client(server), "q", tmp_path / "c")
+    assert fetch(client(server), "q", tmp_path / "c")["articles that PubMed did not give"] == 0
     assert len(read_abstracts(tmp_path / "c")[0]) == BATCH + 5
     server.moves = False
     server.withheld = {"1003"}  # PubMed lists an article that it no longer gives

@@ -1,0 +1,118 @@
+"""The names that the annotator knows, from a data file: another cancer is another file."""
+
+from __future__ import annotations
+
+import json
+import re
+from dataclasses import dataclass
+from functools import cache, cached_property
+from pathlib import Path
+from typing import Any
+
+from examples.leukemia.data import UserError
+
+__all__ = ["LEUKEMIA", "Entity", "Gazetteer", "load_gazetteer", "words_of"]
+
+LEUKEMIA = Path(__file__).parent / "data" / "gazetteer.json"
+_WORD = re.compile(r"\w+|[^\w\s]")
+
+
+@dataclass(frozen=True)
+class Entity:
+    """A thing with an id in a public system, its preferred name and its other names.
+
+    Attributes:
+        label: of a subtype: the class that it belongs to.
+        unit: of an analyte: the unit to which its values are brought.
+        needs, unless: lower-case words of which one must, or none may, stand in the text.
+    """
+
+    id: str
+    type: str
+    name: str
+    names: tuple[str, ...] = ()
+    label: str = ""
+    unit: str = ""
+    needs: tuple[str, ...] = ()
+    unless: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Gazetteer:
+    """Entities, the class labels of their subtypes, and how British words become American.
+
+    Attributes:
+        labels: {label: the label that it is a part of, or None}; a narrower label counts where a text names both.
+        topic: the word that stands in for a subtype's name where it is blanked out ("leukemia").
+    """
+
+    topic: str
+    labels: dict[str, str | None]
+    spelling: dict[str, str]
+    entities: tuple[Entity, ...]
+
+    @cached_property
+    def by_id(self) -> dict[str, Entity]:
+        """Each entity by its id."""
+        return {entity.id: entity for entity in self.entities}
+
+    @cached_property
+    def trie(self) -> dict[str, Any]:
+        """Names as paths of words: trie["acute"]["myeloid"]["leukemia"][""] lists (entity, name)."""
+        trie: dict[str, Any] = {}
+        for entity in self.entities:
+            for name in dict.fromkeys((entity.name, *entity.names)):
+                node = trie
+                for word, _ in words_of(self.americanize(name).lower()):
+                    node = node.setdefault(word, {})
+                node.setdefault("", []).append((entity, name))
+        return trie
+
+    @cached_property
+    def _american(self) -> dict[str, str]:
+        """The words met so far in American spelling: texts repeat their words, and looking up is faster than searching."""
+        return {}
+
+    def americanize(self, text: str) -> str:
+        """`text` in American spelling, capitals kept."""
+        return _WORD.sub(lambda match: self.american_word(match.group()), text)
+
+    def american_word(self, word: str) -> str:
+        """One word in American spelling."""
+        if word not in self._american:
+            new = word
+            for british, american in self.spelling.items():
+                new = new.replace(british, american).replace(british.capitalize(), american.capitalize())
+            self._american[word] = new
+        return self._american[word]
+
+
+@cache
+def load_gazetteer(path: Path = LEUKEMIA) -> Gazetteer:
+    """Read a gazetteer file.
+
+    Raises:
+        UserError: it cannot be read or is not one.
+    """
+    try:
+        data = json.loads(path.read_text(encoding="utf-8"))
+        entities = tuple(
+            Entity(**{k: tuple(v) if isinstance(v, list) else v for k, v in row.items() if k not in ("family", "kind")})
+            for row in data["entities"]
+        )
+        labels = {label: entry.get("part_of") for label, entry in data["labels"].items()}
+        gazetteer = Gazetteer(data["topic"], labels, data["spelling"], entities)
+    except OSError as error:
+        raise UserError(f"{path} cannot be read ({error.strerror}): give a gazetteer file") from None
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise UserError(f"{path} is no gazetteer ({type(error).__name__}: {error}): see data/gazetteer.json") from None
+    twice = len(entities) - len(gazetteer.by_id)
+    unknown = sorted({entity.label for entity in entities if entity.type == "subtype"} - set(labels))
+    if twice or unknown:
+        raise UserError(f"{path}: {twice} ids come twice, labels not listed: {', '.join(unknown) or 'none'}: mend it")
+    return gazetteer
+
+
+def words_of(text: str) -> list[tuple[str, int]]:
+    """(word or mark, where it starts) of a text, hyphens left out: "T-cell" and "T cell" are the same words."""
+    return [(match.group(), match.start()) for match in _WORD.finditer(text) if match.group() != "-"]

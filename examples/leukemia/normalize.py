@@ -1,0 +1,61 @@
+"""One word for one thing: preferred terms, gene symbols, units and American spelling, from the spans of the annotator."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Sequence
+
+from examples.leukemia.annotate import Span
+from examples.leukemia.gazetteer import Gazetteer
+
+__all__ = ["normalize"]
+
+_UNITS = (
+    (re.compile(r"[x×]\s?10\s?(?:\^|\(|\*\*?)\s?(-?\d{1,2})\)?"), r"x 10^\1"),
+    (re.compile(r"\b(10\^-?\d{1,2})\s?/\s?l\b"), r"\1/L"),
+    (re.compile(r"\b(m?g|[µμ]g|mL|ml)\s?/\s?m(?:\(2\)|\^2|²|2|\ssquared)(?!\w)"), r"\1/m2"),
+    (re.compile(r"\b(g|mg|ng|[µμ]g|pg|I?U|[mµμ]?mol)\s?/\s?dl\b"), r"\1/dL"),
+    (re.compile(r"\b(g|mg|ng|[µμ]g|pg|I?U|[mµμ]?mol)\s?/\s?ml\b"), r"\1/mL"),
+    (re.compile(r"\b(g|mg|ng|[µμ]g|pg|I?U|[mµμ]?mol)\s?/\s?l\b"), r"\1/L"),
+    (re.compile(r"(?<=\d)\s?(?:microg|mcg|[µμ]g)\b"), " µg"),
+    (re.compile(r"(?<=\d)\s?(?:per\s?cent)\b(?!ile|age)"), "%"),
+)
+
+
+def normalize(text: str, spans: Sequence[Span], gazetteer: Gazetteer, counts: Counter[str] | None = None) -> str:
+    """`text` with each span in its preferred form: "CML treated with STI571" names chronic myeloid leukemia, imatinib.
+
+    Args:
+        spans: of this text.
+        counts: gets how many spans of each type, units and spellings were changed.
+    """
+    counts = Counter() if counts is None else counts
+    parts, place = [], 0
+    for span in spans:
+        new = _lab(span) if span.type == "lab" else span.name
+        if span.text[0].isupper() and _starts_sentence(text, span.start):
+            new = new[0].upper() + new[1:]
+        counts[f"{span.type}: to the preferred term"] += new != span.text
+        parts += [text[place : span.start], new]
+        place = span.end
+    text = "".join([*parts, text[place:]])
+    lowered = text.lower()
+    for term in sorted({span.name for span in spans if f"({span.name.lower()})" in lowered}):
+        # "acute myeloid leukemia (AML)" has become "acute myeloid leukemia (acute myeloid leukemia)"
+        text = re.sub(rf"({re.escape(term)})s? \({re.escape(term)}\)", r"\1", text, flags=re.IGNORECASE)
+    for pattern, form in _UNITS:
+        text, changed = pattern.subn(form, text)
+        counts["units written one way"] += changed
+    american = gazetteer.americanize(text)
+    counts["texts with British spelling"] += american != text
+    return american
+
+
+def _lab(span: Span) -> str:
+    unit = f" x {span.unit}" if span.unit.startswith("10^") else f" {span.unit}".replace(" %", "%")
+    return f"{span.name} {span.value}{unit}"
+
+
+def _starts_sentence(text: str, place: int) -> bool:
+    return place == 0 or text[:place].rstrip()[-1:] in ".:?!"

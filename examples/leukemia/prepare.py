@@ -1,0 +1,141 @@
+"""Abstracts to training data: read, clean, drop duplicates, annotate, normalize, split, augment; each step counts.
+
+    OUT/articles.jsonl                    every article kept, with spans, normalized text, subtype and side
+    OUT/train.jsonl, validation.jsonl, test.jsonl    the same by side, retracted ones left out; variants in train
+    OUT/counts.json                       what each step did
+
+The same input gives the same bytes.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+
+from examples.leukemia.annotate import Span, annotate, subtype_of
+from examples.leukemia.arguments import count, share
+from examples.leukemia.augment import augment
+from examples.leukemia.data import SPLITS, Record, UserError, read_abstracts, side_of
+from examples.leukemia.duplicates import near_duplicates
+from examples.leukemia.files import new_folder, write_json, write_lines
+from examples.leukemia.gazetteer import LEUKEMIA, Gazetteer, load_gazetteer
+from examples.leukemia.normalize import normalize
+from examples.leukemia.notice import NOTICE
+
+__all__ = ["counts_table", "prepare", "prepare_records"]
+
+SIMILARITY = 0.8  # Jaccard similarity of 5-word shingles from which an abstract counts as a repeat
+
+
+def prepare(paths: Sequence[Path], out: Path, options: argparse.Namespace) -> dict[str, dict[str, int]]:
+    """Do every step on the files together and write `out`, whole; return the counts.
+
+    Raises:
+        UserError: a file or the gazetteer cannot be used, or `out` cannot be written.
+    """
+    gazetteer = load_gazetteer(options.gazetteer)
+    counts: dict[str, dict[str, int]] = {}
+    with new_folder(out, mark="counts.json") as folder:
+        records, counts["read"], counts["clean"] = _read(paths, options.id_column, options.subtype_column)
+        records, counts["duplicates"] = _unique(records)
+        rows = prepare_records(records, gazetteer, options.seed, counts)
+        usable = [row for row in rows if not row["retracted"]]
+        sides = {side: [row for row in usable if row["side"] == side] for side in SPLITS}
+        counts["split"] = {side: len(sides[side]) for side in SPLITS}
+        counts["split"]["retracted: on no side"] = len(rows) - len(usable)
+        made, counts["augment"] = augment(sides["train"], gazetteer, options.seed, options.rare, options.variants)
+        sides["train"] += made
+        write_lines(folder / "articles.jsonl", rows)
+        for side in SPLITS:
+            write_lines(folder / f"{side}.jsonl", sides[side])
+        counts = {step: {name: number for name, number in sorted(row.items())} for step, row in counts.items()}
+        write_json(folder / "counts.json", counts)
+    return counts
+
+
+def prepare_records(
+    records: Sequence[Record], gazetteer: Gazetteer, seed: int, counts: dict[str, dict[str, int]]
+) -> list[dict[str, Any]]:
+    """Annotate and normalize: a row an article, as it is written to articles.jsonl; counts go to their steps."""
+    found: Counter[str] = Counter()
+    normalized: Counter[str] = Counter()
+    rows = []
+    for record in tqdm(records, desc="annotating", unit="article"):
+        spans = {field: annotate(getattr(record, field), gazetteer) for field in ("title", "abstract")}
+        subtype = record.subtype or subtype_of(record.title, record.abstract, gazetteer)
+        found.update(span.type for each in spans.values() for span in each)
+        found[f"subtype {subtype or 'none or several'}"] += 1
+        found["subtype from the file"] += record.subtype is not None
+        row = vars(record) | {"subtype": subtype, "side": side_of(record.pubmed_id, seed)}
+        row["spans"] = [{"field": field, **_compact(span)} for field, each in spans.items() for span in each]
+        row["normalized"] = {
+            field: normalize(getattr(record, field), each, gazetteer, normalized) for field, each in spans.items()
+        }
+        rows.append(row)
+    counts["annotate"], counts["normalize"] = found, normalized
+    return rows
+
+
+def _compact(span: Span) -> dict[str, Any]:
+    return {key: value for key, value in vars(span).items() if value != ""}
+
+
+def _read(
+    paths: Sequence[Path], id_column: str, subtype_column: str
+) -> tuple[list[Record], dict[str, int], dict[str, int]]:
+    """The records of all files, sorted by id; of an id that comes twice the first."""
+    total: Counter[str] = Counter()
+    cleaning: Counter[str] = Counter()
+    records: dict[str, Record] = {}
+    for path in paths:
+        found, counts = read_abstracts(path, id_column, subtype_column, cleaning)
+        total.update(counts)
+        total["left out: pubmed_id came before"] += sum(record.pubmed_id in records for record in found)
+        records = {record.pubmed_id: record for record in found} | records
+    total["articles"] = len(records)
+    return sorted(records.values(), key=lambda r: (len(r.pubmed_id), r.pubmed_id)), total, cleaning
+
+
+def _unique(records: Sequence[Record]) -> tuple[list[Record], dict[str, int]]:
+    """The records less those whose abstract nearly repeats that of a lower id."""
+    repeats = near_duplicates([record.abstract for record in records], SIMILARITY)
+    same = sum(records[place].abstract == records[first].abstract for place, first in repeats.items())
+    kept = [record for place, record in enumerate(records) if place not in repeats]
+    return kept, {"the same abstract": same, "nearly the same abstract": len(repeats) - same, "kept": len(kept)}
+
+
+def counts_table(counts: dict[str, dict[str, int]]) -> str:
+    """The counts as lines of text, a block a step."""
+    lines = []
+    for step, row in counts.items():
+        lines += [step, *(f"{number:10,}  {name}" for name, number in row.items())]
+    return "\n".join(lines)
+
+
+def arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the options of the command."""
+    parser.add_argument("abstracts", type=Path, nargs="+", help="CSV, JSON Lines, PubMed XML, or a folder of fetch")
+    parser.add_argument("--out", type=Path, required=True, help="folder to make; an earlier one is replaced at the end")
+    parser.add_argument("--gazetteer", type=Path, default=LEUKEMIA, help="the names that are looked for")
+    parser.add_argument("--id-column", default="pubmed_id", help="column of the ids, by which the sides are drawn")
+    parser.add_argument(
+        "--subtype-column", default="subtype", help="column of labels that people gave, if there is one"
+    )
+    parser.add_argument("--rare", type=share, default=0.5, help="a class with less than this of the largest is rare")
+    parser.add_argument("--variants", type=count, default=3, help="made of an article of a rare class, at the most")
+    parser.add_argument("--seed", type=int, default=0, help="of split and variants")
+
+
+def main(options: argparse.Namespace) -> None:
+    """Prepare, and print what each step did."""
+    missing = [path for path in options.abstracts if not path.exists()]
+    if missing:
+        raise UserError(f"{missing[0]} does not exist: give CSV, JSON Lines, PubMed XML, or a folder of fetch")
+    counts = prepare(options.abstracts, options.out, options)
+    print(counts_table(counts))
+    print(f"{options.out / 'articles.jsonl'}\n{NOTICE}")

@@ -1,0 +1,283 @@
+"""Cleaning, annotating, normalizing, augmenting and taking duplicates out; the command on made and on real abstracts."""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import json
+import os
+import random
+import re
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from examples.leukemia.__main__ import main
+from examples.leukemia.annotate import annotate, subtype_of
+from examples.leukemia.augment import augment
+from examples.leukemia.clean import clean
+from examples.leukemia.data import read_abstracts, side_of
+from examples.leukemia.duplicates import near_duplicates
+from examples.leukemia.gazetteer import LEUKEMIA, load_gazetteer
+from examples.leukemia.normalize import normalize
+
+
+@pytest.mark.parametrize(
+    ("raw", "cleaned"),
+    [
+        ("p &amp;lt; 0.05 and TGF-&beta;", "p < 0.05 and TGF-β"),
+        ("WBC 10<sup>9</sup>/L, Ca<sup>2+</sup>, <i>TP53</i>, p<0.05 and n>3", "WBC 10^9/L, Ca2+, TP53, p<0.05 and n>3"),
+        ("10⁻⁴ copies of mir‐155; 0·05", "10^-4 copies of mir-155; 0.05"),
+        ("It works. Copyright © 2014 by X & Y Ltd. All rights reserved.", "It works."),
+        ("It works. © Springer Science+Business Media New York 2013.", "It works."),
+        ("Groups were (a) old, (b) new and (c) treated in 1999. We saw more.", None),
+        ("It works. (ABSTRACT TRUNCATED AT 250 WORDS)", "It works."),
+        ("It works [Figure: see text]. (Blood. 2004;104:1234-1240)", "It works."),
+        ("as shown before.[12,13] The median was 5 [2-7] days [95% CI 0.80-1.14].",
+         "as shown before. The median was 5 [2-7] days [95% CI 0.80-1.14]."),
+        ("cells ( K562/ADM ) . In K562 , 1.0 microgram", "cells (K562/ADM). In K562, 1.0 microgram"),
+        ("of the study.Total 93 children were seen.METHODS: We saw.", "of the study. Total 93 children were seen. METHODS: We saw."),
+        ("the hypothesis..", "the hypothesis."),
+    ],
+)  # fmt: skip
+def test_cleaning(raw: str, cleaned: str | None) -> None:
+    assert clean(raw) == (raw if cleaned is None else cleaned)
+
+
+@given(st.text(max_size=200))
+def test_cleaning_twice_changes_nothing_in_plain_text(text: str) -> None:
+    """On text without markup or escapes."""
+    plain = clean("".join(c for c in text if c not in "<>&\\"))
+    assert clean(plain) == plain
+
+
+def found(text: str) -> list[tuple[str, str, str]]:
+    spans = annotate(text)
+    for span in spans:
+        assert text[span.start : span.end] == span.text
+    return [(span.text, span.id, span.name) for span in spans]
+
+
+@pytest.mark.parametrize(
+    ("text", "spans"),
+    [
+        ("Ph+ ALL and BCR/ABL", [("Ph+ ALL", "ICD-O:9812/3", "B-lymphoblastic leukemia with BCR::ABL1 fusion"),
+                                 ("BCR/ABL", "HGNC:1014::HGNC:76", "BCR::ABL1")]),
+        ("RUNX1-PRDM16 fusions", [("RUNX1-PRDM16", "HGNC:10471::HGNC:14000", "RUNX1::PRDM16")]),
+        ("all patients, a PCR kit, B-cell receptor (BCR) signalling, non-CLL", []),
+        ("Flt3 and p53", [("Flt3", "HGNC:3765", "FLT3"), ("p53", "HGNC:11998", "TP53")]),
+        ("Acute Promyelocytic Leukaemia; AMLs", [("Acute Promyelocytic Leukaemia", "ICD-O:9866/3", "acute promyelocytic leukemia"),
+                                                 ("AMLs", "ICD-O:9861/3", "acute myeloid leukemia")]),
+        ("human T-cell leukemia virus type 1", [("human T-cell leukemia virus type 1", "NCBITaxon:11908", "human T-lymphotropic virus 1")]),
+        ("induction of apoptosis by STI571", [("STI571", "ATC:L01EA01", "imatinib")]),
+        ("remission induction, phase II trial", [("remission induction", "phase:induction", "induction therapy"),
+                                                 ("phase II trial", "phase:phase-2", "phase 2")]),
+    ],
+)  # fmt: skip
+def test_spans_have_offsets_and_ids(text: str, spans: list[tuple[str, str, str]]) -> None:
+    assert found(text) == spans
+
+
+@pytest.mark.parametrize(
+    ("text", "value", "unit"),
+    [
+        ("WBC count of 50 x 10(9)/L", "50", "10^9/L"),
+        ("leukocytes 12,300/mm3", "12.3", "10^9/L"),
+        ("white cell count > 100 × 10^3/µL", ">100", "10^9/L"),
+        ("hemoglobin was 85 g/L", "8.5", "g/dL"),
+        ("haemoglobin level (Hb) of 7.5-9.0 g/dl", "7.5-9", "g/dL"),
+        ("ferritin 1.2 mg/L", "1200", "ng/mL"),
+        ("LDH at least 500 IU/L", ">=500", "U/L"),
+        ("MRD <0.01%", "<0.01", "%"),
+    ],
+)
+def test_lab_values_come_in_one_unit(text: str, value: str, unit: str) -> None:
+    (span,) = annotate(text)
+    assert (span.type, span.value, span.unit, span.end) == ("lab", value, unit, len(text))
+
+
+@pytest.mark.parametrize("text", ["platelets were low", "hemoglobin 8 mmol/L", "WBC in 2003", "WBC 12 g/dL"])
+def test_no_value_or_a_unit_of_another_kind_is_no_lab_value(text: str) -> None:
+    assert annotate(text) == []
+
+
+def test_normalizing() -> None:
+    text = "Imatinib mesylate (STI571) in chronic myelogenous leukaemia (CML): 400 mg/m(2), WBC 12,000/mm3, tumour in 62 percent."
+    gazetteer = load_gazetteer()
+    assert normalize(text, annotate(text), gazetteer) == (
+        "Imatinib in chronic myeloid leukemia: 400 mg/m2, white blood cell count 12 x 10^9/L, tumor in 62%."
+    )
+
+
+def test_the_gazetteer_is_sound() -> None:
+    """Every name of an entity is found as that entity, where the words that it needs are there."""
+    gazetteer = load_gazetteer()
+    data = json.loads(LEUKEMIA.read_text(encoding="utf-8"))
+    assert set(data["sources"]) >= {row["type"] for row in data["entities"]}
+    for entity in gazetteer.entities:
+        for name in (entity.name, *entity.names):
+            text = f"{name}; {entity.needs[0]}" if entity.needs else name
+            if entity.type == "analyte":
+                text = f"{name} 5 {'x ' if '^' in entity.unit else ''}{entity.unit}"
+            (first, *_) = annotate(text)
+            assert (first.id, first.start) == (entity.id, 0), (name, first)
+
+
+def test_bad_gazetteers(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    path, source = tmp_path / "g.json", tmp_path / "a.csv"
+    source.write_text("pubmed_id,title,abstract\n1,t,a\n")
+    cases = {"": "is no gazetteer", '{"entities": [{"id": 1}]}': "is no gazetteer"}
+    data = json.loads(LEUKEMIA.read_text(encoding="utf-8"))
+    cases[json.dumps(data | {"labels": {"ALL": {}}})] = "labels not listed: AML, APL, CLL, CML, other"
+    for content, words in cases.items():
+        path.write_text(content)
+        assert main(["prepare", str(source), "--out", str(tmp_path / "out"), "--gazetteer", str(path)]) == 2
+        assert words in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+def test_near_duplicates_are_those_that_all_pairs_give() -> None:
+    """Against comparing every pair of sets, on texts with words changed at random."""
+    rng = random.Random(0)
+    words = [f"w{n}" for n in range(300)]
+    texts: list[str] = []
+    for _ in range(120):
+        text = rng.choice(texts).split() if texts and rng.random() < 0.6 else rng.choices(words, k=60)
+        for _ in range(rng.choice((0, 1, 2, 4, 8))):
+            text[rng.randrange(len(text))] = rng.choice(words)
+        texts.append(" ".join(text))
+    sets = [{tuple(t.split()[i : i + 5]) for i in range(len(t.split()) - 4)} for t in texts]
+    expected: dict[int, int] = {}
+    for place in range(len(texts)):
+        for other in (n for n in range(place) if n not in expected):
+            if len(sets[place] & sets[other]) / len(sets[place] | sets[other]) >= 0.8:
+                expected[place] = other
+                break
+    assert near_duplicates(texts, 0.8) == expected and 10 < len(expected) < 110
+
+
+def synthetic_rows(count: int, label: str, start: int) -> list[dict]:
+    abstract = (
+        "{n} patients with acute myeloid leukemia received imatinib. They were followed. Many did well. It works."
+    )
+    rows = []
+    for n in range(start, start + count):
+        text = abstract.format(n=n)
+        spans = [{"field": "abstract", **vars(span)} for span in annotate(text)]
+        rows.append({"pubmed_id": str(n), "title": f"T{n}", "abstract": text, "sections": [], "year": None, "journal": "",
+                     "subtype": label, "side": "train", "spans": spans})  # fmt: skip
+    return rows
+
+
+def test_only_rare_classes_are_varied_up_to_their_share() -> None:
+    rows = synthetic_rows(40, "AML", 0) + synthetic_rows(3, "APL", 100) + synthetic_rows(15, "CML", 200)
+    made, counts = augment(rows, load_gazetteer(), seed=0, rare=0.5, most=3)
+    assert {row["subtype"] for row in made} == {"APL", "CML"}
+    assert counts["class APL"] <= 9 and counts["class CML"] == 5  # three of each at the most, and up to half of 40
+    parents = {row["pubmed_id"]: row for row in rows}
+    for row in made:
+        parent = parents[row["augmented_from"]]
+        assert row["side"] == "train" and row["abstract"] != parent["abstract"] and row["subtype"] == parent["subtype"]
+    assert len({row["abstract"] for row in made}) == len(made)
+    assert augment(rows, load_gazetteer(), 0, 0.5, 3)[0] == made != augment(rows, load_gazetteer(), 1, 0.5, 3)[0]
+    swapped = [row["abstract"] for row in made if row["augmentation"] == "synonyms swapped"]
+    assert any("acute myeloid leukemia" not in text or "imatinib" not in text for text in swapped)
+
+
+def lines(path: Path) -> list[dict]:
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+
+
+def digest(folder: Path) -> dict[str, str]:
+    return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in sorted(folder.iterdir())}
+
+
+def test_the_command_on_made_abstracts(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    long = " ".join(f"word{n}" for n in range(60))
+    rows = [
+        {"pubmed_id": "12", "title": "", "abstract": f"CML. {long}", "year": 2001, "journal": "Blood"},
+        {"pubmed_id": "9", "title": "On CML", "abstract": f"CML. {long} more"},
+        {"pubmed_id": "30", "title": "On AML", "abstract": "AML.", "retracted": True},
+        {"pubmed_id": "31", "title": "x", "abstract": "BACKGROUND: a.", "sections": [["BACKGROUND", "a &amp; b."]]},
+    ]
+    source, out = tmp_path / "a.jsonl", tmp_path / "out"
+    source.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    assert main(["prepare", str(source), str(source), "--out", str(out)]) == 0
+    printed = capsys.readouterr().out
+    articles = {row["pubmed_id"]: row for row in lines(out / "articles.jsonl")}
+    assert list(articles) == ["9", "30", "31"]  # 12 nearly repeats 9, and every id comes once
+    assert articles["31"]["abstract"] == "BACKGROUND: a & b." and articles["31"]["sections"] == [
+        ["BACKGROUND", "a & b."]
+    ]
+    assert articles["9"]["subtype"] == "CML" and articles["30"]["retracted"]
+    on_sides = {row["pubmed_id"] for side in ("train", "validation", "test") for row in lines(out / f"{side}.jsonl")}
+    assert on_sides == {"9", "31"}
+    counts = json.loads((out / "counts.json").read_text())
+    assert counts["read"]["rows"] == 8 and counts["read"]["left out: pubmed_id came before"] == 4
+    assert counts["duplicates"] == {"the same abstract": 0, "nearly the same abstract": 1, "kept": 3}
+    assert counts["split"]["retracted: on no side"] == 1 and "retracted: on no side" in printed
+    again, counts_again = read_abstracts(out / "articles.jsonl")  # what it writes it reads
+    assert [record.pubmed_id for record in again] == list(articles) and counts_again["rows"] == 3
+
+
+def test_sides_stay_when_articles_come(tmp_path: Path) -> None:
+    assert [side_of(str(n)) for n in range(8)] == [side_of(str(n)) for n in range(16)][:8]
+
+
+@pytest.fixture(scope="module")
+def prepared(real: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Both real files, prepared."""
+    out = {name: tmp_path_factory.mktemp("real") / name for name in ("pubmed", "typed")}
+    assert main(["prepare", str(real / "pubmed_leukemia_abstracts.csv"), "--out", str(out["pubmed"])]) == 0
+    typed = [str(real / "leukemia_typed_abstracts.csv"), "--id-column", "doi", "--subtype-column", "type"]
+    assert main(["prepare", *typed, "--out", str(out["typed"])]) == 0
+    return out
+
+
+def test_all_real_abstracts_pass_through(prepared: dict[str, Path], real: Path) -> None:
+    rows = {name: lines(out / "articles.jsonl") for name, out in prepared.items()}
+    assert len(rows["pubmed"]) == 189
+    with (real / "leukemia_typed_abstracts.csv").open(encoding="utf-8", newline="") as file:
+        raw = list(csv.DictReader(file))
+    counts = json.loads((prepared["typed"] / "counts.json").read_text())
+    gone = counts["read"]["left out: no pubmed_id or no abstract"] + counts["read"]["left out: pubmed_id came before"]
+    assert len(rows["typed"]) + gone + counts["duplicates"]["the same abstract"] == len(raw) == 132
+    assert counts["clean"]["copyright lines dropped"] >= 25
+    for row in rows["pubmed"] + rows["typed"]:
+        for span in row["spans"]:
+            assert row[span["field"]][span["start"] : span["end"]] == span["text"]
+        assert "All rights reserved" not in row["abstract"] and not re.search(r" \.( |$)", row["abstract"])
+    named = [row for row in rows["typed"] if subtype_of(row["title"], row["abstract"]) == row["subtype"]]
+    assert len(named) >= 0.95 * len(rows["typed"])  # labels that people gave
+
+
+def test_no_variant_crosses_the_split_and_the_bytes_are_the_same(
+    prepared: dict[str, Path], real: Path, tmp_path: Path, command
+) -> None:
+    out = prepared["pubmed"]
+    side = {row["pubmed_id"]: row["side"] for row in lines(out / "articles.jsonl")}
+    variants = [row for row in lines(out / "train.jsonl") if "augmented_from" in row]
+    assert variants and all(side[row["augmented_from"]] == "train" for row in variants)
+    assert not any("augmented_from" in row for name in ("validation", "test") for row in lines(out / f"{name}.jsonl"))
+    environment = os.environ | {"PYTHONHASHSEED": "1"}
+    done = command("prepare", real / "pubmed_leukemia_abstracts.csv", "--out", tmp_path / "again", env=environment)
+    assert done.returncode == 0 and digest(tmp_path / "again") == digest(out)
+
+
+def test_bad_input(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    cases = {
+        "a.jsonl": ('{"pubmed_id": "1"}\n', "line 1: is no object with pubmed_id, title, abstract"),
+        "b.jsonl": ('{"pubmed_id": 1, "title": "", "abstract": "x"}\n{', "line 2: is not JSON"),
+        "c.xml": ("<PubmedArticleSet>", "is not whole XML"),
+        "d.csv": ("a,b\n1,2\n", "lacks the column pubmed_id"),
+        "e.csv": (None, "does not exist"),
+    }
+    for name, (content, words) in cases.items():
+        if content is not None:
+            (tmp_path / name).write_text(content)
+        assert main(["prepare", str(tmp_path / name), "--out", str(tmp_path / "out")]) == 2
+        errors = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
+        assert len(errors) == 1 and words in errors[0], errors
+    assert not (tmp_path / "out").exists()
