@@ -42,6 +42,18 @@ COMMANDS = {
         "prepare data/pubmed mine.csv --out data/prepared",
         "nothing was kept",
     ),
+    "index": Command(
+        "index",
+        "make abstracts searchable, or bring an index up to date",
+        "index data/prepared/articles.jsonl --index data/index.sqlite",
+        "what was indexed stays, and the same command adds the rest",
+    ),
+    "ask": Command(
+        "ask",
+        "answer a question from the indexed articles, with citations",
+        "ask 'Does imatinib prolong survival in chronic myeloid leukemia?' --since 2000",
+        "nothing was changed",
+    ),
 }
 
 

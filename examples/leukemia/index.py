@@ -1,0 +1,299 @@
+"""A searchable index of abstracts in one SQLite file: FTS5 and BM25, updated in place, safe for several writers.
+
+Beside title and abstract it holds the preferred names of what each article mentions, so that a question about Gleevec
+finds an article about imatinib. BM25: Robertson and Zaragoza 2009; SQLite's k1 = 1.2, b = 0.75.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import math
+import re
+import sqlite3
+import time
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+
+from examples.leukemia.annotate import annotate, subtype_of
+from examples.leukemia.data import Record, UserError, read_abstracts
+from examples.leukemia.gazetteer import LEUKEMIA, Gazetteer, load_gazetteer, words_of
+from examples.leukemia.notice import NOTICE
+
+__all__ = ["Hit", "Index", "query_units"]
+
+WEIGHTS = (2.0, 1.0, 0.5)  # of title, abstract and names in BM25
+BATCH = 200  # articles of one transaction: what a kill can lose of a call, and the next call adds
+_MARK = 0x6C65756B  # "leuk", in the file's header: this file is one of ours
+_VERSION = 1
+_SCHEMA = """
+CREATE TABLE articles (
+    id INTEGER PRIMARY KEY, pubmed_id TEXT NOT NULL UNIQUE, title TEXT NOT NULL, abstract TEXT NOT NULL,
+    names TEXT NOT NULL, year INTEGER, journal TEXT NOT NULL, subtype TEXT, retracted INTEGER NOT NULL, digest TEXT NOT NULL
+);
+CREATE INDEX articles_by_subtype ON articles (subtype, year);
+CREATE VIRTUAL TABLE search USING fts5 (
+    title, abstract, names, content='articles', content_rowid='id', tokenize='porter unicode61 remove_diacritics 2'
+);
+CREATE TRIGGER article_added AFTER INSERT ON articles BEGIN
+    INSERT INTO search (rowid, title, abstract, names) VALUES (new.id, new.title, new.abstract, new.names);
+END;
+CREATE TRIGGER article_changed AFTER UPDATE ON articles BEGIN
+    INSERT INTO search (search, rowid, title, abstract, names)
+        VALUES ('delete', old.id, old.title, old.abstract, old.names);
+    INSERT INTO search (rowid, title, abstract, names) VALUES (new.id, new.title, new.abstract, new.names);
+END;
+"""
+_UPSERT = """
+INSERT INTO articles (pubmed_id, title, abstract, names, year, journal, subtype, retracted, digest)
+VALUES (:pubmed_id, :title, :abstract, :names, :year, :journal, :subtype, :retracted, :digest)
+ON CONFLICT (pubmed_id) DO UPDATE SET title = excluded.title, abstract = excluded.abstract, names = excluded.names,
+    year = excluded.year, journal = excluded.journal, subtype = excluded.subtype, retracted = excluded.retracted,
+    digest = excluded.digest
+"""
+_FUNCTION_WORDS = frozenset(
+    re.findall(
+        r"\S+",
+        """a about affected an and any are as at be because been being between both but by can could did do does during
+        each for from had has have having how i if in into is it its many may me might more most much my of on or our
+        out over people person related should so some such than that the their them then there these they this those to
+        under up was we were what when where which while who whom whose why will with would you your""",
+    )
+)
+
+
+@dataclass(frozen=True)
+class Hit:
+    """An article that was found.
+
+    Attributes:
+        score: BM25, higher is better; it can be compared within one query only.
+        coverage: the share, from 0 to 1, of what was asked that the article mentions, rare words counting more.
+    """
+
+    pubmed_id: str
+    title: str
+    abstract: str
+    year: int | None
+    journal: str
+    subtype: str | None
+    retracted: bool
+    score: float
+    coverage: float
+
+
+class Index:
+    """The index in the file `path`; made where it is not there yet.
+
+    Raises:
+        UserError: the file is something else, cannot be opened, or stays locked by another writer.
+    """
+
+    def __init__(self, path: Path, gazetteer: Gazetteer | None = None, create: bool = False) -> None:
+        self.path = path
+        self.gazetteer = gazetteer or load_gazetteer()
+        if not create and not path.is_file():
+            raise UserError(f"{path} does not exist: make it with python -m examples.leukemia index ABSTRACTS")
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            self._database = sqlite3.connect(path, timeout=60, isolation_level=None)
+            self._database.row_factory = sqlite3.Row
+            self._open()
+        except (sqlite3.Error, OSError) as error:
+            raise UserError(f"{path} cannot be used as an index ({error}): give another file") from None
+
+    def close(self) -> None:
+        """Close the file."""
+        self._database.close()
+
+    def __len__(self) -> int:
+        return int(self._database.execute("SELECT count(*) FROM articles").fetchone()[0])
+
+    def _open(self) -> None:
+        """Set the file up, or see that it is one of ours."""
+        with self._writing():
+            mark = self._pragma("application_id")
+            if mark == 0 and self._database.execute("SELECT count(*) FROM sqlite_master").fetchone()[0] == 0:
+                for statement in _statements(_SCHEMA):
+                    self._database.execute(statement)
+                self._database.execute(f"PRAGMA application_id = {_MARK}")
+                self._database.execute(f"PRAGMA user_version = {_VERSION}")
+            elif (mark, self._pragma("user_version")) != (_MARK, _VERSION):
+                raise sqlite3.DatabaseError("it is another kind of database")
+
+    def _pragma(self, name: str) -> Any:
+        return self._database.execute(f"PRAGMA {name}").fetchone()[0]
+
+    @contextmanager
+    def _writing(self) -> Iterator[None]:
+        """One transaction: all of it is in the file, or nothing. A second writer waits for the first."""
+        self._database.execute("BEGIN IMMEDIATE")
+        try:
+            yield
+            self._database.execute("COMMIT")
+        except BaseException:
+            self._database.execute("ROLLBACK")
+            raise
+
+    def add(self, records: Sequence[Record], progress: bool = False) -> Counter[str]:
+        """Add articles, or bring those that are there up to date; what has not changed is not written.
+
+        Returns:
+            How many were added, changed and unchanged.
+        """
+        counts = Counter(dict.fromkeys(("added", "changed", "unchanged"), 0))
+        with tqdm(total=len(records), desc="indexing", unit="article", disable=not progress) as bar:
+            for start in range(0, len(records), BATCH):
+                rows = [self._row(record) for record in records[start : start + BATCH]]
+                try:
+                    with self._writing():
+                        counts.update(self._upsert(row) for row in rows)
+                except sqlite3.Error as error:
+                    raise UserError(f"{self.path} cannot be written ({error}): try again") from None
+                bar.update(len(rows))
+        return counts
+
+    def _upsert(self, row: dict[str, Any]) -> str:
+        found = self._database.execute(
+            "SELECT digest FROM articles WHERE pubmed_id = ?", (row["pubmed_id"],)
+        ).fetchone()
+        if found and found["digest"] == row["digest"]:
+            return "unchanged"
+        self._database.execute(_UPSERT, row)
+        return "changed" if found else "added"
+
+    def _row(self, record: Record) -> dict[str, Any]:
+        spans = annotate(f"{record.title}\n{record.abstract}", self.gazetteer)
+        row = {
+            "pubmed_id": record.pubmed_id,
+            "title": record.title,
+            "abstract": record.abstract,
+            "names": "; ".join(sorted({span.name for span in spans})),
+            "year": record.year,
+            "journal": record.journal,
+            "subtype": record.subtype or subtype_of(record.title, record.abstract, self.gazetteer),
+            "retracted": int(record.retracted),
+        }
+        return row | {"digest": hashlib.sha256(repr(sorted(row.items())).encode()).hexdigest()}
+
+    def search(
+        self,
+        question: str,
+        count: int = 10,
+        since: int | None = None,
+        until: int | None = None,
+        subtype: str | None = None,
+        retracted: bool = False,
+    ) -> list[Hit]:
+        """The articles that fit `question` best, by BM25.
+
+        Args:
+            since, until: years, both included; an article without a year fits neither.
+            subtype: a label of the gazetteer.
+            retracted: whether to find retracted articles too.
+        """
+        units = query_units(question, self.gazetteer)
+        if not units:
+            return []
+        conditions, values = ["search MATCH ?"], [" OR ".join(_phrase(name) for unit in units for name in unit)]
+        for condition, value in (("a.year >= ?", since), ("a.year <= ?", until), ("a.subtype = ?", subtype)):
+            if value is not None:
+                conditions.append(condition)
+                values.append(value)
+        if not retracted:
+            conditions.append("a.retracted = 0")
+        weights = ", ".join(map(str, WEIGHTS))
+        rows = self._database.execute(
+            f"SELECT a.*, bm25(search, {weights}) AS bm25 FROM search JOIN articles a ON a.id = search.rowid "
+            f"WHERE {' AND '.join(conditions)} ORDER BY bm25, a.pubmed_id LIMIT ?",
+            (*values, count),
+        ).fetchall()
+        coverage = self._coverage(units, [row["id"] for row in rows])
+        return [_hit(row, coverage[row["id"]]) for row in rows]
+
+    def _coverage(self, units: Sequence[Sequence[str]], ids: Sequence[int]) -> dict[int, float]:
+        """For each article the inverse document frequency of the units that it holds, as a share of that of all."""
+        total, covered, places = len(self), dict.fromkeys(ids, 0.0), ",".join(map(str, ids))
+        whole = 0.0
+        for unit in units:
+            query = " OR ".join(map(_phrase, unit))
+            holds = self._database.execute("SELECT count(*) FROM search WHERE search MATCH ?", (query,)).fetchone()[0]
+            weight = math.log(1 + (total - holds + 0.5) / (holds + 0.5))
+            whole += weight
+            within = f"SELECT rowid FROM search WHERE search MATCH ? AND rowid IN ({places})"
+            for row in self._database.execute(within, (query,)):
+                covered[row["rowid"]] += weight
+        return {place: weight / whole if whole else 0.0 for place, weight in covered.items()}
+
+
+def query_units(question: str, gazetteer: Gazetteer) -> list[tuple[str, ...]]:
+    """What a question asks for: for each thing that it names the names to look for, for each other word the word."""
+    units, place = [], 0
+    for span in annotate(question, gazetteer):
+        units += [(word,) for word in _content_words(question[place : span.start])]
+        units.append(tuple(dict.fromkeys((span.text, span.name))))
+        place = span.end
+    units += [(word,) for word in _content_words(question[place:])]
+    return list(dict.fromkeys(units))
+
+
+def _content_words(text: str) -> list[str]:
+    words = (word.lower() for word, _ in words_of(text))
+    return [word for word in words if word not in _FUNCTION_WORDS and re.fullmatch(r"\w{2,}", word)]
+
+
+def _phrase(text: str) -> str:
+    """Text as an FTS5 string: nothing in it is an operator."""
+    return '"' + text.replace('"', '""') + '"'
+
+
+def _hit(row: sqlite3.Row, coverage: float) -> Hit:
+    return Hit(
+        row["pubmed_id"],
+        row["title"],
+        row["abstract"],
+        row["year"],
+        row["journal"],
+        row["subtype"],
+        bool(row["retracted"]),
+        -row["bm25"],
+        coverage,
+    )
+
+
+def _statements(script: str) -> list[str]:
+    """The statements of a script; a trigger's own end with "; END"."""
+    return [part.strip() for part in re.split(r";\n(?=CREATE|$)", script) if part.strip()]
+
+
+def arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the options of the command."""
+    parser.add_argument("abstracts", type=Path, nargs="+", help="CSV, JSON Lines, PubMed XML, a folder of fetch")
+    parser.add_argument(
+        "--index", type=Path, default=Path("data/index.sqlite"), help="file to make or to bring up to date"
+    )
+    parser.add_argument("--gazetteer", type=Path, default=LEUKEMIA, help="the names that are looked for")
+    parser.add_argument("--id-column", default="pubmed_id", help="column of the ids")
+    parser.add_argument(
+        "--subtype-column", default="subtype", help="column of labels that people gave, if there is one"
+    )
+
+
+def main(options: argparse.Namespace) -> None:
+    """Add the articles of all files, and print what changed."""
+    started = time.perf_counter()
+    files = [read_abstracts(path, options.id_column, options.subtype_column)[0] for path in options.abstracts]
+    index = Index(options.index, load_gazetteer(options.gazetteer), create=True)
+    total: Counter[str] = Counter()
+    for records in files:
+        total.update(index.add(records, progress=True))
+    for name, number in total.items():
+        print(f"{number:8,}  {name}")
+    print(f"{len(index):8,}  articles in {options.index}, {time.perf_counter() - started:.1f} s\n{NOTICE}")
+    index.close()

@@ -1,0 +1,133 @@
+"""What keeps answers harmless: no patient data in, no instructions from texts, no diagnosis of a person out.
+
+These are patterns, not understanding. They catch the common forms and are tested on real questions and titles, of which
+none may be caught.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+__all__ = [
+    "Identifier",
+    "as_data",
+    "asks_about_a_person",
+    "find_identifiers",
+    "mask_identifiers",
+    "reads_like_instruction",
+    "states_diagnosis",
+]
+
+_MONTH = r"(?:Jan|Feb|Mar|Apr|May|Jun|Jul|Aug|Sep|Oct|Nov|Dec)[a-z]*"
+_DATE = (
+    rf"(?:\d{{1,2}}[/.-]\d{{1,2}}[/.-](?:\d{{4}}|\d{{2}})|\d{{4}}-\d{{2}}-\d{{2}}"
+    rf"|\d{{1,2}}(?:st|nd|rd|th)?\s(?:of\s)?{_MONTH},?\s\d{{4}}|{_MONTH}\s\d{{1,2}}(?:st|nd|rd|th)?,?\s\d{{4}})"
+)
+_NAME = r"[A-Z][a-zà-ÿ]+(?:\s[A-Z]\.)?(?:\s[A-Z][a-zà-ÿ'-]+)+"
+_NUMBERED = r"medical\srecord|hospital|patient|chart|case\snote|health\scard|insurance|NHS|social\ssecurity"
+_IDENTIFIERS = {
+    "e-mail address": r"(?i:[\w.+-]+@[\w-]+\.[\w.-]*\w)",
+    "social security number": r"\b(?!000|666|9\d\d)\d{3}-(?!00)\d{2}-(?!0000)\d{4}\b",
+    "NHS number": r"\b\d{3}[ -]?\d{3}[ -]?\d{4}\b",
+    "record number": rf"(?i:\b(?:MRN|(?:{_NUMBERED})\s(?:numbers?|no\.?|id|identifier))\s?(?:is|:|\#|=)?\s?(?=[\w-]*\d)[\w-]{{4,}})",
+    "telephone number": r"(?:(?<![\w.])\+\d[\d ().-]{7,}\d|\(\d{3,5}\)\s?\d{3,4}[ -]?\d{3,4}\b|\b\d{3}[.-]\d{3}[.-]\d{4}\b"
+    r"|\b0\d{3,4}[ -]\d{3}[ -]?\d{3,4}\b|(?i:\b(?:phone|tel|telephone|mobile|call)\b[\s.:]*)\+?\d[\d ().-]{5,}\d)",
+    "date of birth": rf"(?i:\b(?:DOB|D\.O\.B\.?|date\sof\sbirth|birth\s?date|born(?:\son)?))\s?(?:is|was|:|=)?\s?{_DATE}",
+    "name": rf"(?:\b(?:Mr|Mrs|Ms|Miss|Master)\b\.?\s[A-Z][a-zà-ÿ'-]+(?:\s[A-Z][a-zà-ÿ'-]+)*"
+    rf"|(?<=\bpatient\s)(?:named\s)?{_NAME}(?=,|\s\(|\sis\b|\shas\b|\swas\b|$)"
+    rf"|(?i:\b(?:my\sname\sis|name\s?:|called|named))\s{_NAME}|\b{_NAME}(?=,?\s\(?(?:born|DOB|{_DATE})))",
+}
+_PATTERN = {kind: re.compile(pattern) for kind, pattern in _IDENTIFIERS.items()}
+
+
+@dataclass(frozen=True)
+class Identifier:
+    """A stretch of text that may tell who a patient is."""
+
+    start: int
+    end: int
+    kind: str
+
+
+def find_identifiers(text: str) -> list[Identifier]:
+    """What looks like a name with a title or a birth date, a record, NHS or social security number, a phone, an e-mail."""
+    found = [
+        Identifier(match.start(), match.end(), kind)
+        for kind, pattern in _PATTERN.items()
+        for match in pattern.finditer(text)
+        if kind != "NHS number" or _is_nhs_number(match.group())
+    ]
+    kept: list[Identifier] = []
+    for each in sorted(found, key=lambda one: (one.start, -one.end)):
+        if not kept or each.start >= kept[-1].end:
+            kept.append(each)
+    return kept
+
+
+def mask_identifiers(text: str) -> str:
+    """`text` with every identifier replaced by its kind in brackets."""
+    for each in reversed(find_identifiers(text)):
+        text = f"{text[: each.start]}[{each.kind}]{text[each.end :]}"
+    return text
+
+
+def _is_nhs_number(text: str) -> bool:
+    """The modulus 11 check of the NHS Data Dictionary: weights 10 to 2, and 11 less the remainder is the last digit."""
+    digits = [int(digit) for digit in text if digit.isdigit()]
+    check = 11 - sum(digit * weight for digit, weight in zip(digits, range(10, 1, -1))) % 11
+    return check % 11 == digits[9] and check != 10 and len(set(digits)) > 1
+
+
+_INSTRUCTION = re.compile(
+    r"\b(?:ignore|disregard|forget|override)\b.{0,40}\b(?:instructions?|prompts?|rules|above|previous(?:ly)?)\b"
+    r"|\b(?:system|developer)\sprompt\b|\byou\sare\s(?:now|an?\s(?:AI|assistant|language\smodel))\b|\bas\san\sAI\b"
+    r"|\b(?:respond|answer|reply)\s(?:only\s)?with\b|\b(?:do\snot|don't|never)\s(?:cite|mention|tell|reveal)\b"
+    r"|\b(?:print|say|write|output|repeat)\s(?:exactly|only|the\sfollowing|that\b)|<\||\|>|\[/?INST\]|<</?SYS>>",
+    re.IGNORECASE,
+)
+
+
+def reads_like_instruction(sentence: str) -> bool:
+    """Whether a sentence of a source speaks to a model instead of its readers."""
+    return bool(_INSTRUCTION.search(sentence))
+
+
+def as_data(text: str, tags: Sequence[str]) -> str:
+    """`text` in which nothing can close or open one of the prompt's own tags."""
+    return re.sub(rf"<(?=/?\s*(?:{'|'.join(tags)})\b)", "&lt;", text, flags=re.IGNORECASE)
+
+
+_PERSON = re.compile(
+    r"\b(?:do|does|did|am|have|has|is|are|should|can|could|will|would)\s(?:I|my|we|he|she|our)\b"
+    r"|\bmy\s(?:\w+\s){0,2}(?:blood|results?|report|diagnosis|symptoms?|counts?|doctor|mother|father|son|daughter|child|wife"
+    r"|husband|baby|brother|sister|dose|treatment)\b|\bwhat\s(?:do|does)\s(?:I|my|he|she)\b|\bI\s(?:have|am|feel|take)\b",
+    re.IGNORECASE,
+)
+_STATED = re.compile(
+    r"\b(?:you|(?:your|the|this)\s(?:patient|child|mother|father|son|daughter|wife|husband)|he|she)\s"
+    r"(?:(?:most\s)?likely\s|probably\s|clearly\s|certainly\s)?(?:have|has|must\shave|suffers?|(?:is|are)\ssuffering)\b"
+    r"|\b(?:the|your|this)\sdiagnosis\s(?:is|must\sbe|would\sbe)\b|\byou\sare\s(?:diagnosed|suffering)\b"
+    r"|\b(?:this|it|that|these\s(?:findings|results|values|counts)|your\s\w+)\s(?:is|are|confirms?|means?|proves?)\s"
+    r"(?:clearly\s|certainly\s)?(?:an?\s)?(?:case\sof\s)?(?:acute|chronic|leuk|lymph|[A-Z]{3}\b)",
+    re.IGNORECASE,
+)
+_ADVISED = re.compile(
+    r"\byou\s(?:should|must|need\sto|have\sto)\s(?:take|start|stop|increase|reduce|receive)\b", re.IGNORECASE
+)
+_DISEASE = re.compile(
+    r"leuk|lymphom|myelo|cancer|tumou?r|malignan|relapse|\b(?:AML|ALL|CML|CLL|APL|MDS)\b", re.IGNORECASE
+)
+_CONDITION = re.compile(r"\b(?:if|whether|when|may|might|could|can|who)\b", re.IGNORECASE)
+
+
+def asks_about_a_person(question: str) -> bool:
+    """Whether a question is about someone's own case."""
+    return bool(_PERSON.search(question))
+
+
+def states_diagnosis(sentence: str) -> bool:
+    """Whether a sentence says of a person, as a fact, what they have or must take."""
+    stated = _STATED.search(sentence) and _DISEASE.search(sentence) and not _CONDITION.search(sentence)
+    return bool(stated or _ADVISED.search(sentence))

@@ -1,0 +1,187 @@
+"""The index: what it finds, updates in place, several writers at once and one that is killed."""
+
+from __future__ import annotations
+
+import math
+import signal
+import sqlite3
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from examples.leukemia.__main__ import main
+from examples.leukemia.data import Record, UserError
+from examples.leukemia.gazetteer import load_gazetteer
+from examples.leukemia.index import Index, query_units
+
+ARTICLES = [
+    Record("1", "Imatinib in chronic myeloid leukemia", "Imatinib gave deep responses.", year=2003, journal="Blood"),
+    Record("2", "Venetoclax in AML", "Venetoclax with azacitidine in older adults.", year=2020),
+    Record("3", "Ibrutinib in CLL", "Ibrutinib prolonged survival.", year=2015),
+    Record("4", "Imatinib again", "A retracted study of imatinib.", year=2004, retracted=True),
+    Record("5", "Marrow", "Nothing about drugs and survival."),
+]
+
+
+@pytest.fixture
+def index(tmp_path: Path):
+    made = Index(tmp_path / "index.sqlite", create=True)
+    made.add(ARTICLES)
+    yield made
+    made.close()
+
+
+def ids(hits) -> list[str]:
+    return [hit.pubmed_id for hit in hits]
+
+
+def test_finds_by_words_by_stem_and_by_other_names(index: Index) -> None:
+    assert ids(index.search("survival on ibrutinib"))[0] == "3"
+    assert ids(index.search("prolonging")) == ["3"]  # Porter's stem
+    assert ids(index.search("Gleevec")) == ids(index.search("STI571")) == ["1"]
+    assert ids(index.search("chronic myelogenous leukaemia")) == ["1"]
+    assert index.search("what is the") == [] == index.search("sourdough")
+
+
+def test_filters(index: Index) -> None:
+    assert set(ids(index.search("imatinib venetoclax ibrutinib"))) == {"1", "2", "3"}
+    assert set(ids(index.search("imatinib", retracted=True))) == {"1", "4"}
+    assert ids(index.search("imatinib venetoclax ibrutinib", since=2004, until=2015)) == ["3"]
+    assert ids(index.search("imatinib venetoclax ibrutinib", subtype="AML")) == ["2"]
+    assert ids(index.search("marrow", since=1900)) == []  # of no known year
+    assert len(index.search("imatinib venetoclax ibrutinib", count=2)) == 2
+
+
+def test_coverage_is_the_share_of_inverse_document_frequency(index: Index) -> None:
+    """Worked by hand: of five articles imatinib is in two, survival in two, sourdough in none."""
+    in_two, in_none = math.log(1 + 3.5 / 2.5), math.log(1 + 5.5 / 0.5)
+    (hit,) = index.search("imatinib sourdough", count=1)
+    assert hit.coverage == pytest.approx(in_two / (in_two + in_none))
+    assert index.search("imatinib", count=1)[0].coverage == 1.0
+
+
+def test_operators_in_a_question_are_words(index: Index) -> None:
+    for question in (
+        'imatinib" OR "x',
+        "imatinib NEAR(a b) *",
+        "title: imatinib ^",
+        "'; DROP TABLE articles; --imatinib",
+    ):
+        assert "1" in ids(index.search(question))
+    assert len(index) == 5
+
+
+def test_units_of_a_question() -> None:
+    units = query_units("Does Gleevec help in CML?", load_gazetteer())
+    assert units == [("Gleevec", "imatinib"), ("help",), ("CML", "chronic myeloid leukemia")]
+
+
+def test_updates_in_place(index: Index) -> None:
+    assert dict(index.add(ARTICLES)) == {"added": 0, "changed": 0, "unchanged": 5}
+    changed = Record("5", "Marrow", "Now about ponatinib.", year=2012)
+    assert dict(index.add([changed, Record("6", "Asciminib", "New.")])) == {"added": 1, "changed": 1, "unchanged": 0}
+    assert ids(index.search("ponatinib")) == ["5"] and ids(index.search("nothing drugs")) == []
+    assert ids(index.search("asciminib")) == ["6"] and len(index) == 6
+
+
+def sound(path: Path) -> None:
+    database = sqlite3.connect(path)
+    assert database.execute("PRAGMA integrity_check").fetchone() == ("ok",)
+    database.execute("INSERT INTO search (search, rank) VALUES ('integrity-check', 1)")  # full text against the table
+    database.close()
+
+
+WRITER = """
+import sys
+from pathlib import Path
+from examples.leukemia.data import Record
+from examples.leukemia.index import Index
+first, last = int(sys.argv[2]), int(sys.argv[3])
+index = Index(Path(sys.argv[1]), create=True)
+print("open", flush=True)
+for start in range(first, last, 50):
+    index.add([Record(str(n), f"Title {n}", f"Abstract {n} on imatinib number{n}") for n in range(start, start + 50)])
+    print(start, flush=True)
+"""
+
+
+def writer(root: Path, path: Path, first: int, last: int) -> subprocess.Popen:
+    line = [sys.executable, "-c", WRITER, str(path), str(first), str(last)]
+    return subprocess.Popen(line, cwd=root, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+def test_two_writers_lose_nothing(tmp_path: Path, root: Path) -> None:
+    """Both make the file, and half of what each adds the other adds too; a reader reads all the while."""
+    path = tmp_path / "index.sqlite"
+    writers = [writer(root, path, 0, 1000), writer(root, path, 500, 1500)]
+    while any(each.poll() is None for each in writers):
+        if path.is_file() and path.stat().st_size:
+            try:
+                reader = Index(path)
+            except UserError as error:
+                assert "another kind" in str(error)  # seen before its first transaction was through
+                continue
+            for hit in reader.search("imatinib", count=3):
+                assert hit.abstract.startswith("Abstract")
+            reader.close()
+    for each in writers:
+        assert each.wait(120) == 0, each.stderr.read()
+    index = Index(path)
+    assert len(index) == 1500
+    assert all(ids(index.search(f"number{n}")) == [str(n)] for n in range(0, 1500, 97))
+    index.close()
+    sound(path)
+
+
+def test_a_killed_writer_leaves_what_it_had_committed(tmp_path: Path, root: Path) -> None:
+    path = tmp_path / "index.sqlite"
+    process = writer(root, path, 0, 100_000)
+    deadline = time.monotonic() + 300
+    done = -1
+    while done < 200:
+        assert time.monotonic() < deadline
+        line = process.stdout.readline()
+        done = int(line) if line.strip().isdigit() else done
+    process.send_signal(signal.SIGKILL)
+    rest = [int(line) for line in process.stdout.read().split() if line.isdigit()]
+    process.wait(60)
+    committed = max([done, *rest]) + 50
+    index = Index(path)
+    assert committed <= len(index) <= committed + 50  # a batch is there whole or not at all
+    assert len(index) % 50 == 0
+    index.add([Record(str(n), f"Title {n}", f"Abstract {n} on imatinib number{n}") for n in range(committed + 100)])
+    assert len(index) == committed + 100
+    index.close()
+    sound(path)
+
+
+def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    csv, path = tmp_path / "a.csv", tmp_path / "new" / "index.sqlite"
+    csv.write_text("pubmed_id,title,abstract\n1,t,imatinib\n2,t,dasatinib\n")
+    assert main(["index", str(csv), "--index", str(path)]) == 0
+    out = capsys.readouterr().out
+    assert "2  added" in out and "no medical device" in out
+    assert main(["index", str(csv), "--index", str(path)]) == 0
+    assert "2  unchanged" in capsys.readouterr().out
+
+
+def test_files_that_are_no_index(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    csv = tmp_path / "a.csv"
+    csv.write_text("pubmed_id,title,abstract\n1,t,imatinib\n")
+    other = tmp_path / "other.sqlite"
+    database = sqlite3.connect(other)
+    database.execute("CREATE TABLE mine (x)")
+    database.close()
+    thesis = tmp_path / "thesis.txt"
+    thesis.write_text("my thesis " * 200)
+    for path, words in ((other, "another kind of database"), (thesis, "not a database"), (tmp_path, "unable to open")):
+        before = path.read_bytes() if path.is_file() else b""
+        assert main(["index", str(csv), "--index", str(path)]) == 2
+        errors = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
+        assert len(errors) == 1 and words in errors[0]
+        assert not path.is_file() or path.read_bytes() == before
+    with pytest.raises(UserError, match="does not exist: make it with"):
+        Index(tmp_path / "none.sqlite")
