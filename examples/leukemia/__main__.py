@@ -54,6 +54,12 @@ COMMANDS = {
         "ask 'Does imatinib prolong survival in chronic myeloid leukemia?' --since 2000",
         "nothing was changed",
     ),
+    "rate": Command(
+        "rate",
+        "let people rate pairs of answers, blinded, in a local page",
+        "rate pairs.jsonl --raters anna,ben --ratings data/ratings.sqlite",
+        "every rating is kept; --report prints them",
+    ),
 }
 
 

@@ -1,0 +1,181 @@
+"""Rating: alpha against published values, the page through HTTP, blinding, and ratings that outlive a kill."""
+
+from __future__ import annotations
+
+import html
+import json
+import re
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from http.client import HTTPConnection
+from pathlib import Path
+
+import pytest
+
+from examples.leukemia.__main__ import main
+from examples.leukemia.data import UserError
+from examples.leukemia.rate import DIMENSIONS, Pair, Ratings, krippendorff_alpha, make_server, read_pairs
+
+PAIRS = [
+    Pair(f"q{n}", f"Question {n} <b>?</b>", {"base": f"first text {n}", "tuned": f"second text {n}"}) for n in range(8)
+]
+
+
+def test_alpha_of_krippendorffs_example() -> None:
+    """Computing Krippendorff's Alpha-Reliability (2011), part C: 4 observers, 12 units, missing values; ordinal 0.815."""
+    rows = ["1 2 3 3 2 1 4 1 2 . . .", "1 2 3 3 2 2 4 1 2 5 . 3", ". 3 3 3 2 3 4 2 2 5 1 .", "1 2 3 3 2 4 4 1 2 5 1 ."]
+    units = [[int(v) for v in column if v != "."] for column in zip(*(row.split() for row in rows))]
+    alpha = krippendorff_alpha(units)
+    assert alpha is not None and round(alpha, 3) == 0.815
+
+
+def test_alpha_by_hand() -> None:
+    """Two units (1, 1), (1, 2): totals n1 = 3, n2 = 1; the distance of 1 and 2 is (4 - 2)^2 = 4.
+
+    Observed 2 * 4 = 8, expected 2 * 3 * 1 * 4 = 24, alpha = 1 - 3 * 8 / 24 = 0.
+    """
+    assert krippendorff_alpha([[1, 1], [1, 2]]) == 0.0
+    assert krippendorff_alpha([[1, 1], [5, 5], [3]]) == 1.0
+    assert krippendorff_alpha([[2, 2], [2, 2]]) is None and krippendorff_alpha([[1], [2]]) is None
+
+
+@pytest.fixture
+def served(tmp_path: Path) -> Iterator[tuple[Ratings, int]]:
+    ratings = Ratings(tmp_path / "ratings.sqlite", PAIRS)
+    server = make_server(ratings, ["anna", "ben"])
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    yield ratings, server.server_address[1]
+    server.shutdown()
+    server.server_close()
+
+
+def ask(port: int, method: str, path: str, body: object = None, **headers: str) -> tuple[int, str]:
+    connection = HTTPConnection("127.0.0.1", port, timeout=30)
+    headers = {"Content-Type": "application/json"} | {name.replace("_", "-"): value for name, value in headers.items()}
+    connection.request(method, path, json.dumps(body) if body is not None else None, headers)
+    answer = connection.getresponse()
+    text = answer.read().decode()
+    connection.close()
+    return answer.status, text
+
+
+def rate_shown(port: int, rater: str, value: int) -> None:
+    """Give `value` to everything on the page that the rater is shown, as its script does."""
+    page = ask(port, "GET", f"/rate?rater={rater}")[1]
+    item = re.search(r'data-item="([^"]+)"', page)[1]
+    for name in sorted(set(re.findall(r'name="(\[[^"]+\])"', page))):
+        place, dimension = json.loads(html.unescape(name))
+        row = {"rater": rater, "item": item, "place": place, "dimension": dimension, "value": value}
+        assert ask(port, "POST", "/rating", row) == (200, "stored")
+
+
+def test_the_page_is_blind_escaped_and_goes_on(served) -> None:
+    ratings, port = served
+    assert "anna" in ask(port, "GET", "/")[1]
+    page = ask(port, "GET", "/rate?rater=anna")[1]
+    assert "base" not in page and "tuned" not in page and "no medical device" in page
+    assert "Question 0 &lt;b&gt;?" in page and "<b>?" not in page
+    assert all(dimension in page for dimension in DIMENSIONS)
+    rate_shown(port, "anna", 4)
+    assert len(ratings.all()) == 2 * len(DIMENSIONS)
+    assert "Question 1" in ask(port, "GET", "/rate?rater=anna")[1]
+    assert "Question 0" in ask(port, "GET", "/rate?rater=ben")[1]
+    orders = {tuple(pair.order(rater)) for pair in PAIRS for rater in ("anna", "ben")}
+    assert len(orders) == 2  # neither system always comes first
+    for _ in PAIRS[1:]:
+        rate_shown(port, "anna", 4)
+    assert "You have rated everything" in ask(port, "GET", "/rate?rater=anna")[1]
+
+
+def test_a_rating_lands_at_the_system_that_was_shown(served) -> None:
+    ratings, port = served
+    for rater in ("anna", "ben"):
+        for pair in PAIRS:
+            for place, system in enumerate(pair.order(rater)):
+                row = {"rater": rater, "item": pair.id, "place": place, "dimension": "trust", "value": 5}
+                row["value"] = 5 if system == "tuned" else 2
+                assert ask(port, "POST", "/rating", row)[0] == 200
+    report = ratings.report()["trust"]
+    assert report == {"alpha": 1.0, "ratings": 32, "means": {"base": 2.0, "tuned": 5.0}}
+
+
+def test_a_changed_mind_replaces_the_rating(served) -> None:
+    ratings, port = served
+    for value in (1, 3):
+        row = {"rater": "ben", "item": "q0", "place": 0, "dimension": "safety", "value": value}
+        assert ask(port, "POST", "/rating", row)[0] == 200
+    assert [row[-1] for row in ratings.all()] == [3]
+    assert re.search(r'name="\[0, &quot;safety&quot;\]" value="3" checked', ask(port, "GET", "/rate?rater=ben")[1])
+
+
+def test_what_is_no_rating_is_refused(served) -> None:
+    ratings, port = served
+    good = {"rater": "anna", "item": "q0", "place": 0, "dimension": "trust", "value": 3}
+    for change in ({"rater": "eve"}, {"item": "zz"}, {"place": 2}, {"dimension": "x"}, {"value": 6}, {"value": "3"}):
+        assert ask(port, "POST", "/rating", good | change)[0] in (400, 403)
+    assert ask(port, "POST", "/rating", [])[0] == 400
+    assert ask(port, "POST", "/rating", good, Origin="http://evil.example")[0] == 403
+    assert ask(port, "POST", "/rating", good, Host="evil.example")[0] == 403
+    assert ask(port, "POST", "/rating", good, Content_Type="text/plain")[0] == 403
+    assert ask(port, "GET", "/rate?rater=eve")[0] == 404
+    assert ratings.all() == []
+
+
+def pairs_file(path: Path) -> Path:
+    path.write_text("".join(json.dumps(vars(pair)) + "\n" for pair in PAIRS))
+    return path
+
+
+def test_ratings_outlive_a_kill_and_the_report_shows_them(tmp_path: Path, root: Path, command) -> None:
+    pairs, path = pairs_file(tmp_path / "pairs.jsonl"), tmp_path / "ratings.sqlite"
+    line = [sys.executable, "-m", "examples.leukemia", "rate", str(pairs), "--ratings", str(path), "--port", "0"]
+    process = subprocess.Popen([*line, "--raters", "anna,ben"], cwd=root, stdout=subprocess.PIPE, text=True)
+    port = int(re.search(r":(\d+)/", process.stdout.readline())[1])
+    for rater in ("anna", "ben"):
+        rate_shown(port, rater, 4)
+    process.send_signal(signal.SIGKILL)
+    process.wait(60)
+    assert len(Ratings(path, PAIRS).all()) == 4 * len(DIMENSIONS)
+    done = command("rate", pairs, "--ratings", path, "--raters", "anna,ben", "--report")
+    assert done.returncode == 0 and re.search(r"trust +- +4  base 4.00, tuned 4.00", done.stdout), done.stdout
+
+
+def test_ctrl_c_ends_it(tmp_path: Path, root: Path) -> None:
+    heedful = (
+        "import runpy, signal; signal.signal(signal.SIGINT, signal.default_int_handler); "
+        "runpy.run_module('examples.leukemia', run_name='__main__')"
+    )
+    line = [sys.executable, "-c", heedful, "rate", str(pairs_file(tmp_path / "p.jsonl")), "--port", "0"]
+    line += ["--ratings", str(tmp_path / "r.sqlite")]
+    process = subprocess.Popen(line, cwd=root, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    process.stdout.readline()
+    process.send_signal(signal.SIGINT)
+    assert "stopped; every rating is kept" in process.communicate(timeout=60)[1] and process.returncode == 130
+
+
+def test_bad_input(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    good = pairs_file(tmp_path / "good.jsonl")
+    bad = {
+        "": "holds no pair",
+        "{}\n": "line 1: is no object",
+        '{"id": 1, "question": "q", "answers": {"a": "x"}}\n': "needs two answers",
+    }
+    for content, words in bad.items():
+        (tmp_path / "bad.jsonl").write_text(content)
+        with pytest.raises(UserError, match=re.escape(words)):
+            read_pairs(tmp_path / "bad.jsonl")
+    Ratings(tmp_path / "other.sqlite", PAIRS[:2])
+    cases = [
+        ([good, "--raters", "anna"], "agreement needs two or more"),
+        ([tmp_path / "none", "--ratings", tmp_path / "r.sqlite"], "cannot be read"),
+        ([good, "--ratings", tmp_path / "other.sqlite"], "holds ratings of other pairs"),
+        ([good, "--ratings", good], "cannot hold ratings"),
+        ([good, "--ratings", tmp_path / "r.sqlite", "--port", "99999"], "cannot be had"),
+    ]
+    for arguments, words in cases:
+        assert main(["rate", *map(str, arguments)]) == 2
+        errors = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
+        assert len(errors) == 1 and words in errors[0], errors
