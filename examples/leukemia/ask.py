@@ -167,7 +167,7 @@ def _supported(text: str, sources: dict[str, list[str]]) -> tuple[list[tuple[str
     """
     words = {pubmed_id: _words(" ".join(sentences)) for pubmed_id, sentences in sources.items()}
     kept, dropped = [], 0
-    for sentence in re.split(r"(?<=[.!?])\s+", re.sub(r"\[(?:PMID:?\s?)?[\d, ]+\]", "", text).strip()):
+    for sentence in re.split(r"(?<=[.!?])\s+", re.sub(r"\s*\[(?:PMID:?\s?)?[\d, ]+\]", "", text).strip()):
         own = _words(sentence)
         if not own:
             continue

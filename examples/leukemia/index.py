@@ -29,6 +29,7 @@ from examples.leukemia.notice import NOTICE
 __all__ = ["Hit", "Index", "query_units"]
 
 WEIGHTS = (2.0, 1.0, 0.5)  # of title, abstract and names in BM25
+PLAIN = 0.5  # weight in coverage of a word that names no entity: "Gleevec" says what is asked more than "help" does
 BATCH = 200  # articles of one transaction: what a kill can lose of a call, and the next call adds
 _MARK = 0x6C65756B  # "leuk", in the file's header: this file is one of ours
 _VERSION = 1
@@ -63,7 +64,8 @@ _FUNCTION_WORDS = frozenset(
         """a about affected an and any are as at be because been being between both but by can could did do does during
         each for from had has have having how i if in into is it its many may me might more most much my of on or our
         out over people person related should so some such than that the their them then there these they this those to
-        under up was we were what when where which while who whom whose why will with would you your""",
+        under up was we were what when where which while who whom whose why will with would you your
+        describe effective explain give given good help helps know tell use used work works""",
     )
 )
 
@@ -217,14 +219,14 @@ class Index:
         coverage = self._coverage(units, [row["id"] for row in rows])
         return [_hit(row, coverage[row["id"]]) for row in rows]
 
-    def _coverage(self, units: Sequence[Sequence[str]], ids: Sequence[int]) -> dict[int, float]:
+    def _coverage(self, units: dict[tuple[str, ...], float], ids: Sequence[int]) -> dict[int, float]:
         """For each article the inverse document frequency of the units that it holds, as a share of that of all."""
         total, covered, places = len(self), dict.fromkeys(ids, 0.0), ",".join(map(str, ids))
         whole = 0.0
-        for unit in units:
+        for unit, factor in units.items():
             query = " OR ".join(map(_phrase, unit))
             holds = self._database.execute("SELECT count(*) FROM search WHERE search MATCH ?", (query,)).fetchone()[0]
-            weight = math.log(1 + (total - holds + 0.5) / (holds + 0.5))
+            weight = factor * math.log(1 + (total - holds + 0.5) / (holds + 0.5))
             whole += weight
             within = f"SELECT rowid FROM search WHERE search MATCH ? AND rowid IN ({places})"
             for row in self._database.execute(within, (query,)):
@@ -232,15 +234,15 @@ class Index:
         return {place: weight / whole if whole else 0.0 for place, weight in covered.items()}
 
 
-def query_units(question: str, gazetteer: Gazetteer) -> list[tuple[str, ...]]:
-    """What a question asks for: for each thing that it names the names to look for, for each other word the word."""
-    units, place = [], 0
+def query_units(question: str, gazetteer: Gazetteer) -> dict[tuple[str, ...], float]:
+    """What a question asks for: the names of each thing that it names, and each other word; and how much each counts."""
+    units: dict[tuple[str, ...], float] = {}
+    place = 0
     for span in annotate(question, gazetteer):
-        units += [(word,) for word in _content_words(question[place : span.start])]
-        units.append(tuple(dict.fromkeys((span.text, span.name))))
+        units |= {(word,): PLAIN for word in _content_words(question[place : span.start])}
+        units[tuple(dict.fromkeys((span.text, span.name)))] = 1.0
         place = span.end
-    units += [(word,) for word in _content_words(question[place:])]
-    return list(dict.fromkeys(units))
+    return units | {(word,): PLAIN for word in _content_words(question[place:])}
 
 
 def _content_words(text: str) -> list[str]:

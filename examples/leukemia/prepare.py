@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,7 @@ from examples.leukemia.files import new_folder, write_json, write_lines
 from examples.leukemia.gazetteer import LEUKEMIA, Gazetteer, load_gazetteer
 from examples.leukemia.normalize import normalize
 from examples.leukemia.notice import NOTICE
+from examples.leukemia.safety import find_identifiers, mask_identifiers
 
 __all__ = ["counts_table", "prepare", "prepare_records"]
 
@@ -42,6 +44,7 @@ def prepare(paths: Sequence[Path], out: Path, options: argparse.Namespace) -> di
     counts: dict[str, dict[str, int]] = {}
     with new_folder(out, mark="counts.json") as folder:
         records, counts["read"], counts["clean"] = _read(paths, options.id_column, options.subtype_column)
+        records, counts["identifiers"] = _without_identifiers(records)
         records, counts["duplicates"] = _unique(records)
         rows = prepare_records(records, gazetteer, options.seed, counts)
         usable = [row for row in rows if not row["retracted"]]
@@ -99,6 +102,20 @@ def _read(
         records = {record.pubmed_id: record for record in found} | records
     total["articles"] = len(records)
     return sorted(records.values(), key=lambda r: (len(r.pubmed_id), r.pubmed_id)), total, cleaning
+
+
+def _without_identifiers(records: Sequence[Record]) -> tuple[list[Record], dict[str, int]]:
+    """The records with what looks like a patient's data masked, and how many articles had some."""
+    kept = []
+    for record in records:
+        texts = (record.title, record.abstract, *(text for _, text in record.sections))
+        if any(find_identifiers(text) for text in texts):
+            sections = tuple((label, mask_identifiers(text)) for label, text in record.sections)
+            title, abstract = mask_identifiers(record.title), mask_identifiers(record.abstract)
+            record = replace(record, title=title, abstract=abstract, sections=sections)
+        kept.append(record)
+    masked = sum(before != after for before, after in zip(records, kept))
+    return kept, {"articles in which a patient's data was masked": masked}
 
 
 def _unique(records: Sequence[Record]) -> tuple[list[Record], dict[str, int]]:

@@ -3,21 +3,27 @@
 Every study, number and outcome here is invented. The sentences follow the form of clinical abstracts, and what
 distinguishes the subtypes (genes, drugs, cells) is textbook knowledge, but nothing in them is evidence of anything.
 
-    python -m examples.leukemia.synthetic          # writes examples/leukemia/data/abstracts.csv again, byte for byte
+    python -m examples.leukemia.synthetic          # writes the two shipped files again, byte for byte
+
+The diseases of another cancer come from a data file (data/lymphoma/diseases.json): nothing here changes for it.
 """
 
 from __future__ import annotations
 
 import csv
 import io
+import json
 import random
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-__all__ = ["DISEASES", "SyntheticAbstract", "abstracts_csv", "write_abstract"]
+__all__ = ["DISEASES", "SyntheticAbstract", "abstracts_csv", "read_diseases", "write_abstract"]
 
 ABSTRACTS = Path(__file__).parent / "data" / "abstracts.csv"
 COUNT, SEED = 600, 20261123
+LYMPHOMA = Path(__file__).parent / "data" / "lymphoma"
+LYMPHOMA_COUNT = 120
 
 
 @dataclass(frozen=True)
@@ -184,13 +190,19 @@ class SyntheticAbstract:
     subtype: str
 
 
-def write_abstract(rng: random.Random) -> SyntheticAbstract:
+def read_diseases(path: Path) -> tuple[Disease, ...]:
+    """The diseases of a data file: a list of objects with the fields of `Disease`."""
+    rows = json.loads(path.read_text(encoding="utf-8"))
+    return tuple(Disease(**{k: tuple(v) if isinstance(v, list) else v for k, v in row.items()}) for row in rows)
+
+
+def write_abstract(rng: random.Random, diseases: Sequence[Disease] = DISEASES) -> SyntheticAbstract:
     """One abstract about a subtype drawn at random ("other" stands for several diseases and is no likelier for it).
 
     The title and each sentence take gene, drug, sign, setting and outcome from the one study that was drawn.
     """
-    subtype = rng.choice(sorted({disease.subtype for disease in DISEASES}))
-    disease = rng.choice([disease for disease in DISEASES if disease.subtype == subtype])
+    subtype = rng.choice(sorted({disease.subtype for disease in diseases}))
+    disease = rng.choice([disease for disease in diseases if disease.subtype == subtype])
     n = rng.randrange(24, 900)
     year = rng.randrange(1994, 2019)
     facts = {
@@ -227,21 +239,21 @@ def write_abstract(rng: random.Random) -> SyntheticAbstract:
     return SyntheticAbstract(title.format(**facts), abstract, disease.subtype)
 
 
-def abstracts_csv() -> str:
-    """The shipped set: `COUNT` different abstracts, each marked as synthetic by its id and by a column."""
+def abstracts_csv(diseases: Sequence[Disease] = DISEASES, count: int = COUNT, prefix: str = "SYN-") -> str:
+    """The shipped set: `count` different abstracts, each marked as synthetic by its id and by a column."""
     rng = random.Random(SEED)
     seen: set[str] = set()
     out = io.StringIO()
     writer = csv.writer(out, lineterminator="\n")
     writer.writerow(["pubmed_id", "title", "abstract", "subtype", "source"])
-    while len(seen) < COUNT:
-        record = write_abstract(rng)
+    while len(seen) < count:
+        record = write_abstract(rng, diseases)
         if record.abstract in seen:
             continue
         seen.add(record.abstract)
         # PubMed's ids are whole numbers: "SYN-0001" cannot be one
         row = [
-            f"SYN-{len(seen):04d}",
+            f"{prefix}{len(seen):04d}",
             record.title,
             record.abstract,
             record.subtype,
@@ -257,4 +269,6 @@ def _capital(text: str) -> str:
 
 if __name__ == "__main__":
     ABSTRACTS.write_text(abstracts_csv(), encoding="utf-8", newline="")
-    print(f"wrote {COUNT} synthetic abstracts to {ABSTRACTS}")
+    lymphoma = abstracts_csv(read_diseases(LYMPHOMA / "diseases.json"), LYMPHOMA_COUNT, "SYN-L")
+    (LYMPHOMA / "abstracts.csv").write_text(lymphoma, encoding="utf-8", newline="")
+    print(f"wrote {COUNT} and {LYMPHOMA_COUNT} synthetic abstracts to {ABSTRACTS} and {LYMPHOMA}")

@@ -197,14 +197,16 @@ def run(capsys: pytest.CaptureFixture, *arguments: object) -> tuple[int, str, li
     return code, captured.out, [line for line in captured.err.splitlines() if line.startswith("error: ")]
 
 
-def test_the_command(index: Index, capsys: pytest.CaptureFixture) -> None:
+def test_the_command(index: Index, capsys: pytest.CaptureFixture, monkeypatch) -> None:
+    asked: list[str] = []
+    monkeypatch.setattr(ask, "answer", lambda question, *rest: asked.append(question) or answer(question, *rest))
     line = ["--index", index.path]
     code, out, _ = run(capsys, QUESTION, *line)  # with the embedded model
     assert code == 0 and "[PMID 11]" in out and out.strip().endswith(NOTICE)
     code, out, _ = run(capsys, QUESTION, *line, "--quote")
     assert code == 0 and "[PMID 11]" in out and "model" not in out.replace(NOTICE, "")
     code, out, _ = run(capsys, "imatinib for Mr. John Smith?", *line, "--quote", "--mask", "--threshold", "0.1")
-    assert code == 0 and "Smith" not in out
+    assert code == 0 and "Smith" not in out and asked[-1] == "imatinib for [name]?"
     code, out, _ = run(capsys, QUESTION, *line, "--quote", "--since", 2010)
     assert code == 0 and "No article of this index answers that" in out
 

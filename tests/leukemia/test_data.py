@@ -8,9 +8,11 @@ from pathlib import Path
 
 import pytest
 
+from examples.leukemia.__main__ import main
 from examples.leukemia.annotate import SUBTYPES, blank_subtypes, find_subtypes, subtype_of
 from examples.leukemia.data import Record, UserError, clean, read_abstracts, split
-from examples.leukemia.synthetic import ABSTRACTS, abstracts_csv
+from examples.leukemia.gazetteer import load_gazetteer
+from examples.leukemia.synthetic import ABSTRACTS, LYMPHOMA, LYMPHOMA_COUNT, abstracts_csv, read_diseases
 
 
 def write(path: Path, text: str) -> Path:
@@ -125,6 +127,25 @@ def test_labels_agree_with_people(real: Path) -> None:
     assert len(rows) == 132
     agree = sum(subtype_of(clean(row["title"]), clean(row["abstract"])) == row["type"] for row in rows)
     assert agree >= 0.95 * len(rows)
+
+
+def test_another_cancer_is_another_data_folder(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    """Lymphoma: the shipped abstracts come from their data file again, every step runs on them, labels agree with names."""
+    text = (LYMPHOMA / "abstracts.csv").read_text(encoding="utf-8")
+    assert text == abstracts_csv(read_diseases(LYMPHOMA / "diseases.json"), LYMPHOMA_COUNT, "SYN-L")
+    gazetteer = load_gazetteer(LYMPHOMA / "gazetteer.json")
+    for row in csv.DictReader(text.splitlines()):
+        assert row["pubmed_id"].startswith("SYN-L") and row["source"].startswith("synthetic")
+        assert subtype_of(row["title"], row["abstract"], gazetteer) == row["subtype"]
+        assert not find_subtypes(blank_subtypes(f"{row['title']}\n{row['abstract']}", gazetteer), gazetteer)
+    names = ["--gazetteer", str(LYMPHOMA / "gazetteer.json")]
+    out, index = tmp_path / "out", ["--index", str(tmp_path / "index.sqlite")]
+    assert main(["prepare", str(LYMPHOMA / "abstracts.csv"), "--out", str(out), *names]) == 0
+    assert main(["index", str(out / "articles.jsonl"), *index, *names]) == 0
+    capsys.readouterr()
+    assert main(["ask", "Does Adcetris help in Hodgkin's disease?", "--quote", "--subtype", "HL", *index, *names]) == 0
+    printed = capsys.readouterr().out
+    assert "[PMID SYN-L" in printed and "brentuximab" in printed.lower()
 
 
 def test_shipped_abstracts_are_synthetic_and_reproducible() -> None:

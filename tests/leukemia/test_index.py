@@ -59,7 +59,7 @@ def test_coverage_is_the_share_of_inverse_document_frequency(index: Index) -> No
     """Worked by hand: of five articles imatinib is in two, survival in two, sourdough in none."""
     in_two, in_none = math.log(1 + 3.5 / 2.5), math.log(1 + 5.5 / 0.5)
     (hit,) = index.search("imatinib sourdough", count=1)
-    assert hit.coverage == pytest.approx(in_two / (in_two + in_none))
+    assert hit.coverage == pytest.approx(in_two / (in_two + 0.5 * in_none))  # a plain word counts half
     assert index.search("imatinib", count=1)[0].coverage == 1.0
 
 
@@ -75,8 +75,8 @@ def test_operators_in_a_question_are_words(index: Index) -> None:
 
 
 def test_units_of_a_question() -> None:
-    units = query_units("Does Gleevec help in CML?", load_gazetteer())
-    assert units == [("Gleevec", "imatinib"), ("help",), ("CML", "chronic myeloid leukemia")]
+    units = query_units("Does Gleevec help older people with CML?", load_gazetteer())
+    assert units == {("Gleevec", "imatinib"): 1.0, ("older",): 0.5, ("CML", "chronic myeloid leukemia"): 1.0}
 
 
 def test_updates_in_place(index: Index) -> None:

@@ -200,6 +200,7 @@ def test_the_command_on_made_abstracts(tmp_path: Path, capsys: pytest.CaptureFix
         {"pubmed_id": "12", "title": "", "abstract": f"CML. {long}", "year": 2001, "journal": "Blood"},
         {"pubmed_id": "9", "title": "On CML", "abstract": f"CML. {long} more"},
         {"pubmed_id": "30", "title": "On AML", "abstract": "AML.", "retracted": True},
+        {"pubmed_id": "40", "title": "A case", "abstract": "Mr. John Smith, MRN 1234567, had AML."},
         {"pubmed_id": "31", "title": "x", "abstract": "BACKGROUND: a.", "sections": [["BACKGROUND", "a &amp; b."]]},
     ]
     source, out = tmp_path / "a.jsonl", tmp_path / "out"
@@ -207,19 +208,21 @@ def test_the_command_on_made_abstracts(tmp_path: Path, capsys: pytest.CaptureFix
     assert main(["prepare", str(source), str(source), "--out", str(out)]) == 0
     printed = capsys.readouterr().out
     articles = {row["pubmed_id"]: row for row in lines(out / "articles.jsonl")}
-    assert list(articles) == ["9", "30", "31"]  # 12 nearly repeats 9, and every id comes once
+    assert list(articles) == ["9", "30", "31", "40"]  # 12 nearly repeats 9, and every id comes once
     assert articles["31"]["abstract"] == "BACKGROUND: a & b." and articles["31"]["sections"] == [
         ["BACKGROUND", "a & b."]
     ]
     assert articles["9"]["subtype"] == "CML" and articles["30"]["retracted"]
     on_sides = {row["pubmed_id"] for side in ("train", "validation", "test") for row in lines(out / f"{side}.jsonl")}
-    assert on_sides == {"9", "31"}
+    assert on_sides == {"9", "31", "40"}
     counts = json.loads((out / "counts.json").read_text())
-    assert counts["read"]["rows"] == 8 and counts["read"]["left out: pubmed_id came before"] == 4
-    assert counts["duplicates"] == {"the same abstract": 0, "nearly the same abstract": 1, "kept": 3}
+    assert articles["40"]["abstract"] == "[name], [record number], had AML."
+    assert counts["identifiers"] == {"articles in which a patient's data was masked": 1}
+    assert counts["read"]["rows"] == 10 and counts["read"]["left out: pubmed_id came before"] == 5
+    assert counts["duplicates"] == {"the same abstract": 0, "nearly the same abstract": 1, "kept": 4}
     assert counts["split"]["retracted: on no side"] == 1 and "retracted: on no side" in printed
     again, counts_again = read_abstracts(out / "articles.jsonl")  # what it writes it reads
-    assert [record.pubmed_id for record in again] == list(articles) and counts_again["rows"] == 3
+    assert [record.pubmed_id for record in again] == list(articles) and counts_again["rows"] == 4
 
 
 def test_sides_stay_when_articles_come(tmp_path: Path) -> None:
