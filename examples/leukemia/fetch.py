@@ -281,7 +281,7 @@ def main(options: argparse.Namespace) -> None:
     try:
         import requests  # noqa: F401
     except ImportError:
-        raise UserError("fetch needs requests: pip install 'lora-lite[fetch]'") from None
+        raise UserError("fetch needs the package requests: pip install requests") from None
     key = options.api_key or os.environ.get("NCBI_API_KEY", "")
     eutils = Eutils(options.email, key, options.base_url.rstrip("/"), options.tool)
     counts: dict[str, Any] = fetch(eutils, options.query, options.out, options.update)
