@@ -100,6 +100,30 @@ def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
     )
 
 
+def attend_packed(q: Tensor, k: Tensor, v: Tensor, lengths: list[int]) -> Tensor:
+    """Causal attention among texts that lie end to end, each seeing itself alone: no score across texts is computed.
+
+    Args:
+        q: (B, H, T, C); k, v: (B, K, T, C); the rows are read one after the other.
+        lengths: of the texts, B T in all; a text ends with its row.
+
+    Returns:
+        (B, H, T, C).
+    """
+    B, H, T, C = q.shape
+    texts = zip(*(x.transpose(0, 1).reshape(1, -1, B * T, C).split(lengths, dim=2) for x in (q, k, v)))
+    y = torch.cat([attend(q, k, v, None) for q, k, v in texts], dim=2)  # (1, H, B T, C)
+    return y.view(H, B, T, C).transpose(0, 1)
+
+
+def text_lengths(position_ids: Tensor) -> list[int]:
+    """How long the texts are that lie end to end in the rows of (B, T): one begins where positions do not go on by 1."""
+    goes_on = torch.zeros_like(position_ids, dtype=torch.bool)
+    goes_on[:, 1:] = position_ids[:, 1:] == position_ids[:, :-1] + 1
+    starts = (~goes_on).flatten().nonzero().flatten().tolist()
+    return [stop - start for start, stop in zip(starts, [*starts[1:], position_ids.numel()])]
+
+
 class KVCache:
     """Keys and values of the tokens seen so far, allocated once: two tensors (layers, B, K, max_length, C).
 
@@ -178,7 +202,15 @@ class Attention(nn.Module):
         self.o_proj = nn.Linear(H * C, D, bias=config.attention_bias)
         self.qkv_proj: nn.Module | None = None  # takes the place of the three after `stack_products`
 
-    def forward(self, x: Tensor, cos: Tensor, sin: Tensor, mask: Tensor | None, cache: KVCache | None) -> Tensor:
+    def forward(
+        self,
+        x: Tensor,
+        cos: Tensor,
+        sin: Tensor,
+        mask: Tensor | None,
+        cache: KVCache | None,
+        lengths: list[int] | None,
+    ) -> Tensor:
         B, T, _ = x.shape
         H, K, C = self.heads, self.kv_heads, self.head_dim
         if self.qkv_proj is None:
@@ -191,7 +223,7 @@ class Attention(nn.Module):
             v = qkv[:, H + K :]  # (B, K, T, C)
         if cache is not None:
             k, v = cache.append(self.layer, k, v)  # (B, K, S, C)
-        y = attend(q, k, v, mask)  # (B, H, T, C)
+        y = attend(q, k, v, mask) if lengths is None else attend_packed(q, k, v, lengths)  # (B, H, T, C)
         return self.o_proj(y.transpose(1, 2).reshape(B, T, H * C))  # (B, T, D)
 
 
@@ -227,8 +259,16 @@ class Block(nn.Module):
         self.input_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
         self.post_attention_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
 
-    def forward(self, x: Tensor, cos: Tensor, sin: Tensor, mask: Tensor | None, cache: KVCache | None) -> Tensor:
-        x = x + self.self_attn(self.input_layernorm(x), cos, sin, mask, cache)
+    def forward(
+        self,
+        x: Tensor,
+        cos: Tensor,
+        sin: Tensor,
+        mask: Tensor | None,
+        cache: KVCache | None,
+        lengths: list[int] | None,
+    ) -> Tensor:
+        x = x + self.self_attn(self.input_layernorm(x), cos, sin, mask, cache, lengths)
         return x + self.mlp(self.post_attention_layernorm(x))
 
 
@@ -246,23 +286,31 @@ class Decoder(nn.Module):
         self.max_length = config.max_position_embeddings
         self.inv_freq = rope_frequencies(config)  # no buffer: model.to(bfloat16) would round the angles
 
-    def forward(self, tokens: Tensor, cache: KVCache | None = None) -> Tensor:
+    def forward(self, tokens: Tensor, cache: KVCache | None = None, position_ids: Tensor | None = None) -> Tensor:
         """What the head reads, (B, T, D), from token ids (B, T); arguments and errors as of `Llama.forward`."""
         if tokens.dim() != 2:
             raise ValueError(f"tokens must have the shape (B, T), got {tuple(tokens.shape)}: add a batch dimension")
-        T = tokens.shape[1]
         start, limit = (0, self.max_length) if cache is None else (cache.length, cache.max_length)
-        if start + T > limit:
-            raise ValueError(f"{start} + {T} tokens do not fit the {limit} positions: shorten the prompt")
+        lengths, T = None, tokens.shape[1]
+        if position_ids is not None:
+            if cache is not None or position_ids.shape != tokens.shape:
+                shapes = f"{tuple(position_ids.shape)} for tokens {tuple(tokens.shape)}"
+                raise ValueError(f"position_ids must have the shape of tokens and go without a cache, got {shapes}")
+            lengths = text_lengths(position_ids)
+        longest = T if lengths is None else max(lengths, default=0)
+        if start + longest > limit:
+            raise ValueError(f"{start} + {longest} tokens do not fit the {limit} positions: shorten the prompt")
 
         x = self.embed_tokens(tokens)  # (B, T, D)
-        positions = torch.arange(T, device=x.device)[None] if cache is None else cache.positions(T)  # (B or 1, T)
+        positions = position_ids
+        if positions is None:
+            positions = torch.arange(T, device=x.device)[None] if cache is None else cache.positions(T)  # (B or 1, T)
         angles = positions[:, None, :, None].float() * self.inv_freq.to(x.device)  # (B or 1, 1, T, C/2)
         # the cosine of a float32 angle: bfloat16 cannot tell position 256 from 257
         cos, sin = angles.cos().to(x.dtype), angles.sin().to(x.dtype)
         mask = None if cache is None else cache.mask(T)
         for layer in self.layers:
-            x = layer(x, cos, sin, mask, cache)  # (B, T, D)
+            x = layer(x, cos, sin, mask, cache, lengths)  # (B, T, D)
         if cache is not None:
             cache.length += T
         return self.norm(x)  # (B, T, D)
@@ -282,7 +330,13 @@ class Llama(nn.Module):
         if config.tie_word_embeddings:
             self.lm_head.weight = self.model.embed_tokens.weight
 
-    def forward(self, tokens: Tensor, cache: KVCache | None = None, last_only: bool = False) -> Tensor:
+    def forward(
+        self,
+        tokens: Tensor,
+        cache: KVCache | None = None,
+        last_only: bool = False,
+        position_ids: Tensor | None = None,
+    ) -> Tensor:
         """Logits of the token after each position.
 
         Args:
@@ -290,14 +344,17 @@ class Llama(nn.Module):
                 left needs a cache that knows of it.
             cache: where the keys and values of earlier calls lie; this call's are added to it.
             last_only: compute the logits of the last position alone, all that generation needs.
+            position_ids: (B, T), for rows in which several texts lie end to end: where the positions start again, a new
+                text begins, which sees nothing of those before it.
 
         Returns:
             (B, T, V), or (B, 1, V) with `last_only`, in the dtype of the weights.
 
         Raises:
-            ValueError: `tokens` is not (B, T), or runs past `max_position_embeddings` or past the cache.
+            ValueError: `tokens` is not (B, T), or runs past `max_position_embeddings` or past the cache; `position_ids`
+                has another shape, or comes with a cache.
         """
-        x = self.model(tokens, cache)  # (B, T, D)
+        x = self.model(tokens, cache, position_ids)  # (B, T, D)
         if last_only:
             # as (B, D): of the view (B, 1, D), whose strides skip T - 1 rows, PyTorch makes a bmm with a copied head
             return self.lm_head(x[:, -1])[:, None]  # (B, 1, V)

@@ -20,10 +20,11 @@ from lora_lite.lora import (
     trainable_summary,
 )
 from lora_lite.starts import loftq, low_rank_correction
-from lora_lite.trainer import Example, Step, TrainConfig, Trainer
+from lora_lite.trainer import Evaluation, Example, Step, TrainConfig, Trainer
 
 __all__ = [
     "AdapterError",
+    "Evaluation",
     "Example",
     "LoRAConfig",
     "LoRALinear",

@@ -1,32 +1,57 @@
-"""Supervised fine-tuning in one file: the exact loss, the schedule, the loop.
+"""Supervised fine-tuning in one file: the exact loss, packing, the schedule, the loop.
 
-Shapes: B batch, T time, V vocabulary.
+Shapes: B batch, T time, D model width, V vocabulary, n supervised tokens.
 """
 
 from __future__ import annotations
 
+import hashlib
+import inspect
 import math
+import random
 import time
-from collections.abc import Sequence
-from dataclasses import dataclass
+import warnings
+from bisect import bisect_left, insort
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
+import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 from tqdm import tqdm
 
 from lora_lite.lora import lora_parameter_groups
 
-__all__ = ["Example", "Step", "TrainConfig", "Trainer", "learning_rate", "token_losses"]
+__all__ = [
+    "Evaluation",
+    "Example",
+    "Step",
+    "TrainConfig",
+    "Trainer",
+    "cross_entropy",
+    "learning_rate",
+    "pack",
+]
+
+LOGITS = 2**24  # how many logits may exist at a time: 64 MB of them in float32
 
 
 @dataclass(frozen=True)
 class Example:
-    """Token ids, and a mask of equal length that is 1 on the tokens to learn to predict (the completion)."""
+    """Token ids, and a mask of equal length that is 1 on the tokens to learn to predict (the completion).
+
+    Attributes:
+        ids, mask: (T,) each.
+        name: what messages call it, such as the file and line that it comes from.
+    """
 
     ids: Sequence[int]
     mask: Sequence[int]
+    name: str = ""
 
     def __post_init__(self) -> None:
         if len(self.ids) != len(self.mask):
@@ -44,14 +69,18 @@ class TrainConfig:
 
     Attributes:
         epochs: passes over the examples.
-        batch_size: examples in one optimizer step, whatever their split into micro-batches.
+        batch_size: examples in one optimizer step, whatever their split into micro-batches and over processes.
         micro_batch_size: examples in one forward pass; smaller needs less memory and gives the same gradients.
+        packing: tokens of a row into which several examples are packed, a row a forward pass; None pads instead.
+        max_length: tokens that longer examples are cut to; None cuts nothing.
         learning_rate: at the end of the warm-up.
         warmup: share of the steps in which the rate rises from zero.
         final_learning_rate: share of the rate that the cosine ends at.
         lora_plus: how many times as fast B is trained as all else (LoRA+, Hayou et al. 2024; they advise 16).
         weight_decay: of AdamW.
         max_grad_norm: gradients are scaled down to this Euclidean norm.
+        autocast: compute in bfloat16 what PyTorch deems safe, over a float32 model.
+        gradient_checkpointing: keep only what goes into each block and compute the rest again in the backward pass.
         evaluations: how often `eval_set` is scored, evenly spaced, the last time after the last step.
         seed: of the data order and of dropout.
         progress: whether a progress bar runs on stderr.
@@ -60,12 +89,16 @@ class TrainConfig:
     epochs: int = 1
     batch_size: int = 8
     micro_batch_size: int = 8
+    packing: int | None = None
+    max_length: int | None = None
     learning_rate: float = 2e-4
     warmup: float = 0.05
     final_learning_rate: float = 0.0
     lora_plus: float = 1.0
     weight_decay: float = 0.0
     max_grad_norm: float = 1.0
+    autocast: bool = False
+    gradient_checkpointing: bool = False
     evaluations: int = 4
     seed: int = 0
     progress: bool = True
@@ -74,6 +107,10 @@ class TrainConfig:
         for name in ("epochs", "batch_size", "micro_batch_size", "evaluations"):
             if not isinstance(getattr(self, name), int) or getattr(self, name) < 1:
                 raise ValueError(f"{name}={getattr(self, name)!r} must be a whole number of at least 1")
+        for name in ("packing", "max_length"):
+            value = getattr(self, name)
+            if value is not None and (not isinstance(value, int) or value < 2):
+                raise ValueError(f"{name}={value!r} must be None or a whole number of at least 2")
         for name in ("learning_rate", "lora_plus", "max_grad_norm"):
             if not getattr(self, name) > 0:
                 raise ValueError(f"{name}={getattr(self, name)!r} must be above 0")
@@ -84,9 +121,10 @@ class TrainConfig:
 
 @dataclass(frozen=True)
 class Step:
-    """What one optimizer step did; `eval_loss` is set where the held-out examples were scored after it.
+    """What one optimizer step did; `eval_loss` and `eval_accuracy` are set where held-out examples were scored after it.
 
-    Losses are in nats a supervised token; `grad_norm` is taken before clipping.
+    Losses are in nats a supervised token; `grad_norm` is taken before clipping; `tokens` are all that the step read and
+    `supervised` those that it learnt to predict; `seconds` are without the evaluation; `peak_memory` is in bytes.
     """
 
     step: int
@@ -94,19 +132,83 @@ class Step:
     learning_rate: float
     grad_norm: float
     tokens: int
+    supervised: int
     seconds: float
+    peak_memory: int | None = None
     eval_loss: float | None = None
+    eval_accuracy: float | None = None
 
 
-def token_losses(logits: Tensor, ids: Tensor, mask: Tensor) -> Tensor:
-    """Sum of -log p(token) over the supervised tokens, in float32.
+@dataclass(frozen=True)
+class Evaluation:
+    """Scores on held-out examples: mean loss in nats a supervised token, and the share of tokens ranked first."""
+
+    loss: float
+    accuracy: float
+    tokens: int
+
+    @property
+    def perplexity(self) -> float:
+        """exp(loss): as unsure as a choice among so many equally likely tokens."""
+        return math.exp(min(self.loss, 700.0))
+
+
+class _CrossEntropy(torch.autograd.Function):
+    """`cross_entropy` with its gradient, both a chunk of rows at a time."""
+
+    @staticmethod
+    def forward(ctx: Any, hidden: Tensor, targets: Tensor, head: nn.Module, *trained: Tensor) -> tuple[Tensor, Tensor]:
+        loss = torch.zeros((), device=hidden.device)
+        hits = torch.zeros((), dtype=torch.long, device=hidden.device)
+        of_hidden = torch.zeros_like(hidden) if ctx.needs_input_grad[0] else None
+        of_trained = [torch.zeros_like(p) for p in trained]
+        with torch.no_grad():
+            size = max(1, LOGITS // max(1, head(hidden[:0]).shape[-1]))  # rows of a chunk
+        for done in range(0, len(hidden), size):
+            x = hidden[done : done + size].detach().requires_grad_(of_hidden is not None)
+            y = targets[done : done + size, None]  # (size, 1)
+            with torch.set_grad_enabled(of_hidden is not None or bool(trained)):
+                logits = head(x)  # (size, V)
+            z = logits.detach().to(torch.float32, copy=True)
+            log_norm = z.logsumexp(-1, keepdim=True)
+            loss += (log_norm - z.gather(1, y)).sum()
+            hits += (z.argmax(-1, keepdim=True) == y).sum()
+            if logits.requires_grad:
+                # the gradient of -log softmax(z)[y] is softmax(z) - onehot(y)
+                z.sub_(log_norm).exp_().scatter_add_(1, y, torch.full_like(log_norm, -1))
+                wanted = ([] if of_hidden is None else [x]) + list(trained)
+                found = torch.autograd.grad(logits, wanted, z.to(logits.dtype), allow_unused=True)
+                if of_hidden is not None:
+                    of_hidden[done : done + size] = found[0]
+                    found = found[1:]
+                for total, gradient in zip(of_trained, found):
+                    total += 0 if gradient is None else gradient
+        ctx.gradients = (of_hidden, None, None, *of_trained)
+        ctx.mark_non_differentiable(hits)
+        return loss, hits
+
+    @staticmethod
+    def backward(ctx: Any, *of_outputs: Tensor) -> tuple[Tensor | None, ...]:
+        gradients = ctx.gradients
+        del ctx.gradients
+        return tuple(None if gradient is None else gradient * of_outputs[0] for gradient in gradients)
+
+
+def cross_entropy(hidden: Tensor, targets: Tensor, head: nn.Module) -> tuple[Tensor, Tensor]:
+    """Sum of -log softmax(head(hidden))[target] over the rows, in float32, and how many targets have the largest logit.
+
+    The (n, V) matrix of logits never exists whole: chunk by chunk the logits, their loss and its gradient softmax - 1 at
+    the target are made and thrown away; what stays for the backward pass is the gradient of `hidden`. So a frozen head
+    costs two products a row, one forward and one backward, and nothing is computed twice.
 
     Args:
-        logits: (B, T, V); position t predicts token t + 1.
-        ids: (B, T); mask: (B, T), 1 on supervised tokens.
+        hidden: (n, D), what the head reads; with `nn.Identity()` as the head, the logits themselves.
+        targets: (n,), token ids.
+        head: any module, (m, D) -> (m, V); its parameters that require a gradient get theirs.
     """
-    losses = F.cross_entropy(logits[:, :-1].flatten(0, 1).float(), ids[:, 1:].flatten(), reduction="none")
-    return (losses * mask[:, 1:].flatten()).sum()
+    trained = [p for p in head.parameters() if p.requires_grad] if torch.is_grad_enabled() else []
+    loss, hits = _CrossEntropy.apply(hidden, targets, head, *trained)
+    return loss, hits
 
 
 def learning_rate(step: int, steps: int, config: TrainConfig) -> float:
@@ -119,23 +221,89 @@ def learning_rate(step: int, steps: int, config: TrainConfig) -> float:
     return config.learning_rate * (floor + (1 - floor) * 0.5 * (1 + math.cos(math.pi * min(1.0, progress))))
 
 
+def pack(examples: Sequence[Example], row: int) -> list[list[Example]]:
+    """Rows of at most `row` tokens (or one longer example), by best fit decreasing (Johnson 1974).
+
+    The longest first, each into the fullest row that has room for it. At most 11/9 of the fewest rows, and one.
+    """
+    rows: list[list[Example]] = []
+    free: list[tuple[int, int]] = []  # tokens left, and of which row; ascending
+    for example in sorted(examples, key=lambda example: -len(example.ids)):
+        at = bisect_left(free, (len(example.ids), 0))
+        if at == len(free):
+            rows.append([])
+            left, number = max(row, len(example.ids)), len(rows) - 1
+        else:
+            left, number = free.pop(at)
+        rows[number].append(example)
+        insort(free, (left - len(example.ids), number))
+    return rows
+
+
+@dataclass(frozen=True)
+class _MicroBatch:
+    """What one forward pass reads: ids (B, T), positions (B, T) where examples lie end to end, and what it predicts.
+
+    Hidden state number `where[i]`, counted through the flattened (B T), predicts `targets[i]`; both are (n,).
+    """
+
+    ids: Tensor
+    positions: Tensor | None
+    where: Tensor
+    targets: Tensor
+
+
+def _collate(examples: Sequence[Example], packed: bool, device: torch.device) -> _MicroBatch:
+    """Lay examples end to end in one row, or pad them on the right to a row each."""
+    lengths = [len(example.ids) for example in examples]
+    width = sum(lengths) if packed else max(lengths)
+    ids = torch.zeros(1 if packed else len(examples), width, dtype=torch.long)
+    positions = torch.zeros_like(ids)
+    where, start = [], 0
+    for example, length in zip(examples, lengths):
+        ids.view(-1)[start : start + length] = torch.tensor(example.ids)
+        positions.view(-1)[start : start + length] = torch.arange(length)
+        where.append(torch.tensor(example.mask[1:]).bool().nonzero().flatten() + start)
+        start += length if packed else width
+    flat = torch.cat(where)
+    targets = ids.view(-1)[flat + 1]
+    return _MicroBatch(ids.to(device), positions.to(device) if packed else None, flat.to(device), targets.to(device))
+
+
 class Trainer:
     """Trains what `requires_grad` in a model: adapters after `add_lora`, or a whole model.
 
     The loss of an optimizer step is the sum of its supervised tokens' losses divided by their number over the *whole*
     step, so that the split into micro-batches changes nothing but rounding.
 
+    A model that has `get_output_embeddings()` (transformers' name for the head) and whose last act is to apply that head
+    is run up to it: the head then sees supervised positions alone, a chunk at a time. Whether it is the last act is
+    tried on two tokens. Of any other model the logits are taken, of which only supervised positions are looked at.
+
     Args:
-        model: called as `model(ids)`, (B, T) -> logits (B, T, V), or an object that has them as `.logits`.
+        model: called as `model(ids)`, (B, T) -> logits (B, T, V), or an object that has them as `.logits`. For packing
+            it must take `position_ids` (B, T) and begin a new text where they start again, as `llama_min` and
+            transformers do.
         config: `None` takes `TrainConfig()`.
+
+    Raises:
+        ValueError: nothing requires a gradient, or something that does is no float32 (or wider).
     """
 
     def __init__(self, model: nn.Module, config: TrainConfig | None = None) -> None:
         self.model, self.config = model, config or TrainConfig()
-        self.parameters = [p for p in model.parameters() if p.requires_grad]
-        if not self.parameters:
+        trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
+        if not trained:
             raise ValueError("no parameter requires a gradient, nothing would be trained: call add_lora first")
+        for name, p in trained.items():
+            if p.dtype.itemsize < 4:
+                raise ValueError(f"{name} is trained in {p.dtype}, which rounds small steps away: call .float() first")
+        self.names, self.parameters = list(trained), list(trained.values())
         self.device = self.parameters[0].device
+        accepted = inspect.signature(model.forward).parameters
+        self._takes_positions = "position_ids" in accepted
+        self._options = {"use_cache": False} if "use_cache" in accepted else {}  # transformers' models fill one else
+        self.head = self._find_head()
 
     def fit(self, train_set: Sequence[Example], eval_set: Sequence[Example] = ()) -> list[Step]:
         """Train; where there is an `eval_set`, end with the parameters that scored best on it.
@@ -144,42 +312,37 @@ class Trainer:
             One record a step.
 
         Raises:
-            ValueError: there is no example, or one has no supervised token.
-            FloatingPointError: a loss is not finite; the message names the step.
+            ValueError: there is no example, or one has no supervised token, or packing mixes examples in this model.
+            FloatingPointError: a loss is not finite; the message names the step and the examples.
         """
-        for name, examples in (("train_set", train_set), ("eval_set", eval_set)):
-            for number, example in enumerate(examples):
-                if not example.supervised:
-                    raise ValueError(f"example {number} of {name} has no supervised token: its completion is empty")
+        train_set, eval_set = self.cut(train_set, "train_set"), self.cut(eval_set, "eval_set")
         if not train_set:
             raise ValueError("train_set is empty")
-        was_training = self.model.training
-        with torch.random.fork_rng():  # dropout is seeded, the caller's random state stays as it was
-            torch.manual_seed(self.config.seed)
-            try:
-                return self._run(train_set, eval_set)
-            finally:
-                self.model.train(was_training)
+        with ExitStack() as until_the_end:
+            until_the_end.enter_context(_random_states_kept(self.device))
+            until_the_end.callback(self.model.train, self.model.training)
+            self.model.train()
+            if self.config.packing is not None:
+                self._check_packing()
+            if self.config.gradient_checkpointing:
+                until_the_end.enter_context(_checkpointed(self.model))
+            return self._run(train_set, eval_set)
 
     def _run(self, train_set: Sequence[Example], eval_set: Sequence[Example]) -> list[Step]:
         config = self.config
         batches = self._batches(len(train_set))
         steps = len(batches)
         every = max(1, steps // config.evaluations)
-        groups: list[dict[str, Any]] = [{"params": self.parameters, "lr": 1.0}]
-        if config.lora_plus != 1:
-            groups = lora_parameter_groups(self.model, learning_rate=1.0, ratio=config.lora_plus)
-        optimizer = torch.optim.AdamW(groups, weight_decay=config.weight_decay)
-        speeds = [group["lr"] for group in groups]  # as multiples of the schedule's rate
+        optimizer, speeds = self._optimizer()
         history: list[Step] = []
         best_loss, best = math.inf, [p.detach().clone() for p in self.parameters]
         bar = tqdm(batches, desc="training", unit="step", disable=not config.progress)
         for step, batch in enumerate(bar):
             started = time.perf_counter()
+            _seed(config.seed, step)
             rate = learning_rate(step, steps, config)
             for group, speed in zip(optimizer.param_groups, speeds):
                 group["lr"] = rate * speed
-            self.model.train()
             examples = [train_set[i] for i in batch]
             loss = self._accumulate(examples)
             norm = float(nn.utils.clip_grad_norm_(self.parameters, config.max_grad_norm))
@@ -189,28 +352,68 @@ class Trainer:
                 )
             optimizer.step()
             tokens = sum(len(example.ids) for example in examples)
-            seconds = time.perf_counter() - started
-            eval_loss = None
+            supervised = sum(example.supervised for example in examples)
+            record = Step(step, loss, rate, norm, tokens, supervised, time.perf_counter() - started)
             if eval_set and ((step + 1) % every == 0 or step + 1 == steps):
-                eval_loss = self.evaluate(eval_set)
-                if eval_loss < best_loss:
-                    best_loss, best = eval_loss, [p.detach().clone() for p in self.parameters]
-            history.append(Step(step, loss, rate, norm, tokens, seconds, eval_loss))
-            bar.set_postfix_str(f"loss {loss:.3f}, {tokens / seconds:,.0f} tokens/s")
+                found = self.evaluate(eval_set)
+                record = replace(record, eval_loss=found.loss, eval_accuracy=found.accuracy)
+                if found.loss < best_loss:
+                    best_loss, best = found.loss, [p.detach().clone() for p in self.parameters]
+            history.append(record)
+            bar.set_postfix_str(f"lr {rate:.2e}, loss {loss:.3f}, {tokens / record.seconds:,.0f} tokens/s")
         if eval_set:
             with torch.no_grad():
                 for parameter, value in zip(self.parameters, best):
                     parameter.copy_(value)
         return history
 
+    def _optimizer(self) -> tuple[torch.optim.AdamW, list[float]]:
+        """AdamW, and the rate of each of its groups as a multiple of the schedule's."""
+        groups: list[dict[str, Any]] = [{"params": self.parameters, "lr": 1.0}]
+        if self.config.lora_plus != 1:
+            groups = lora_parameter_groups(self.model, learning_rate=1.0, ratio=self.config.lora_plus)
+        optimizer = torch.optim.AdamW(groups, weight_decay=self.config.weight_decay)
+        return optimizer, [group["lr"] for group in groups]
+
+    def cut(self, examples: Sequence[Example], what: str = "examples") -> list[Example]:
+        """The examples, named, and cut to `max_length`; how much was cut off is said in a warning.
+
+        Args:
+            what: the examples are, in messages.
+
+        Raises:
+            ValueError: an example has no supervised token (left), or is longer than the model's context.
+        """
+        limit, context = self.config.max_length, _context(self.model)
+        kept, long, lost, taught = [], 0, 0, 0
+        for number, example in enumerate(examples):
+            name = example.name or f"example {number} of {what}"
+            short = replace(example, ids=example.ids[:limit], mask=example.mask[:limit], name=name)
+            if not example.supervised:
+                raise ValueError(f"{name} has no supervised token: its completion is empty")
+            if not short.supervised:
+                raise ValueError(f"{name} has no supervised token left within max_length={limit}: raise it")
+            if context is not None and len(short.ids) > context:
+                raise ValueError(f"{name} has {len(short.ids)} tokens, the model's context {context}: set max_length")
+            long += len(short.ids) < len(example.ids)
+            lost += len(example.ids) - len(short.ids)
+            taught += example.supervised - short.supervised
+            kept.append(short)
+        if long:
+            told = f"{long} of {len(kept)} examples of {what} were cut to {limit} tokens"
+            warnings.warn(f"{told}: {lost} tokens lost, {taught} of them supervised", stacklevel=2)
+        return kept
+
     @torch.no_grad()
-    def evaluate(self, examples: Sequence[Example]) -> float:
-        """Mean loss in nats over the supervised tokens of `examples`, dropout off."""
-        was_training = self.model.training
-        self.model.eval()
-        total = sum(float(self._loss_sum(batch)) for batch in self._micro_batches(examples))
-        self.model.train(was_training)
-        return total / sum(example.supervised for example in examples)
+    def evaluate(self, examples: Sequence[Example]) -> Evaluation:
+        """Score `examples`, dropout off."""
+        loss, hits = 0.0, 0
+        with _evaluating(self.model):
+            for batch in self._micro_batches(examples):
+                batch_loss, batch_hits = self._loss_sum(batch)
+                loss, hits = loss + batch_loss.item(), hits + int(batch_hits)
+        supervised = sum(example.supervised for example in examples)
+        return Evaluation(loss / supervised, hits / supervised, supervised)
 
     def _accumulate(self, examples: Sequence[Example]) -> float:
         """Leave in `.grad` the gradient of the step's loss, micro-batch by micro-batch, and return the loss."""
@@ -219,25 +422,83 @@ class Trainer:
         supervised = sum(example.supervised for example in examples)
         total = 0.0
         for batch in self._micro_batches(examples):
-            loss = self._loss_sum(batch) / supervised
+            loss = self._loss_sum(batch)[0] / supervised
             loss.backward()
             total += loss.item()
         return total
 
-    def _loss_sum(self, examples: Sequence[Example]) -> Tensor:
-        """Forward `examples`, padded on the right, and sum the losses of their supervised tokens."""
-        width = max(len(example.ids) for example in examples)
-        ids = torch.zeros(len(examples), width, dtype=torch.long)
-        mask = torch.zeros(len(examples), width)
-        for row, example in enumerate(examples):
-            ids[row, : len(example.ids)] = torch.tensor(example.ids)
-            mask[row, : len(example.mask)] = torch.tensor(example.mask, dtype=torch.float32)
-        ids, mask = ids.to(self.device), mask.to(self.device)
-        output = self.model(ids)
-        return token_losses(getattr(output, "logits", output), ids, mask)
+    def _loss_sum(self, examples: Sequence[Example]) -> tuple[Tensor, Tensor]:
+        """The summed loss of the supervised tokens of `examples`, run in one pass, and how many were ranked first."""
+        batch = _collate(examples, self.config.packing is not None, self.device)
+        with self._precision():
+            hidden = self._hidden(batch.ids, batch.positions).flatten(0, 1)  # (B T, D), or (B T, V) without a head
+            return cross_entropy(hidden[batch.where], batch.targets, self.head or nn.Identity())
 
-    def _micro_batches(self, examples: Sequence[Example]) -> list[Sequence[Example]]:
-        """Cut into micro-batches by length, to pad little; the loss does not depend on the split."""
+    def _precision(self) -> torch.autocast:
+        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.config.autocast)
+
+    def _hidden(self, ids: Tensor, positions: Tensor | None) -> Tensor:
+        """What the head reads, (B, T, D), or the logits (B, T, V) where there is no head to stop at.
+
+        A hook on the head keeps what comes in and hands on no position of it, so that the model's own call of its head
+        costs nothing.
+        """
+        caught: list[Tensor] = []
+
+        def catch(_: nn.Module, arguments: tuple[Tensor]) -> tuple[Tensor]:
+            caught.append(arguments[0])
+            return (arguments[0][:, :0],)
+
+        with ExitStack() as hooked:
+            if self.head is not None:
+                hooked.callback(self.head.register_forward_pre_hook(catch).remove)
+            logits = self._logits(ids, positions)
+        return caught[0] if self.head is not None else logits
+
+    def _logits(self, ids: Tensor, positions: Tensor | None) -> Tensor:
+        """The model's logits (B, T, V)."""
+        options = self._options if positions is None else {**self._options, "position_ids": positions}
+        output = self.model(ids, **options)
+        logits: Tensor = getattr(output, "logits", output)
+        return logits
+
+    @torch.no_grad()
+    def _find_head(self) -> nn.Module | None:
+        """The model's head, if what it gives for what it reads is what the model returns, to the bit; else None."""
+        find = getattr(self.model, "get_output_embeddings", None)
+        head = None if find is None else find()
+        if not isinstance(head, nn.Module):
+            return None
+        caught: list[Tensor] = []
+        hook = head.register_forward_pre_hook(lambda _, arguments: caught.append(arguments[0]))
+        with _evaluating(self.model), self._precision():
+            try:
+                logits = self._logits(torch.zeros(1, 2, dtype=torch.long, device=self.device), None)
+            finally:
+                hook.remove()
+            return head if len(caught) == 1 and torch.equal(head(caught[0]), logits) else None
+
+    @torch.no_grad()
+    def _check_packing(self) -> None:
+        """Raise ValueError unless an example's logits are, to the bit, whatever lies before it in its row."""
+        if not self._takes_positions:
+            name = type(self.model).__name__
+            raise ValueError(f"{name}.forward takes no position_ids, so examples cannot be packed: set packing=None")
+        positions = torch.tensor([[0, 1, 2, 3, 0, 1, 2, 3]], device=self.device)
+        rows = torch.zeros(2, 1, 8, dtype=torch.long, device=self.device)
+        rows[1, :, :4] = 1
+        with _evaluating(self.model):
+            one, other = (self._logits(row, positions)[:, 4:] for row in rows)
+        if not torch.equal(one, other):
+            raise ValueError(
+                f"attention of {type(self.model).__name__} crosses the examples of a packed row: set packing=None "
+                "(transformers' models need attn_implementation 'sdpa', 'eager' or a flash one)"
+            )
+
+    def _micro_batches(self, examples: Sequence[Example]) -> list[list[Example]]:
+        """What each forward pass reads: packed rows, or examples of like length, to pad little."""
+        if self.config.packing is not None:
+            return pack(examples, self.config.packing)
         ordered = sorted(examples, key=lambda example: len(example.ids))
         size = self.config.micro_batch_size
         return [ordered[i : i + size] for i in range(0, len(ordered), size)]
@@ -250,3 +511,66 @@ class Trainer:
             order = torch.randperm(examples, generator=generator).tolist()
             batches += [order[i : i + self.config.batch_size] for i in range(0, examples, self.config.batch_size)]
         return batches
+
+
+def _context(model: nn.Module) -> int | None:
+    """How many positions the model has, if its config says so."""
+    found = getattr(getattr(model, "config", None), "max_position_embeddings", None)
+    return found if isinstance(found, int) else None
+
+
+def _blocks(model: nn.Module) -> list[nn.Module]:
+    """The layers that are stacked: of all `nn.ModuleList`s the one with the most parameters, the outermost such."""
+    stacks: list[nn.ModuleList] = [module for module in model.modules() if isinstance(module, nn.ModuleList)]
+    if not stacks:
+        raise ValueError(f"{type(model).__name__} has no nn.ModuleList of blocks")
+    sizes = [sum(p.numel() for p in stack.parameters()) for stack in stacks]
+    return list(stacks[sizes.index(max(sizes))])
+
+
+@contextmanager
+def _checkpointed(model: nn.Module) -> Iterator[None]:
+    """Inside, each block keeps its input alone and is run again in the backward pass (Chen et al. 2016)."""
+    before = {block: block.forward for block in _blocks(model)}
+    for block, forward in before.items():
+        # non-reentrant: an input that needs no gradient, as behind a frozen embedding, does not stop the adapters' own
+        block.forward = partial(checkpoint, forward, use_reentrant=False)
+    try:
+        yield
+    finally:
+        for block, forward in before.items():
+            del block.forward  # what lay over the class's own
+            if block.forward != forward:
+                block.forward = forward
+
+
+@contextmanager
+def _evaluating(model: nn.Module) -> Iterator[None]:
+    """Inside, dropout is off; each module then goes on in its own mode."""
+    modes = {module: module.training for module in model.modules()}
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, mode in modes.items():
+            module.training = mode
+
+
+def _seed(seed: int, step: int) -> None:
+    """Seed what a model may draw from, anew at each step, so that a step draws the same wherever a run begins."""
+    number = int.from_bytes(hashlib.sha256(f"{seed} {step}".encode()).digest()[:4], "little")
+    torch.manual_seed(number)
+    np.random.seed(number)
+    random.seed(number)
+
+
+@contextmanager
+def _random_states_kept(device: torch.device) -> Iterator[None]:
+    """Afterwards the caller's random states are what they were."""
+    of_numpy, of_python = np.random.get_state(), random.getstate()
+    with torch.random.fork_rng([device] if device.type == "cuda" else []):
+        try:
+            yield
+        finally:
+            np.random.set_state(of_numpy)
+            random.setstate(of_python)

@@ -48,6 +48,36 @@ def ids(batch: int, length: int) -> torch.Tensor:
     return torch.randint(0, 50, (batch, length), generator=torch.Generator().manual_seed(2))
 
 
+@torch.no_grad()
+def test_packed_equals_unpacked(model: Llama) -> None:
+    """Logit for logit, to float32 rounding as cached equals full; and no text changes a bit of another's."""
+    texts = [ids(1, 20)[:, :length] + start for start, length in ((0, 7), (0, 1), (0, 20), (-1, 12))]
+    texts[3].clamp_(min=0)
+    rows = torch.stack([torch.cat(texts[:2] + texts[3:], 1)[0], texts[2].expand(2, -1).reshape(-1)[:20]])
+    positions = torch.stack([torch.cat([torch.arange(n) for n in (7, 1, 12)]), torch.arange(20)])
+    packed = model(rows, position_ids=positions)
+    for row, start, text in ((0, 0, 0), (0, 7, 1), (0, 8, 3), (1, 0, 2)):
+        length = texts[text].shape[1]
+        alone = model(texts[text])[0]
+        torch.testing.assert_close(packed[row, start : start + length], alone, atol=1e-5, rtol=1e-5)
+    rows[0, :7] += 1
+    changed = model(rows, position_ids=positions)
+    assert torch.equal(changed[0, 7:], packed[0, 7:]) and torch.equal(changed[1], packed[1])
+    assert not torch.equal(changed[0, :7], packed[0, :7])
+
+
+@torch.no_grad()
+def test_position_ids_have_limits(model: Llama) -> None:
+    """What counts is the longest text, not the row; of another shape, or with a cache, they are refused."""
+    row, positions = ids(1, 100), (torch.arange(100) % 50)[None]
+    assert model(row, position_ids=positions).shape == (1, 100, 50)
+    with pytest.raises(ValueError, match="0 \\+ 65 tokens do not fit the 64 positions"):
+        model(row, position_ids=torch.arange(100)[None] % 65)
+    for wrong in ({"position_ids": positions[:, :9]}, {"position_ids": positions, "cache": model.new_cache(1, 64)}):
+        with pytest.raises(ValueError, match="position_ids must have the shape of tokens"):
+            model(row, **wrong)
+
+
 @pytest.mark.parametrize("chunks", [[20], [1] * 20, [7, 13], [12, 1, 1, 6]])
 @torch.no_grad()
 def test_cached_equals_full(model: Llama, chunks: list[int]) -> None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import math
+from typing import Any
 
 import pytest
 import torch
@@ -13,7 +15,7 @@ from torch import nn
 
 from llama_min import Llama
 from lora_lite import Example, LoRAConfig, TrainConfig, Trainer, add_lora, lora_parameters
-from lora_lite.trainer import learning_rate, token_losses
+from lora_lite.trainer import cross_entropy, learning_rate, pack
 from tests.llama_min.test_model import SMALL
 
 EXAMPLES = [
@@ -35,39 +37,178 @@ def model() -> Llama:
     return net
 
 
+class Wrapped(nn.Module):
+    """Any callable: an object with `.logits`, and no word of its head."""
+
+    def __init__(self, inner: nn.Module) -> None:
+        super().__init__()
+        self.inner = inner
+
+    def forward(self, ids: torch.Tensor) -> Any:
+        return type("Output", (), {"logits": self.inner(ids)})()
+
+
 def trainer(net: nn.Module, **settings) -> Trainer:
     return Trainer(net, TrainConfig(progress=False, **settings))
 
 
 def test_loss_by_hand() -> None:
-    """Two supervised tokens of probability 1/2 and 1/4: ln 2 + ln 4; the prompt and the padding do not count."""
-    p = torch.tensor([[0.5, 0.5, 1e-9, 1e-9], [0.25, 0.25, 0.25, 0.25], [1e-9, 1e-9, 0.5, 0.5], [1.0, 1.0, 1.0, 1.0]])
-    ids, mask = torch.tensor([[3, 0, 3, 0]]), torch.tensor([[1.0, 1.0, 1.0, 0.0]])
-    loss = token_losses(p.log()[None], ids, mask)
-    assert loss.item() == pytest.approx(math.log(2) + math.log(4), rel=1e-6)
+    """Two targets of probability 1/2 and 1/4, one of them the likeliest: ln 2 + ln 4; the gradient is p - y."""
+    p = torch.tensor([[0.5, 0.3, 0.1, 0.1], [0.25, 0.1, 0.1, 0.55]])
+    logits = p.log().requires_grad_()
+    loss, hits = cross_entropy(logits, torch.tensor([0, 0]), nn.Identity())
+    assert loss.item() == pytest.approx(math.log(2) + math.log(4), rel=1e-6) and hits.item() == 1
+    (2 * loss).backward()
+    expected = 2 * (p - torch.tensor([[1.0, 0, 0, 0], [1.0, 0, 0, 0]]))
+    torch.testing.assert_close(logits.grad, expected, atol=1e-6, rtol=0)
+
+
+@given(st.integers(1, 40), st.integers(1, 9), st.booleans())
+def test_loss_in_chunks_is_pytorchs(rows: int, chunk: int, frozen: bool) -> None:
+    """Against F.cross_entropy in float64, with a head that has a bias; chunks of one row up to all of them.
+
+    A sum of `rows` losses in float32 is off by at most rows * 2^-24 of itself; logits of 8 products by some 2^-20.
+    """
+    torch.manual_seed(rows)
+    hidden, y = torch.randn(rows, 8), torch.randint(0, 11, (rows,))
+    head = nn.Linear(8, 11).requires_grad_(not frozen)
+    twin = copy.deepcopy(head).double()
+    ours, theirs = hidden.clone().requires_grad_(), hidden.double().requires_grad_()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("lora_lite.trainer.LOGITS", chunk * 11)
+        loss, hits = cross_entropy(ours, y, head)
+    expected = F.cross_entropy(twin(theirs), y, reduction="sum")
+    loss.backward()
+    expected.backward()
+    assert loss.item() == pytest.approx(expected.item(), rel=1e-5)
+    assert hits.item() == int((twin(theirs).argmax(-1) == y).sum())
+    for p, q in ((ours, theirs), (head.weight, twin.weight), (head.bias, twin.bias)):
+        assert (p.grad is None) == (q.grad is None)
+        if p.grad is not None:
+            assert (p.grad - q.grad).abs().max() <= 1e-5 * rows
 
 
 def test_step_loss_is_the_sum_over_the_number_of_tokens() -> None:
     """Against each example run alone, unpadded, through F.cross_entropy's own ignore_index."""
-    net, total, count = model(), 0.0, 0
+    net, total, count, hits = model(), 0.0, 0, 0
     for example in EXAMPLES:
         ids = torch.tensor([list(example.ids)])
         labels = torch.where(torch.tensor([list(example.mask)]) == 1, ids, -100)[0, 1:]
-        total += F.cross_entropy(net(ids)[0, :-1], labels, ignore_index=-100, reduction="sum").item()
+        logits = net(ids)[0, :-1]
+        total += F.cross_entropy(logits, labels, ignore_index=-100, reduction="sum").item()
         count += int((labels != -100).sum())
+        hits += int((logits.argmax(-1) == labels).sum())
     assert count == sum(example.supervised for example in EXAMPLES) == 3 + 1 + 16 + 4 + 1
-    assert trainer(net)._accumulate(EXAMPLES) == pytest.approx(total / count, rel=1e-6)
-    assert trainer(net).evaluate(EXAMPLES) == pytest.approx(total / count, rel=1e-6)
+    for settings in ({}, {"packing": 24}):
+        assert trainer(net, **settings)._accumulate(EXAMPLES) == pytest.approx(total / count, rel=1e-6)
+        found = trainer(net, **settings).evaluate(EXAMPLES)
+        assert found.loss == pytest.approx(total / count, rel=1e-6)
+        assert (found.accuracy, found.tokens) == (hits / count, count)
+        assert found.perplexity == pytest.approx(math.exp(total / count), rel=1e-5)
 
 
-@given(st.integers(1, 5))
-def test_micro_batches_change_nothing(size: int) -> None:
-    """Gradients agree to the rounding of a sum of at most 25 float32 terms, relative to the largest gradient."""
+@given(st.integers(1, 5), st.sampled_from([None, 2, 21, 64]), st.booleans())
+def test_how_a_step_is_run_changes_nothing(size: int, packing: int | None, checkpointing: bool) -> None:
+    """Micro-batches, packed rows, blocks run again: each gradient agrees to the rounding of its sum.
+
+    It sums over at most 39 tokens products of at most 64 float32 terms: off by at most (39 + 64) * 2^-24 = 6e-6 of the
+    terms' absolute sum, which is some times the largest gradient.
+    """
     nets = [model(), model()]
-    losses = [trainer(net, micro_batch_size=s)._accumulate(EXAMPLES) for net, s in zip(nets, (5, size))]
+    settings = {"micro_batch_size": size, "packing": packing, "gradient_checkpointing": checkpointing}
+    losses = [trainer(net, **s)._accumulate(EXAMPLES) for net, s in zip(nets, ({"micro_batch_size": 5}, settings))]
     assert losses[0] == pytest.approx(losses[1], rel=1e-6)
     for p, q in zip(*map(lora_parameters, nets)):
-        assert (p.grad - q.grad).abs().max() <= 1e-5 * p.grad.abs().max()
+        assert (p.grad - q.grad).abs().max() <= 2e-5 * p.grad.abs().max()
+
+
+def test_checkpointing_gives_the_same_bits() -> None:
+    """Dropout draws the same numbers when a block is run again; so a whole run ends with the same adapter."""
+    ends = []
+    for on in (False, True):
+        torch.manual_seed(0)
+        net = Llama(SMALL)
+        add_lora(net, LoRAConfig(rank=4, dropout=0.3))
+        runs = 0
+
+        def count(*_: object) -> None:
+            nonlocal runs
+            runs += 1
+
+        net.model.layers[0].mlp.register_forward_pre_hook(count)
+        run = trainer(net, epochs=2, batch_size=5, gradient_checkpointing=on)
+        before = runs
+        run.fit(EXAMPLES)
+        assert runs - before == (4 if on else 2)
+        assert "forward" not in vars(net.model.layers[0])
+        ends.append([p.detach().clone() for p in lora_parameters(net)])
+    assert all(torch.equal(p, q) for p, q in zip(*ends))
+
+
+def test_logits_are_made_at_supervised_positions_alone() -> None:
+    """The head sees no more rows than there are supervised tokens, and the model's own call of it none."""
+    net, seen = model(), []
+    run = trainer(net)
+    net.lm_head.register_forward_hook(lambda _, inputs, output: seen.append(output.shape[:-1].numel()))
+    run._accumulate(EXAMPLES)
+    assert sorted(seen) == [0, 0, 25]
+
+
+def test_nothing_is_computed_below_the_first_adapter() -> None:
+    """With adapters in the last block only, what goes into that block needs no gradient and has no graph behind it."""
+    torch.manual_seed(0)
+    net, inputs = Llama(SMALL), []
+    last = SMALL.num_hidden_layers - 1
+    add_lora(net, LoRAConfig(rank=2, layers=(last,)))
+    net.model.layers[last].register_forward_pre_hook(lambda _, arguments: inputs.append(arguments[0]))
+    trainer(net)._accumulate(EXAMPLES)
+    assert all(x.grad_fn is None and not x.requires_grad for x in inputs) and inputs
+    assert all(p.grad is not None for n, p in net.named_parameters() if n.endswith("lora_B"))
+
+
+@given(st.lists(st.integers(1, 30), min_size=1, max_size=40), st.integers(2, 40))
+def test_packing_loses_nothing_and_is_tight(lengths: list[int], row: int) -> None:
+    examples = [Example([0] * length, [1] * length, str(i)) for i, length in enumerate(lengths)]
+    rows = pack(examples, row)
+    assert sorted(e.name for r in rows for e in r) == sorted(e.name for e in examples)
+    filled = [sum(len(e.ids) for e in r) for r in rows]
+    assert all(full <= row or len(r) == 1 for full, r in zip(filled, rows))
+    assert sum(full <= row / 2 for full in filled) <= 1, "two rows would have fitted in one"
+
+
+def test_best_fit_by_hand() -> None:
+    """Into rows of 10: 7, then 6; 4 goes beside 6 (full), 3 beside 7 (full), 2 opens a row."""
+    rows = pack([Example([0] * n, [1] * n) for n in (2, 3, 4, 6, 7)], 10)
+    assert [[len(example.ids) for example in row] for row in rows] == [[7, 3], [6, 4], [2]]
+
+
+def test_a_model_whose_attention_crosses_examples_is_refused() -> None:
+    class Deaf(nn.Module):
+        """Takes position_ids and does not heed them."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.inner = model()
+
+        def forward(self, ids: torch.Tensor, position_ids: torch.Tensor | None = None) -> torch.Tensor:
+            return self.inner(ids)
+
+    with pytest.raises(ValueError, match="attention of Deaf crosses the examples"):
+        trainer(Deaf(), packing=32).fit(EXAMPLES)
+    with pytest.raises(ValueError, match="takes no position_ids"):
+        trainer(Wrapped(model()), packing=32).fit(EXAMPLES)
+
+
+def test_what_is_cut_off_is_counted() -> None:
+    """To 5 tokens: 15 tokens of the third (all supervised) and 2 of the fourth (both supervised)."""
+    with pytest.warns(UserWarning, match="2 of 5 examples of train_set were cut to 5 tokens: 17 tokens lost, 17 of"):
+        (step,) = trainer(model(), batch_size=5, max_length=5).fit(EXAMPLES)
+    assert (step.tokens, step.supervised) == (5 + 3 + 5 + 5 + 4, 3 + 1 + 1 + 2 + 1)
+    with pytest.raises(ValueError, match="example 2 of train_set has no supervised token left within max_length=4"):
+        trainer(model(), max_length=4).fit(EXAMPLES)
+    long = Example([1] * 2000, [1] * 2000, "notes.jsonl:7")
+    with pytest.raises(ValueError, match="notes.jsonl:7 has 2000 tokens, the model's context"):
+        trainer(model()).fit([long])
 
 
 def test_the_prompt_is_masked() -> None:
@@ -127,7 +268,7 @@ def test_learns_and_keeps_the_best() -> None:
     scores = [step.eval_loss for step in history if step.eval_loss is not None]
     assert history[-1].loss < 0.6 * history[0].loss
     assert scores[-1] > min(scores)
-    assert run.evaluate(held_out) == pytest.approx(min(scores), rel=1e-6)
+    assert run.evaluate(held_out).loss == pytest.approx(min(scores), rel=1e-6)
 
 
 def test_lora_plus_moves_b_faster() -> None:
@@ -149,16 +290,26 @@ def test_clipping_bounds_the_step() -> None:
     assert step.grad_norm > 1e-2 and norm == pytest.approx(1e-3, rel=1e-3)
 
 
-def test_models_that_return_an_object_with_logits() -> None:
-    class Wrapped(nn.Module):
-        def __init__(self, inner: nn.Module) -> None:
-            super().__init__()
-            self.inner = inner
+def test_models_whose_logits_are_taken_as_they_come() -> None:
+    """Without `get_output_embeddings`, and with logits that are more than what the head gives."""
+    net = model()
+    expected = trainer(net)._accumulate(EXAMPLES)
+    assert trainer(net).head is net.lm_head
+    wrapped = trainer(Wrapped(model()))
+    assert wrapped.head is None
+    assert wrapped._accumulate(EXAMPLES) == pytest.approx(expected, rel=1e-6)
 
-        def forward(self, ids: torch.Tensor):
-            return type("Output", (), {"logits": self.inner(ids)})()
+    class Capped(Llama):
+        def forward(self, *arguments: Any, **named: Any) -> torch.Tensor:
+            return torch.tanh(super().forward(*arguments, **named))
 
-    assert trainer(Wrapped(model())).evaluate(EXAMPLES) == trainer(model()).evaluate(EXAMPLES)
+    torch.manual_seed(0)
+    capped = Capped(SMALL)
+    add_lora(capped)
+    assert trainer(capped).head is None
+    logits = capped(torch.tensor([EXAMPLES[1].ids]))
+    loss = F.cross_entropy(logits[0, 1:2], torch.tensor([EXAMPLES[1].ids[2]]))
+    assert trainer(capped).evaluate(EXAMPLES[1:2]).loss == pytest.approx(loss.item(), rel=1e-6)
 
 
 def test_what_is_refused() -> None:
@@ -170,9 +321,12 @@ def test_what_is_refused() -> None:
         trainer(model()).fit([])
     with pytest.raises(ValueError, match="2 ids and 1 mask"):
         Example([1, 2], [1])
-    for settings in ({"epochs": 0}, {"learning_rate": 0.0}, {"warmup": 1.5}, {"batch_size": 2.5}):
+    for settings in ({"epochs": 0}, {"learning_rate": 0.0}, {"warmup": 1.5}, {"batch_size": 2.5}, {"packing": 1}):
         with pytest.raises(ValueError, match=next(iter(settings))):
             TrainConfig(**settings)
+    half = Llama(SMALL).bfloat16()
+    with pytest.raises(ValueError, match="model.embed_tokens.weight is trained in torch.bfloat16"):
+        Trainer(half)
 
 
 def test_a_loss_that_is_not_finite_stops() -> None:

@@ -80,6 +80,17 @@ def test_logits_equal(tmp_path: Path, kv_heads: int, tied: bool, scaling: dict |
     assert largest_difference(ours, theirs, length=3000) <= 1e-5
 
 
+@torch.no_grad()
+def test_packed_rows_equal(tmp_path: Path) -> None:
+    """Rows of several texts, told by their positions, as transformers reads them; taken for one text they differ."""
+    theirs, ids = reference(tmp_path), tokens(600)
+    positions = torch.stack([torch.arange(600) % 250, torch.arange(600) % 77])
+    ours = load_llama(tmp_path, torch.float32)
+    expected = theirs(ids, position_ids=positions, use_cache=False).logits
+    assert (ours(ids, position_ids=positions) - expected).abs().max() <= 1e-5
+    assert (ours(ids) - expected).abs().max() > 0.1
+
+
 @pytest.mark.parametrize("attention_bias", [True, False])
 @pytest.mark.parametrize("mlp_bias", [True, False])
 @pytest.mark.parametrize("head_dim", [8, 16, 32])  # 16 is hidden size / heads
