@@ -1,30 +1,40 @@
 """Supervised fine-tuning in one file: the exact loss, packing, the schedule, the loop.
 
 Shapes: B batch, T time, D model width, V vocabulary, n supervised tokens.
+
+What does not teach lies beside it: `data` makes examples from files, `checkpoints` writes files that are whole or not
+there, `watch` shows how a run goes, `ranks` sums over the processes of a run.
 """
 
 from __future__ import annotations
 
 import hashlib
 import inspect
+import json
 import math
 import random
+import signal
+import sys
+import threading
 import time
 import warnings
 from bisect import bisect_left, insort
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, fields, replace
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
-from tqdm import tqdm
 
-from lora_lite.lora import lora_parameter_groups
+from lora_lite.checkpoints import checkpoint_steps, load_newest, save_checkpoint
+from lora_lite.lora import adapter_names, adapters_without_gradient, lora_parameter_groups
+from lora_lite.ranks import join_ranks, shard_base
+from lora_lite.watch import Watch, draw_curve, peak_memory, read_metrics
 
 __all__ = [
     "Evaluation",
@@ -33,10 +43,13 @@ __all__ = [
     "TrainConfig",
     "Trainer",
     "cross_entropy",
+    "deal",
     "learning_rate",
     "pack",
 ]
 
+# Settings that change how a step is computed, or what is shown, and not what it computes: a resumed run may change them.
+FREE = ("micro_batch_size", "packing", "gradient_checkpointing", "shard", "save_every", "keep", "progress")
 LOGITS = 2**24  # how many logits may exist at a time: 64 MB of them in float32
 
 
@@ -81,7 +94,11 @@ class TrainConfig:
         max_grad_norm: gradients are scaled down to this Euclidean norm.
         autocast: compute in bfloat16 what PyTorch deems safe, over a float32 model.
         gradient_checkpointing: keep only what goes into each block and compute the rest again in the backward pass.
+        shard: with several processes, spread the frozen base over them (FSDP2): for a base that fits no one device.
         evaluations: how often `eval_set` is scored, evenly spaced, the last time after the last step.
+        patience: stop after so many evaluations in a row without a new best; None never stops early.
+        save_every: steps from one checkpoint to the next, where the run has a folder; each new best has one, too.
+        keep: how many of the newest checkpoints are kept; that of the best step is always.
         seed: of the data order and of dropout.
         progress: whether a progress bar runs on stderr.
     """
@@ -99,18 +116,22 @@ class TrainConfig:
     max_grad_norm: float = 1.0
     autocast: bool = False
     gradient_checkpointing: bool = False
+    shard: bool = False
     evaluations: int = 4
+    patience: int | None = None
+    save_every: int = 100
+    keep: int = 2
     seed: int = 0
     progress: bool = True
 
     def __post_init__(self) -> None:
-        for name in ("epochs", "batch_size", "micro_batch_size", "evaluations"):
+        for name in ("epochs", "batch_size", "micro_batch_size", "evaluations", "save_every", "keep"):
             if not isinstance(getattr(self, name), int) or getattr(self, name) < 1:
                 raise ValueError(f"{name}={getattr(self, name)!r} must be a whole number of at least 1")
-        for name in ("packing", "max_length"):
+        for name, least in (("packing", 2), ("max_length", 2), ("patience", 1)):
             value = getattr(self, name)
-            if value is not None and (not isinstance(value, int) or value < 2):
-                raise ValueError(f"{name}={value!r} must be None or a whole number of at least 2")
+            if value is not None and (not isinstance(value, int) or value < least):
+                raise ValueError(f"{name}={value!r} must be None or a whole number of at least {least}")
         for name in ("learning_rate", "lora_plus", "max_grad_norm"):
             if not getattr(self, name) > 0:
                 raise ValueError(f"{name}={getattr(self, name)!r} must be above 0")
@@ -240,6 +261,35 @@ def pack(examples: Sequence[Example], row: int) -> list[list[Example]]:
     return rows
 
 
+def deal(examples: Sequence[Example], ranks: int) -> list[list[Example]]:
+    """Each example to one rank, so that all have about as many tokens: the longest first, to whoever has the fewest."""
+    shares: list[list[Example]] = [[] for _ in range(ranks)]
+    loads = [0] * ranks
+    for example in sorted(examples, key=lambda example: -len(example.ids)):
+        least = loads.index(min(loads))
+        shares[least].append(example)
+        loads[least] += len(example.ids)
+    return shares
+
+
+@dataclass
+class _State:
+    """Where a run is: `step` steps are done, and held-out examples were last scored after `evaluated` of them.
+
+    `waited` counts the evaluations since the best one, which came after `best_step` steps.
+    """
+
+    step: int = 0
+    evaluated: int = 0
+    best_loss: float = math.inf
+    best_step: int = 0
+    waited: int = 0
+
+
+class _Stop(Exception):
+    """A signal asked the run to end."""
+
+
 @dataclass(frozen=True)
 class _MicroBatch:
     """What one forward pass reads: ids (B, T), positions (B, T) where examples lie end to end, and what it predicts.
@@ -285,13 +335,15 @@ class Trainer:
             it must take `position_ids` (B, T) and begin a new text where they start again, as `llama_min` and
             transformers do.
         config: `None` takes `TrainConfig()`.
+        out: a folder for metrics.jsonl, the curve, TensorBoard's files and checkpoints; None writes nothing.
 
     Raises:
         ValueError: nothing requires a gradient, or something that does is no float32 (or wider).
     """
 
-    def __init__(self, model: nn.Module, config: TrainConfig | None = None) -> None:
+    def __init__(self, model: nn.Module, config: TrainConfig | None = None, out: str | Path | None = None) -> None:
         self.model, self.config = model, config or TrainConfig()
+        self.out = None if out is None else Path(out)
         trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
         if not trained:
             raise ValueError("no parameter requires a gradient, nothing would be trained: call add_lora first")
@@ -300,20 +352,30 @@ class Trainer:
                 raise ValueError(f"{name} is trained in {p.dtype}, which rounds small steps away: call .float() first")
         self.names, self.parameters = list(trained), list(trained.values())
         self.device = self.parameters[0].device
+        self.ranks = join_ranks(self.device)
         accepted = inspect.signature(model.forward).parameters
         self._takes_positions = "position_ids" in accepted
         self._options = {"use_cache": False} if "use_cache" in accepted else {}  # transformers' models fill one else
+        self._sharded = self.config.shard and self.ranks.world > 1
+        self._stop_signal: int = 0  # of the signal that asked the run to end
+        self._best: list[Tensor] | None = None  # the parameters that scored best so far
         self.head = self._find_head()
 
-    def fit(self, train_set: Sequence[Example], eval_set: Sequence[Example] = ()) -> list[Step]:
+    def fit(self, train_set: Sequence[Example], eval_set: Sequence[Example] = (), resume: bool = False) -> list[Step]:
         """Train; where there is an `eval_set`, end with the parameters that scored best on it.
+
+        Args:
+            resume: go on from the newest whole checkpoint in `out` and end with the very bits of a run that was never
+                interrupted, given as many processes and threads; begin where there is no checkpoint.
 
         Returns:
             One record a step.
 
         Raises:
-            ValueError: there is no example, or one has no supervised token, or packing mixes examples in this model.
+            ValueError: there is no example, or one has no supervised token; packing mixes examples in this model; `out`
+                holds checkpoints and `resume` is not set, or they are of another run.
             FloatingPointError: a loss is not finite; the message names the step and the examples.
+            CheckpointError: a checkpoint cannot be written; those before it are whole.
         """
         train_set, eval_set = self.cut(train_set, "train_set"), self.cut(eval_set, "eval_set")
         if not train_set:
@@ -324,107 +386,112 @@ class Trainer:
             self.model.train()
             if self.config.packing is not None:
                 self._check_packing()
+            self._begin(train_set, eval_set, resume)
+            until_the_end.callback(self._watch.close)
+            until_the_end.callback(setattr, self, "_stop_signal", 0)
+            if self._sharded:
+                shard_base(self.model, _blocks(self.model))
             if self.config.gradient_checkpointing:
                 until_the_end.enter_context(_checkpointed(self.model))
-            return self._run(train_set, eval_set)
+            try:
+                with self._signals():
+                    self._run(train_set, eval_set)
+            except _Stop:
+                signal.raise_signal(self._stop_signal)  # all is saved: now do what the signal does
+                raise SystemExit(128 + self._stop_signal) from None
+        return self._history
 
-    def _run(self, train_set: Sequence[Example], eval_set: Sequence[Example]) -> list[Step]:
-        config = self.config
-        batches = self._batches(len(train_set))
-        steps = len(batches)
+    def _run(self, train_set: Sequence[Example], eval_set: Sequence[Example]) -> None:
+        """Step after step, scored and saved in between, until the end, early or not."""
+        config, state, steps = self.config, self._state, len(self._batches)
         every = max(1, steps // config.evaluations)
-        optimizer, speeds = self._optimizer()
-        history: list[Step] = []
-        best_loss, best = math.inf, [p.detach().clone() for p in self.parameters]
-        bar = tqdm(batches, desc="training", unit="step", disable=not config.progress)
-        for step, batch in enumerate(bar):
-            started = time.perf_counter()
-            _seed(config.seed, step)
-            rate = learning_rate(step, steps, config)
-            for group, speed in zip(optimizer.param_groups, speeds):
-                group["lr"] = rate * speed
-            examples = [train_set[i] for i in batch]
-            loss = self._accumulate(examples)
-            norm = float(nn.utils.clip_grad_norm_(self.parameters, config.max_grad_norm))
-            if not math.isfinite(loss) or not math.isfinite(norm):
-                raise FloatingPointError(
-                    f"step {step}: loss {loss}, gradient norm {norm} on examples {batch}: lower the learning rate"
-                )
-            optimizer.step()
-            tokens = sum(len(example.ids) for example in examples)
-            supervised = sum(example.supervised for example in examples)
-            record = Step(step, loss, rate, norm, tokens, supervised, time.perf_counter() - started)
-            if eval_set and ((step + 1) % every == 0 or step + 1 == steps):
-                found = self.evaluate(eval_set)
-                record = replace(record, eval_loss=found.loss, eval_accuracy=found.accuracy)
-                if found.loss < best_loss:
-                    best_loss, best = found.loss, [p.detach().clone() for p in self.parameters]
-            history.append(record)
-            bar.set_postfix_str(f"lr {rate:.2e}, loss {loss:.3f}, {tokens / record.seconds:,.0f} tokens/s")
-        if eval_set:
+        try:
+            while True:
+                improved = False
+                due = bool(eval_set) and (state.step % every == 0 or state.step == steps) and state.step > 0
+                if due and state.evaluated < state.step:
+                    improved = self._score(eval_set)
+                ended = state.step == steps or (config.patience is not None and state.waited >= config.patience)
+                if improved or ended or state.step % config.save_every == 0:
+                    self._save()
+                if ended:
+                    break
+                self._step(train_set)
+        except _Stop:
+            self._save()
+            raise
+        if self._best is not None:
             with torch.no_grad():
-                for parameter, value in zip(self.parameters, best):
+                for parameter, value in zip(self.parameters, self._best):
                     parameter.copy_(value)
-        return history
+        self._draw()
 
-    def _optimizer(self) -> tuple[torch.optim.AdamW, list[float]]:
-        """AdamW, and the rate of each of its groups as a multiple of the schedule's."""
-        groups: list[dict[str, Any]] = [{"params": self.parameters, "lr": 1.0}]
-        if self.config.lora_plus != 1:
-            groups = lora_parameter_groups(self.model, learning_rate=1.0, ratio=self.config.lora_plus)
-        optimizer = torch.optim.AdamW(groups, weight_decay=self.config.weight_decay)
-        return optimizer, [group["lr"] for group in groups]
+    def _step(self, train_set: Sequence[Example]) -> None:
+        """One optimizer step."""
+        started, config, step = time.perf_counter(), self.config, self._state.step
+        _seed(config.seed, step, self.ranks.rank)
+        rate = learning_rate(step, len(self._batches), config)
+        for group, speed in zip(self._optimizer.param_groups, self._speeds):
+            group["lr"] = rate * speed
+        examples = [train_set[i] for i in self._batches[step]]
+        loss = self._accumulate(examples)
+        norm = float(nn.utils.clip_grad_norm_(self.parameters, config.max_grad_norm))
+        self._check_finite("gradient norm", norm, [example.name for example in examples])
+        if step == min(1, len(self._batches) - 1):  # at step 0 every A waits for its B
+            self._warn_of_silence()
+        self._optimizer.step()
+        self._state.step = step + 1
+        tokens, supervised = sum(len(example.ids) for example in examples), _supervised(examples)
+        seconds = time.perf_counter() - started
+        record = Step(step, loss, rate, norm, tokens, supervised, seconds, peak_memory(self.device))
+        self._history.append(record)
+        line = {name: value for name, value in asdict(record).items() if not name.startswith("eval_")}
+        self._watch.step({**line, "tokens_per_second": tokens / seconds})
 
-    def cut(self, examples: Sequence[Example], what: str = "examples") -> list[Example]:
-        """The examples, named, and cut to `max_length`; how much was cut off is said in a warning.
+    def _score(self, eval_set: Sequence[Example]) -> bool:
+        """Score the held-out examples, keep the parameters if they are the best so far, and tell whether they are."""
+        found, state = self.evaluate(eval_set), self._state
+        self._check_finite("loss on eval_set", found.loss, [])
+        improved, state.evaluated = found.loss < state.best_loss, state.step
+        if improved:
+            state.best_loss, state.best_step, state.waited = found.loss, state.step, 0
+            self._best = [p.detach().clone() for p in self.parameters]
+        else:
+            state.waited += 1
+        self._history[-1] = replace(self._history[-1], eval_loss=found.loss, eval_accuracy=found.accuracy)
+        line = {"eval_loss": found.loss, "eval_perplexity": found.perplexity, "eval_accuracy": found.accuracy}
+        self._watch.write({"step": state.step - 1, **line})
+        self._draw()
+        return improved
 
-        Args:
-            what: the examples are, in messages.
-
-        Raises:
-            ValueError: an example has no supervised token (left), or is longer than the model's context.
-        """
-        limit, context = self.config.max_length, _context(self.model)
-        kept, long, lost, taught = [], 0, 0, 0
-        for number, example in enumerate(examples):
-            name = example.name or f"example {number} of {what}"
-            short = replace(example, ids=example.ids[:limit], mask=example.mask[:limit], name=name)
-            if not example.supervised:
-                raise ValueError(f"{name} has no supervised token: its completion is empty")
-            if not short.supervised:
-                raise ValueError(f"{name} has no supervised token left within max_length={limit}: raise it")
-            if context is not None and len(short.ids) > context:
-                raise ValueError(f"{name} has {len(short.ids)} tokens, the model's context {context}: set max_length")
-            long += len(short.ids) < len(example.ids)
-            lost += len(example.ids) - len(short.ids)
-            taught += example.supervised - short.supervised
-            kept.append(short)
-        if long:
-            told = f"{long} of {len(kept)} examples of {what} were cut to {limit} tokens"
-            warnings.warn(f"{told}: {lost} tokens lost, {taught} of them supervised", stacklevel=2)
-        return kept
-
-    @torch.no_grad()
     def evaluate(self, examples: Sequence[Example]) -> Evaluation:
         """Score `examples`, dropout off."""
         loss, hits = 0.0, 0
-        with _evaluating(self.model):
-            for batch in self._micro_batches(examples):
+        with torch.no_grad(), _evaluating(self.model):
+            for batch, weight in self._passes(examples):
                 batch_loss, batch_hits = self._loss_sum(batch)
-                loss, hits = loss + batch_loss.item(), hits + int(batch_hits)
-        supervised = sum(example.supervised for example in examples)
-        return Evaluation(loss / supervised, hits / supervised, supervised)
+                loss, hits = loss + weight * batch_loss.item(), hits + weight * int(batch_hits)
+                self._heed_signal()
+        (loss, right), supervised = self._sum_over_ranks([loss, hits]), _supervised(examples)
+        return Evaluation(loss / supervised, right / supervised, supervised)
 
     def _accumulate(self, examples: Sequence[Example]) -> float:
         """Leave in `.grad` the gradient of the step's loss, micro-batch by micro-batch, and return the loss."""
         for parameter in self.parameters:
             parameter.grad = None
-        supervised = sum(example.supervised for example in examples)
-        total = 0.0
-        for batch in self._micro_batches(examples):
-            loss = self._loss_sum(batch)[0] / supervised
+        supervised, total = _supervised(examples), 0.0
+        suspects: list[str] = []
+        for batch, weight in self._passes(examples):
+            loss = self._loss_sum(batch)[0] * (weight / supervised)
+            if not loss.requires_grad:
+                raise ValueError("the loss depends on no trained parameter: is the adapter active?")
             loss.backward()
             total += loss.item()
+            suspects += [] if math.isfinite(loss.item()) else [example.name for example in batch]
+            self._heed_signal()
+        self.ranks.sum_gradients(self.parameters)
+        (total,) = self._sum_over_ranks([total])
+        self._check_finite("loss", total, suspects)
         return total
 
     def _loss_sum(self, examples: Sequence[Example]) -> tuple[Tensor, Tensor]:
@@ -443,17 +510,20 @@ class Trainer:
         A hook on the head keeps what comes in and hands on no position of it, so that the model's own call of its head
         costs nothing.
         """
+        if self.head is None:
+            return self._logits(ids, positions)
         caught: list[Tensor] = []
 
         def catch(_: nn.Module, arguments: tuple[Tensor]) -> tuple[Tensor]:
             caught.append(arguments[0])
             return (arguments[0][:, :0],)
 
-        with ExitStack() as hooked:
-            if self.head is not None:
-                hooked.callback(self.head.register_forward_pre_hook(catch).remove)
-            logits = self._logits(ids, positions)
-        return caught[0] if self.head is not None else logits
+        hook = self.head.register_forward_pre_hook(catch)
+        try:
+            self._logits(ids, positions)
+        finally:
+            hook.remove()
+        return caught[0]
 
     def _logits(self, ids: Tensor, positions: Tensor | None) -> Tensor:
         """The model's logits (B, T, V)."""
@@ -495,6 +565,16 @@ class Trainer:
                 "(transformers' models need attn_implementation 'sdpa', 'eager' or a flash one)"
             )
 
+    def _passes(self, examples: Sequence[Example]) -> list[tuple[list[Example], int]]:
+        """What this rank runs of `examples`, a micro-batch a pass, each with its weight.
+
+        The weight is 1, or 0 where a pass only keeps step with ranks that have more: a sharded base is gathered by all.
+        """
+        shares = [self._micro_batches(share) for share in deal(examples, self.ranks.world)]
+        own = [(batch, 1) for batch in shares[self.ranks.rank]]
+        most = max(map(len, shares)) if self._sharded else 0
+        return own + [(shares[0][0], 0)] * (most - len(own))
+
     def _micro_batches(self, examples: Sequence[Example]) -> list[list[Example]]:
         """What each forward pass reads: packed rows, or examples of like length, to pad little."""
         if self.config.packing is not None:
@@ -503,7 +583,7 @@ class Trainer:
         size = self.config.micro_batch_size
         return [ordered[i : i + size] for i in range(0, len(ordered), size)]
 
-    def _batches(self, examples: int) -> list[list[int]]:
+    def _order(self, examples: int) -> list[list[int]]:
         """Indices of each optimizer step, every epoch in a new order; the last step of an epoch may be smaller."""
         generator = torch.Generator().manual_seed(self.config.seed)
         batches = []
@@ -511,6 +591,209 @@ class Trainer:
             order = torch.randperm(examples, generator=generator).tolist()
             batches += [order[i : i + self.config.batch_size] for i in range(0, examples, self.config.batch_size)]
         return batches
+
+    def cut(self, examples: Sequence[Example], what: str = "examples") -> list[Example]:
+        """The examples, named, and cut to `max_length`; how much was cut off is said in a warning.
+
+        Args:
+            what: the examples are, in messages.
+
+        Raises:
+            ValueError: an example has no supervised token (left), or is longer than the model's context.
+        """
+        limit, context = self.config.max_length, _context(self.model)
+        kept, long, lost, taught = [], 0, 0, 0
+        for number, example in enumerate(examples):
+            name = example.name or f"example {number} of {what}"
+            short = replace(example, ids=example.ids[:limit], mask=example.mask[:limit], name=name)
+            if not example.supervised:
+                raise ValueError(f"{name} has no supervised token: its completion is empty")
+            if not short.supervised:
+                raise ValueError(f"{name} has no supervised token left within max_length={limit}: raise it")
+            if context is not None and len(short.ids) > context:
+                raise ValueError(f"{name} has {len(short.ids)} tokens, the model's context {context}: set max_length")
+            long += len(short.ids) < len(example.ids)
+            lost += len(example.ids) - len(short.ids)
+            taught += example.supervised - short.supervised
+            kept.append(short)
+        if long:
+            told = f"{long} of {len(kept)} examples of {what} were cut to {limit} tokens"
+            warnings.warn(f"{told}: {lost} tokens lost, {taught} of them supervised", stacklevel=3)
+        return kept
+
+    def _make_optimizer(self) -> tuple[torch.optim.AdamW, list[float]]:
+        """AdamW, and the rate of each of its groups as a multiple of the schedule's."""
+        groups: list[dict[str, Any]] = [{"params": self.parameters, "lr": 1.0}]
+        if self.config.lora_plus != 1:
+            groups = lora_parameter_groups(self.model, learning_rate=1.0, ratio=self.config.lora_plus)
+        optimizer = torch.optim.AdamW(groups, weight_decay=self.config.weight_decay)
+        return optimizer, [group["lr"] for group in groups]
+
+    def _begin(self, train_set: Sequence[Example], eval_set: Sequence[Example], resume: bool) -> None:
+        """Set up a run at its beginning, or where its newest checkpoint is."""
+        self._batches = self._order(len(train_set))
+        self._optimizer, self._speeds = self._make_optimizer()
+        self._state, self._stop_signal = _State(), 0
+        self._best = None
+        self._saved: tuple[int, int] | None = None
+        settings = {name: value for name, value in asdict(self.config).items() if name not in FREE}
+        self._of_run = {"settings": settings, "data": _data_hash(train_set, eval_set), "base": self._base_hash()}
+        first, out = self.ranks.rank == 0, self.out
+        found = self._find_checkpoint(out, resume) if first and out is not None else None
+        tensors, state, lines = self.ranks.from_first(found or ({}, asdict(self._state), []))
+        self._state = _State(**state)
+        self._restore(tensors)
+        self.ranks.copy_from_first(self.parameters)
+        self._history = _records(lines)
+        progress = self.config.progress and first
+        self._watch = Watch(out if first else None, lines, len(self._batches), self._state.step, progress)
+
+    def _find_checkpoint(self, out: Path, resume: bool) -> tuple[dict[str, Tensor], dict[str, Any], list[Any]] | None:
+        """Tensors, state and metrics of the newest checkpoint, if there is one, of this very run."""
+        folder = out / "checkpoints"
+        if not resume:
+            if done := checkpoint_steps(folder):
+                raise ValueError(f"{out} holds a run that is at step {done[-1]}: resume it, or give another folder")
+            return None
+        found = load_newest(folder)
+        if found is None:
+            return None
+        tensors, stored = found
+        now = json.loads(json.dumps(self._of_run))
+        other = [name for name, value in now["settings"].items() if stored["settings"].get(name) != value]
+        other += [f"the {part}" for part in ("data", "base") if stored[part] != now[part]]
+        if other:
+            raise ValueError(f"the run in {out} began otherwise: {', '.join(other)} differ; give another folder")
+        state = stored["state"]
+        self._saved = state["step"], state["evaluated"]
+        return tensors, state, read_metrics(out, *self._saved)
+
+    def _restore(self, tensors: dict[str, Tensor]) -> None:
+        """Put a checkpoint's tensors, by their names in `_save`, where they belong."""
+        for name, tensor in tensors.items():
+            kind, _, key = name.partition(".")
+            if kind == "optimizer":
+                part, _, key = key.partition(".")
+                parameter = self.parameters[self.names.index(key)]
+                where = "cpu" if part == "step" else parameter.device
+                self._optimizer.state[parameter][part] = tensor.to(where)
+        with torch.no_grad():
+            for name, parameter in zip(self.names, self.parameters):
+                if f"parameter.{name}" in tensors:
+                    parameter.copy_(tensors[f"parameter.{name}"])
+        if any(name.startswith("best.") for name in tensors):
+            self._best = [tensors[f"best.{name}"].to(self.device) for name in self.names]
+
+    def _save(self) -> None:
+        """Write a checkpoint of all that a run is made of; random numbers need none, each step seeds its own."""
+        state, saved = self._state, self._saved
+        self._saved = state.step, state.evaluated
+        if self.out is None or self.ranks.rank or saved == self._saved:
+            return
+        tensors: dict[str, Tensor] = {}
+        for name, parameter in zip(self.names, self.parameters):
+            tensors[f"parameter.{name}"] = parameter
+            for part, value in self._optimizer.state.get(parameter, {}).items():
+                tensors[f"optimizer.{part}.{name}"] = value
+        tensors |= {f"best.{name}": value for name, value in zip(self.names, self._best or ())}
+        self._watch.sync()
+        stored = {**self._of_run, "state": asdict(state)}
+        save_checkpoint(self.out / "checkpoints", state.step, tensors, stored, self.config.keep, state.best_step)
+
+    def _draw(self) -> None:
+        if self.out is not None and self.ranks.rank == 0 and self._history:
+            draw_curve(self._history, self.out / "curve.png")
+
+    @contextmanager
+    def _signals(self) -> Iterator[None]:
+        """Inside, where there is a folder to save to, Ctrl-C and SIGTERM end the run at the next place fit for it."""
+        before: dict[int, Any] = {}
+
+        def ask(number: int, _: object) -> None:
+            self._stop_signal = number
+            signal.signal(number, before[number])  # asked again, end at once
+            print(f"\n{signal.Signals(number).name}: saving, then stopping", file=sys.stderr, flush=True)
+
+        if self.out is not None and threading.current_thread() is threading.main_thread():
+            for number in (signal.SIGINT, signal.SIGTERM):
+                if signal.getsignal(number) not in (signal.SIG_IGN, None):
+                    before[number] = signal.signal(number, ask)
+        try:
+            yield
+        finally:
+            for asked, handler in before.items():
+                signal.signal(asked, handler)
+
+    def _heed_signal(self) -> None:
+        """Between two passes: end, unless other ranks have to be told first."""
+        if self._stop_signal and self.ranks.world == 1:
+            raise _Stop
+
+    def _sum_over_ranks(self, numbers: Sequence[float]) -> list[float]:
+        """Each number summed over the ranks; whether any was asked to stop goes with them, so that all stop together."""
+        asked = [float(self._stop_signal == number) for number in (signal.SIGINT, signal.SIGTERM)]
+        *sums, interrupted, terminated = self.ranks.sum([*numbers, *asked], self.device)
+        if interrupted or terminated:
+            self._stop_signal = int(signal.SIGTERM if terminated else signal.SIGINT)
+            raise _Stop
+        return sums
+
+    def _check_finite(self, what: str, value: float, suspects: list[str]) -> None:
+        """Raise FloatingPointError where a number that all ranks agree on is not finite."""
+        if not math.isfinite(value):
+            names = list(dict.fromkeys(self.ranks.gather(suspects)))
+            on = f" on {', '.join(names[:8])}" + (f" and {len(names) - 8} more" if len(names) > 8 else "")
+            raise FloatingPointError(
+                f"step {self._state.step}: {what} {value}{on if names else ''}: look at these, or lower the learning rate"
+            )
+
+    def _warn_of_silence(self) -> None:
+        """Name what is trained and received no gradient."""
+        if adapter_names(self.model):
+            silent = adapters_without_gradient(self.model)
+        else:
+            silent = [name for name, p in zip(self.names, self.parameters) if p.grad is None]
+        if silent and self.ranks.rank == 0:
+            more = f" and {len(silent) - 8} more" if len(silent) > 8 else ""
+            told = f"after {self._state.step + 1} steps these receive no gradient and learn nothing"
+            warnings.warn(f"{told}: {', '.join(silent[:8])}{more}", stacklevel=2)
+
+    def _base_hash(self) -> str:
+        """sha256 of names, shapes and a few numbers of all that is not trained."""
+        digest, trained = hashlib.sha256(), set(self.names)
+        for name, tensor in (*self.model.named_parameters(), *self.model.named_buffers()):
+            if name not in trained and not hasattr(tensor, "full_tensor"):  # a sharded one
+                few = tensor.detach().flatten()[:: max(1, tensor.numel() // 64)].cpu().contiguous()
+                digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
+                digest.update(few.view(torch.uint8).numpy().data)
+        return digest.hexdigest()
+
+
+def _supervised(examples: Sequence[Example]) -> int:
+    return sum(example.supervised for example in examples)
+
+
+def _records(lines: Sequence[dict[str, Any]]) -> list[Step]:
+    """The steps that lines of metrics.jsonl tell of; the scores of an evaluation follow their step."""
+    names = {field.name for field in fields(Step)}
+    records: list[Step] = []
+    for line in lines:
+        known = {name: value for name, value in line.items() if name in names}
+        if "loss" in line:
+            records.append(Step(**known))
+        else:
+            records[-1] = replace(records[-1], **known)
+    return records
+
+
+def _data_hash(*sets: Sequence[Example]) -> str:
+    """sha256 of the ids and masks of all examples, in order."""
+    digest = hashlib.sha256()
+    for examples in sets:
+        digest.update(f"{len(examples)} examples".encode())
+        for example in examples:
+            digest.update(np.array([example.ids, example.mask], dtype=np.int64).tobytes())
+    return digest.hexdigest()
 
 
 def _context(model: nn.Module) -> int | None:
@@ -556,9 +839,9 @@ def _evaluating(model: nn.Module) -> Iterator[None]:
             module.training = mode
 
 
-def _seed(seed: int, step: int) -> None:
+def _seed(seed: int, step: int, rank: int) -> None:
     """Seed what a model may draw from, anew at each step, so that a step draws the same wherever a run begins."""
-    number = int.from_bytes(hashlib.sha256(f"{seed} {step}".encode()).digest()[:4], "little")
+    number = int.from_bytes(hashlib.sha256(f"{seed} {step} {rank}".encode()).digest()[:4], "little")
     torch.manual_seed(number)
     np.random.seed(number)
     random.seed(number)

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import copy
 import math
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -48,8 +48,8 @@ class Wrapped(nn.Module):
         return type("Output", (), {"logits": self.inner(ids)})()
 
 
-def trainer(net: nn.Module, **settings) -> Trainer:
-    return Trainer(net, TrainConfig(progress=False, **settings))
+def trainer(net: nn.Module, out: Path | None = None, **settings) -> Trainer:
+    return Trainer(net, TrainConfig(progress=False, **settings), out)
 
 
 def test_loss_by_hand() -> None:
@@ -70,13 +70,18 @@ def test_loss_in_chunks_is_pytorchs(rows: int, chunk: int, frozen: bool) -> None
     A sum of `rows` losses in float32 is off by at most rows * 2^-24 of itself; logits of 8 products by some 2^-20.
     """
     torch.manual_seed(rows)
+    seen: list[int] = []
     hidden, y = torch.randn(rows, 8), torch.randint(0, 11, (rows,))
     head = nn.Linear(8, 11).requires_grad_(not frozen)
-    twin = copy.deepcopy(head).double()
+    head.register_forward_pre_hook(lambda _, arguments: seen.append(len(arguments[0])))
+    twin = nn.Linear(8, 11).double()
+    twin.load_state_dict(head.state_dict())
+    twin.requires_grad_(not frozen)
     ours, theirs = hidden.clone().requires_grad_(), hidden.double().requires_grad_()
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("lora_lite.trainer.LOGITS", chunk * 11)
         loss, hits = cross_entropy(ours, y, head)
+    assert max(seen) <= chunk and sum(seen) == rows, "the logits of more rows at once, or of some twice"
     expected = F.cross_entropy(twin(theirs), y, reduction="sum")
     loss.backward()
     expected.backward()
@@ -237,7 +242,7 @@ def test_schedule_by_hand() -> None:
 
 
 def test_every_example_once_an_epoch_in_a_new_order() -> None:
-    batches = trainer(model(), epochs=3, batch_size=4)._batches(10)
+    batches = trainer(model(), epochs=3, batch_size=4)._order(10)
     assert [len(batch) for batch in batches] == [4, 4, 2] * 3
     epochs = [[*batches[i], *batches[i + 1], *batches[i + 2]] for i in (0, 3, 6)]
     assert all(sorted(epoch) == list(range(10)) for epoch in epochs)
