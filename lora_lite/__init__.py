@@ -1,6 +1,8 @@
 """Low-rank adapters for any `nn.Module`, in PEFT's file format, and a small trainer for supervised fine-tuning."""
 
 from lora_lite.arithmetic import Merged, combine_adapters, correct_quantization, merge_lora, unmerge_lora
+from lora_lite.checkpoints import CheckpointError
+from lora_lite.data import DataError, encode_row, encode_rows, read_rows
 from lora_lite.files import AdapterError, load_adapter, save_adapter, swap_adapter
 from lora_lite.layers import LoRALinear
 from lora_lite.lora import (
@@ -19,11 +21,14 @@ from lora_lite.lora import (
     set_adapter,
     trainable_summary,
 )
+from lora_lite.plan import plan
 from lora_lite.starts import loftq, low_rank_correction
 from lora_lite.trainer import Evaluation, Example, Step, TrainConfig, Trainer
 
 __all__ = [
     "AdapterError",
+    "CheckpointError",
+    "DataError",
     "Evaluation",
     "Example",
     "LoRAConfig",
@@ -39,6 +44,8 @@ __all__ = [
     "combine_adapters",
     "correct_quantization",
     "delete_adapter",
+    "encode_row",
+    "encode_rows",
     "load_adapter",
     "loftq",
     "lora_disabled",
@@ -48,6 +55,8 @@ __all__ = [
     "lora_rows",
     "low_rank_correction",
     "merge_lora",
+    "plan",
+    "read_rows",
     "remove_lora",
     "save_adapter",
     "set_adapter",

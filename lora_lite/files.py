@@ -581,7 +581,7 @@ def _base_hash(model: nn.Module, adapted: Iterable[str]) -> str | None:
     """sha256 of the base's parameters: of adapted layers whole, of the others some 8,000 numbers each.
 
     Rounded to bfloat16, so that a base loaded in float32 or in bfloat16 is the same one. None where that cannot be:
-    float16 rounds otherwise, and adapters move between a quantized base and the float one that it was made of.
+    float16 rounds otherwise, no process has the whole of a base that is spread over several, and adapters move between a quantized base and the float one that it was made of.
     """
     modules, adapted, digest, seen = base_modules(model), set(adapted), hashlib.sha256(), set[int]()
     originals = adapters_of(model).originals if adapter_names(model) else {}
@@ -593,7 +593,7 @@ def _base_hash(model: nn.Module, adapted: Iterable[str]) -> str | None:
             p = originals.get(_join(path, leaf), p)
             if p is None or id(p) in seen:
                 continue
-            if p.dtype == torch.float16:
+            if p.dtype == torch.float16 or hasattr(p, "full_tensor"):  # the latter is spread over several processes
                 return None
             seen.add(id(p))
             sample = p.detach().flatten()[:: 1 if path in adapted else max(1, p.numel() // 8192)]

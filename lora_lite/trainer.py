@@ -3,16 +3,15 @@
 Shapes: B batch, T time, D model width, V vocabulary, n supervised tokens.
 
 What does not teach lies beside it: `data` makes examples from files, `checkpoints` writes files that are whole or not
-there, `watch` shows how a run goes, `ranks` sums over the processes of a run.
+there, `watch` shows how a run goes, `plan` tells beforehand, `ranks` sums over the processes of a run, `runs` has the
+small rest.
 """
 
 from __future__ import annotations
 
-import hashlib
 import inspect
 import json
 import math
-import random
 import signal
 import sys
 import threading
@@ -22,18 +21,25 @@ from bisect import bisect_left, insort
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, fields, replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
 from lora_lite.checkpoints import checkpoint_steps, load_newest, save_checkpoint
 from lora_lite.lora import adapter_names, adapters_without_gradient, lora_parameter_groups
 from lora_lite.ranks import join_ranks, shard_base
+from lora_lite.runs import (
+    base_hash,
+    blocks,
+    checkpointed,
+    data_hash,
+    evaluating,
+    limits,
+    random_states_kept,
+    seed_step,
+)
 from lora_lite.watch import Watch, draw_curve, peak_memory, read_metrics
 
 __all__ = [
@@ -381,7 +387,7 @@ class Trainer:
         if not train_set:
             raise ValueError("train_set is empty")
         with ExitStack() as until_the_end:
-            until_the_end.enter_context(_random_states_kept(self.device))
+            until_the_end.enter_context(random_states_kept(self.device))
             until_the_end.callback(self.model.train, self.model.training)
             self.model.train()
             if self.config.packing is not None:
@@ -390,9 +396,9 @@ class Trainer:
             until_the_end.callback(self._watch.close)
             until_the_end.callback(setattr, self, "_stop_signal", 0)
             if self._sharded:
-                shard_base(self.model, _blocks(self.model))
+                shard_base(self.model, blocks(self.model))
             if self.config.gradient_checkpointing:
-                until_the_end.enter_context(_checkpointed(self.model))
+                until_the_end.enter_context(checkpointed(self.model))
             try:
                 with self._signals():
                     self._run(train_set, eval_set)
@@ -429,7 +435,7 @@ class Trainer:
     def _step(self, train_set: Sequence[Example]) -> None:
         """One optimizer step."""
         started, config, step = time.perf_counter(), self.config, self._state.step
-        _seed(config.seed, step, self.ranks.rank)
+        seed_step(config.seed, step, self.ranks.rank)
         rate = learning_rate(step, len(self._batches), config)
         for group, speed in zip(self._optimizer.param_groups, self._speeds):
             group["lr"] = rate * speed
@@ -467,9 +473,9 @@ class Trainer:
     def evaluate(self, examples: Sequence[Example]) -> Evaluation:
         """Score `examples`, dropout off."""
         loss, hits = 0.0, 0
-        with torch.no_grad(), _evaluating(self.model):
-            for batch, weight in self._passes(examples):
-                batch_loss, batch_hits = self._loss_sum(batch)
+        with torch.no_grad(), evaluating(self.model):
+            for batch, weight in self.passes(examples):
+                batch_loss, batch_hits = self.loss_sum(batch)
                 loss, hits = loss + weight * batch_loss.item(), hits + weight * int(batch_hits)
                 self._heed_signal()
         (loss, right), supervised = self._sum_over_ranks([loss, hits]), _supervised(examples)
@@ -481,8 +487,8 @@ class Trainer:
             parameter.grad = None
         supervised, total = _supervised(examples), 0.0
         suspects: list[str] = []
-        for batch, weight in self._passes(examples):
-            loss = self._loss_sum(batch)[0] * (weight / supervised)
+        for batch, weight in self.passes(examples):
+            loss = self.loss_sum(batch)[0] * (weight / supervised)
             if not loss.requires_grad:
                 raise ValueError("the loss depends on no trained parameter: is the adapter active?")
             loss.backward()
@@ -494,7 +500,7 @@ class Trainer:
         self._check_finite("loss", total, suspects)
         return total
 
-    def _loss_sum(self, examples: Sequence[Example]) -> tuple[Tensor, Tensor]:
+    def loss_sum(self, examples: Sequence[Example]) -> tuple[Tensor, Tensor]:
         """The summed loss of the supervised tokens of `examples`, run in one pass, and how many were ranked first."""
         batch = _collate(examples, self.config.packing is not None, self.device)
         with self._precision():
@@ -541,7 +547,7 @@ class Trainer:
             return None
         caught: list[Tensor] = []
         hook = head.register_forward_pre_hook(lambda _, arguments: caught.append(arguments[0]))
-        with _evaluating(self.model), self._precision():
+        with evaluating(self.model), self._precision():
             try:
                 logits = self._logits(torch.zeros(1, 2, dtype=torch.long, device=self.device), None)
             finally:
@@ -557,7 +563,7 @@ class Trainer:
         positions = torch.tensor([[0, 1, 2, 3, 0, 1, 2, 3]], device=self.device)
         rows = torch.zeros(2, 1, 8, dtype=torch.long, device=self.device)
         rows[1, :, :4] = 1
-        with _evaluating(self.model):
+        with evaluating(self.model):
             one, other = (self._logits(row, positions)[:, 4:] for row in rows)
         if not torch.equal(one, other):
             raise ValueError(
@@ -565,7 +571,7 @@ class Trainer:
                 "(transformers' models need attn_implementation 'sdpa', 'eager' or a flash one)"
             )
 
-    def _passes(self, examples: Sequence[Example]) -> list[tuple[list[Example], int]]:
+    def passes(self, examples: Sequence[Example]) -> list[tuple[list[Example], int]]:
         """What this rank runs of `examples`, a micro-batch a pass, each with its weight.
 
         The weight is 1, or 0 where a pass only keeps step with ranks that have more: a sharded base is gathered by all.
@@ -583,7 +589,7 @@ class Trainer:
         size = self.config.micro_batch_size
         return [ordered[i : i + size] for i in range(0, len(ordered), size)]
 
-    def _order(self, examples: int) -> list[list[int]]:
+    def order(self, examples: int) -> list[list[int]]:
         """Indices of each optimizer step, every epoch in a new order; the last step of an epoch may be smaller."""
         generator = torch.Generator().manual_seed(self.config.seed)
         batches = []
@@ -599,9 +605,9 @@ class Trainer:
             what: the examples are, in messages.
 
         Raises:
-            ValueError: an example has no supervised token (left), or is longer than the model's context.
+            ValueError: an example has no supervised token (left), or more or other tokens than the model knows.
         """
-        limit, context = self.config.max_length, _context(self.model)
+        limit, context, vocabulary = self.config.max_length, *limits(self.model)
         kept, long, lost, taught = [], 0, 0, 0
         for number, example in enumerate(examples):
             name = example.name or f"example {number} of {what}"
@@ -612,6 +618,10 @@ class Trainer:
                 raise ValueError(f"{name} has no supervised token left within max_length={limit}: raise it")
             if context is not None and len(short.ids) > context:
                 raise ValueError(f"{name} has {len(short.ids)} tokens, the model's context {context}: set max_length")
+            if vocabulary is not None and not 0 <= min(short.ids) <= max(short.ids) < vocabulary:
+                raise ValueError(
+                    f"{name} has token {max(short.ids)}, the model knows {vocabulary}: another tokenizer's?"
+                )
             long += len(short.ids) < len(example.ids)
             lost += len(example.ids) - len(short.ids)
             taught += example.supervised - short.supervised
@@ -631,13 +641,17 @@ class Trainer:
 
     def _begin(self, train_set: Sequence[Example], eval_set: Sequence[Example], resume: bool) -> None:
         """Set up a run at its beginning, or where its newest checkpoint is."""
-        self._batches = self._order(len(train_set))
+        self._batches = self.order(len(train_set))
         self._optimizer, self._speeds = self._make_optimizer()
         self._state, self._stop_signal = _State(), 0
         self._best = None
         self._saved: tuple[int, int] | None = None
         settings = {name: value for name, value in asdict(self.config).items() if name not in FREE}
-        self._of_run = {"settings": settings, "data": _data_hash(train_set, eval_set), "base": self._base_hash()}
+        self._of_run = {
+            "settings": settings,
+            "data": data_hash(train_set, eval_set),
+            "base": base_hash(self.model, self.names),
+        }
         first, out = self.ranks.rank == 0, self.out
         found = self._find_checkpoint(out, resume) if first and out is not None else None
         tensors, state, lines = self.ranks.from_first(found or ({}, asdict(self._state), []))
@@ -758,16 +772,6 @@ class Trainer:
             told = f"after {self._state.step + 1} steps these receive no gradient and learn nothing"
             warnings.warn(f"{told}: {', '.join(silent[:8])}{more}", stacklevel=2)
 
-    def _base_hash(self) -> str:
-        """sha256 of names, shapes and a few numbers of all that is not trained."""
-        digest, trained = hashlib.sha256(), set(self.names)
-        for name, tensor in (*self.model.named_parameters(), *self.model.named_buffers()):
-            if name not in trained and not hasattr(tensor, "full_tensor"):  # a sharded one
-                few = tensor.detach().flatten()[:: max(1, tensor.numel() // 64)].cpu().contiguous()
-                digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
-                digest.update(few.view(torch.uint8).numpy().data)
-        return digest.hexdigest()
-
 
 def _supervised(examples: Sequence[Example]) -> int:
     return sum(example.supervised for example in examples)
@@ -784,76 +788,3 @@ def _records(lines: Sequence[dict[str, Any]]) -> list[Step]:
         else:
             records[-1] = replace(records[-1], **known)
     return records
-
-
-def _data_hash(*sets: Sequence[Example]) -> str:
-    """sha256 of the ids and masks of all examples, in order."""
-    digest = hashlib.sha256()
-    for examples in sets:
-        digest.update(f"{len(examples)} examples".encode())
-        for example in examples:
-            digest.update(np.array([example.ids, example.mask], dtype=np.int64).tobytes())
-    return digest.hexdigest()
-
-
-def _context(model: nn.Module) -> int | None:
-    """How many positions the model has, if its config says so."""
-    found = getattr(getattr(model, "config", None), "max_position_embeddings", None)
-    return found if isinstance(found, int) else None
-
-
-def _blocks(model: nn.Module) -> list[nn.Module]:
-    """The layers that are stacked: of all `nn.ModuleList`s the one with the most parameters, the outermost such."""
-    stacks: list[nn.ModuleList] = [module for module in model.modules() if isinstance(module, nn.ModuleList)]
-    if not stacks:
-        raise ValueError(f"{type(model).__name__} has no nn.ModuleList of blocks")
-    sizes = [sum(p.numel() for p in stack.parameters()) for stack in stacks]
-    return list(stacks[sizes.index(max(sizes))])
-
-
-@contextmanager
-def _checkpointed(model: nn.Module) -> Iterator[None]:
-    """Inside, each block keeps its input alone and is run again in the backward pass (Chen et al. 2016)."""
-    before = {block: block.forward for block in _blocks(model)}
-    for block, forward in before.items():
-        # non-reentrant: an input that needs no gradient, as behind a frozen embedding, does not stop the adapters' own
-        block.forward = partial(checkpoint, forward, use_reentrant=False)
-    try:
-        yield
-    finally:
-        for block, forward in before.items():
-            del block.forward  # what lay over the class's own
-            if block.forward != forward:
-                block.forward = forward
-
-
-@contextmanager
-def _evaluating(model: nn.Module) -> Iterator[None]:
-    """Inside, dropout is off; each module then goes on in its own mode."""
-    modes = {module: module.training for module in model.modules()}
-    model.eval()
-    try:
-        yield
-    finally:
-        for module, mode in modes.items():
-            module.training = mode
-
-
-def _seed(seed: int, step: int, rank: int) -> None:
-    """Seed what a model may draw from, anew at each step, so that a step draws the same wherever a run begins."""
-    number = int.from_bytes(hashlib.sha256(f"{seed} {step} {rank}".encode()).digest()[:4], "little")
-    torch.manual_seed(number)
-    np.random.seed(number)
-    random.seed(number)
-
-
-@contextmanager
-def _random_states_kept(device: torch.device) -> Iterator[None]:
-    """Afterwards the caller's random states are what they were."""
-    of_numpy, of_python = np.random.get_state(), random.getstate()
-    with torch.random.fork_rng([device] if device.type == "cuda" else []):
-        try:
-            yield
-        finally:
-            np.random.set_state(of_numpy)
-            random.setstate(of_python)

@@ -242,7 +242,7 @@ def test_schedule_by_hand() -> None:
 
 
 def test_every_example_once_an_epoch_in_a_new_order() -> None:
-    batches = trainer(model(), epochs=3, batch_size=4)._order(10)
+    batches = trainer(model(), epochs=3, batch_size=4).order(10)
     assert [len(batch) for batch in batches] == [4, 4, 2] * 3
     epochs = [[*batches[i], *batches[i + 1], *batches[i + 2]] for i in (0, 3, 6)]
     assert all(sorted(epoch) == list(range(10)) for epoch in epochs)

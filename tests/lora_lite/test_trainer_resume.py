@@ -70,7 +70,7 @@ def example():
     ids = torch.randint(0, 50, (n,), generator=draw).tolist()
     return Example(ids, [0] + [1] * (n - 1))
 train, held_out = [example() for _ in range(14)], [example() for _ in range(5)]
-config = TrainConfig(epochs=3, batch_size=4, micro_batch_size=2, learning_rate=3e-2, evaluations=6, save_every=3,
+config = TrainConfig(epochs=3, batch_size=4, micro_batch_size=2, learning_rate=0.1, evaluations=6, save_every=3,
                      keep=2, lora_plus=2.0, progress=False)
 history = Trainer(model, config, out).fit(train, held_out, resume=True)
 torch.save({"adapter": [p.detach() for p in lora_parameters(model)],
@@ -84,7 +84,7 @@ def start(out: Path, event: str = "never", count: int = 0) -> subprocess.Popen[s
 
 
 def finish(process: subprocess.Popen[str]) -> tuple[int, str]:
-    errors = process.communicate(timeout=120)[1]
+    errors = process.communicate(timeout=600)[1]
     return process.returncode, errors
 
 
@@ -124,7 +124,7 @@ def test_what_a_run_leaves(straight: Path) -> None:
     steps = checkpoint_steps(straight / "checkpoints")
     assert best in steps and steps[-1] == 12 and len(set(steps) - {best}) <= 2
     tensors, stored = load_checkpoint(straight / "checkpoints" / f"step-{best:08d}.safetensors")
-    assert stored["state"]["best_step"] == best < 12, "the run should overfit, or the best is not told from the last"
+    assert stored["state"]["best_step"] == best <= 6, "the run should overfit, or the best is not told from the last"
     adapter = torch.load(straight / "end.pt")["adapter"]
     named = [tensors[name] for name in tensors if name.startswith("parameter.")]
     assert sorted(float(p.sum()) for p in adapter) == sorted(float(p.sum()) for p in named)
@@ -142,17 +142,19 @@ def test_killed_at_any_moment(straight: Path, tmp_path: Path) -> None:
         ("write", 2),
         ("rename", 2),
         ("forward", 11),
-        ("renamed", 1),
+        ("rename", 3),
     ):
         code, errors = finish(start(tmp_path, event, count))
         assert code == -signal.SIGKILL, (event, count, errors)
-    assert checkpoint_steps(tmp_path / "checkpoints")[-1] < 12
+    assert 6 < checkpoint_steps(tmp_path / "checkpoints")[-1] < 12
+    with (tmp_path / "metrics.jsonl").open("a") as file:
+        file.write('{"step": 1')  # as a power cut leaves it
     assert_same_end(tmp_path, straight)
 
 
 @pytest.mark.parametrize("asked", [signal.SIGTERM, signal.SIGINT])
 def test_asked_to_stop(asked: signal.Signals, straight: Path, tmp_path: Path) -> None:
-    """It saves where it is, does what the signal does, and loses nothing."""
+    """It saves between two passes, does what the signal does, and loses nothing."""
     process = start(tmp_path, "slow")
     path = tmp_path / "metrics.jsonl"
     while not path.is_file() or path.read_text().count('"loss"') < 4:
@@ -163,7 +165,7 @@ def test_asked_to_stop(asked: signal.Signals, straight: Path, tmp_path: Path) ->
     assert code == -asked, errors
     assert f"{asked.name}: saving, then stopping" in errors
     done = sum('"loss"' in line for line in path.read_text().splitlines())
-    assert 4 <= done < 12 and checkpoint_steps(tmp_path / "checkpoints")[-1] == done
+    assert 4 <= done < 8 and checkpoint_steps(tmp_path / "checkpoints")[-1] == done
     assert_same_end(tmp_path, straight)
 
 

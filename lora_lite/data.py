@@ -1,0 +1,146 @@
+"""Examples from what people have: chats, prompts with completions, and plain texts, in JSONL, CSV or a list.
+
+    {"messages": [{"role": "user", "content": "..."}, {"role": "assistant", "content": "..."}]}
+    {"prompt": "...", "completion": "..."}       what follows the prompt, written as it stands
+    {"text": "..."}                              every token is learnt
+
+Which tokens are supervised comes from the parts that they were made of, never from a search in their text.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+from lora_lite.trainer import Example
+
+__all__ = ["ChatTokenizer", "DataError", "encode_row", "encode_rows", "read_rows"]
+
+FORMS = "messages, or prompt and completion, or text"
+
+
+class ChatTokenizer(Protocol):
+    """What is asked of a tokenizer; `llama_min.load_tokenizer` gives one."""
+
+    @property
+    def bos_id(self) -> int | None: ...
+    @property
+    def eos_ids(self) -> tuple[int, ...]: ...
+    def encode(self, text: str, bos: bool = False, eos: bool = False) -> list[int]: ...
+    def encode_chat(self, messages: Sequence[dict[str, str]]) -> tuple[list[int], list[int]]: ...
+
+
+class DataError(ValueError):
+    """Rows that cannot be used; the message names them, a file's by line."""
+
+
+def read_rows(path: str | Path) -> list[tuple[str, Any]]:
+    """The rows of a .jsonl or .csv file, each with its name, "FILE:LINE".
+
+    Raises:
+        DataError: the file cannot be read, holds no row, or has lines that are no JSON.
+    """
+    path = Path(path)
+    if path.suffix.lower() not in (".jsonl", ".csv"):
+        raise DataError(f"{path}: the file's name must end in .jsonl or .csv")
+    rows: list[tuple[str, Any]] = []
+    bad: list[str] = []
+    try:
+        with path.open(encoding="utf-8-sig", newline="") as file:
+            if path.suffix.lower() == ".csv":
+                table = csv.DictReader(file, strict=True)
+                rows = [(f"{path}:{table.line_num}", row) for row in table]
+            else:
+                for number, line in enumerate(file, 1):
+                    try:
+                        rows += [(f"{path}:{number}", json.loads(line))] if line.strip() else []
+                    except ValueError as error:
+                        bad.append(f"{path}:{number} is no JSON ({error})")
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise DataError(f"{path} cannot be read ({error})") from None
+    _raise(bad)
+    if not rows:
+        raise DataError(f"{path} holds no row")
+    return rows
+
+
+def encode_rows(rows: Iterable[tuple[str, Any]], tokenizer: ChatTokenizer) -> list[Example]:
+    """An example of each named row.
+
+    Raises:
+        DataError: rows are none of the three forms; all of them are named, with the reason.
+    """
+    examples, bad = [], []
+    for name, row in rows:
+        try:
+            examples.append(encode_row(row, tokenizer, name))
+        except ValueError as error:
+            bad.append(f"{name}: {error}")
+    _raise(bad)
+    return examples
+
+
+def encode_row(row: Any, tokenizer: ChatTokenizer, name: str = "") -> Example:
+    """Ids and mask of one row: supervised are what the assistant says with its end of turn, a completion with the end
+    of its text, or a whole text.
+
+    A prompt and its completion are tokenized apart, so that no token lies in both: a space between them belongs to one
+    of the two. There is exactly one BOS, at the beginning, where the tokenizer has one.
+
+    Raises:
+        ValueError: the row is none of the three forms, or nothing in it would be learnt.
+    """
+    if not isinstance(row, Mapping):
+        raise ValueError(f"a row is a JSON object or a line of CSV with {FORMS}")  # noqa: TRY004 (the data is wrong)
+    forms = [form for form in (("messages",), ("prompt", "completion"), ("text",)) if set(form) <= set(row)]
+    if len(forms) != 1:
+        raise ValueError(f"a row has {FORMS}; this one has {', '.join(map(str, row)) or 'nothing'}")
+    if forms[0] == ("messages",):
+        ids, mask = tokenizer.encode_chat(_messages(row["messages"]))
+        if not any(on and token in tokenizer.eos_ids for token, on in zip(ids, mask)):
+            raise ValueError(
+                "no end of a turn is supervised, a model would never learn to stop: check the chat template"
+            )
+    else:
+        parts = [row[field] for field in forms[0]]
+        if not all(isinstance(part, str) for part in parts):
+            raise ValueError(f"{' and '.join(forms[0])} must be text")
+        prompt, completion = parts if len(parts) == 2 else ("", parts[0])
+        if not completion:
+            raise ValueError(f"{forms[0][-1]} is empty")
+        ids = tokenizer.encode(prompt, bos=tokenizer.bos_id is not None)
+        told = tokenizer.encode(completion, eos=bool(tokenizer.eos_ids))
+        mask = [0] * len(ids) + [1] * len(told)
+        ids = ids + told
+    if tokenizer.bos_id is not None and (ids.count(tokenizer.bos_id) != 1 or ids[0] != tokenizer.bos_id):
+        raise ValueError(
+            f"there must be one BOS, first, and there are {ids.count(tokenizer.bos_id)}: check the tokenizer"
+        )
+    return Example(ids, mask, name)
+
+
+def _messages(found: Any) -> list[dict[str, str]]:
+    """Messages as chat templates take them; in CSV they are written as JSON."""
+    if isinstance(found, str):
+        try:
+            found = json.loads(found)
+        except ValueError as error:
+            raise ValueError(f"messages is text that is no JSON ({error})") from None
+    whole = isinstance(found, list) and all(
+        isinstance(turn, dict) and all(isinstance(turn.get(key), str) for key in ("role", "content")) for turn in found
+    )
+    if not whole or not found:
+        raise ValueError('messages must be a list of {"role": "...", "content": "..."}')
+    if not any(turn["role"] == "assistant" for turn in found):
+        raise ValueError("the assistant says nothing in messages: there is nothing to learn")
+    return list(found)
+
+
+def _raise(bad: Sequence[str]) -> None:
+    """One error for all that is wrong."""
+    if bad:
+        more = f"\n... and {len(bad) - 10} more" if len(bad) > 10 else ""
+        raise DataError("\n".join(bad[:10]) + more)

@@ -1,0 +1,74 @@
+"""What a run will do, told before it begins."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from lora_lite.lora import trainable_summary
+from lora_lite.runs import blocks
+from lora_lite.trainer import Example, Trainer
+
+__all__ = ["plan"]
+
+
+def plan(trainer: Trainer, train_set: Sequence[Example], eval_set: Sequence[Example] = ()) -> str:
+    """What `trainer.fit` would do, in four lines: what is trained, on how much, in how many steps, with what memory.
+
+    The memory of activations is that of up to 64 tokens of the first example, run once and scaled up.
+    """
+    config, model, ranks = trainer.config, trainer.model, trainer.ranks.world
+    train_set, eval_set = trainer.cut(train_set, "train_set"), trainer.cut(eval_set, "eval_set")
+    batches = trainer.order(len(train_set))
+    passes = [examples for batch in batches for examples, _ in trainer.passes([train_set[i] for i in batch])]
+    sizes = [_read_tokens(examples, config.packing is not None) for examples in passes]
+    tokens, supervised = sum(len(e.ids) for e in train_set), sum(e.supervised for e in train_set)
+    padding = sum(sizes) / sum(len(e.ids) for examples in passes for e in examples) - 1
+    how = f"{padding:.1%} padding" if config.packing is None else f"packed into rows of {config.packing}"
+
+    weights = sum(t.numel() * t.element_size() for t in (*model.parameters(), *model.buffers()))
+    copies = 4 if eval_set else 3  # the gradient, AdamW's two means, and the best so far
+    trained = copies * sum(p.numel() * p.element_size() for p in trainer.parameters)
+    activations = max(sizes) * _bytes_a_token(trainer, train_set[0])
+    total = weights + trained + activations
+    where = "supervised positions alone" if trainer.head is not None else "all positions (the head is not the last act)"
+    lines = (
+        f"{trainable_summary(model)}; logits at {where}",
+        f"{len(train_set):,} examples, {tokens:,} tokens, {supervised:,} supervised, {how}; {len(eval_set):,} held out",
+        f"{len(batches):,} steps: {config.epochs} epochs, {config.batch_size} examples a step, {ranks} processes, up to "
+        + f"{max(sizes):,} tokens a pass",
+        f"about {total / 1e9:.2f} GB: weights {weights / 1e9:.2f}, gradients and optimizer {trained / 1e9:.2f}, "
+        + f"activations {activations / 1e9:.2f}",
+    )
+    return "\n".join(lines)
+
+
+def _read_tokens(examples: Sequence[Example], packed: bool) -> int:
+    """How many tokens a pass over `examples` reads, padding included."""
+    lengths = [len(example.ids) for example in examples]
+    return sum(lengths) if packed else len(lengths) * max(lengths)
+
+
+def _bytes_a_token(trainer: Trainer, example: Example) -> float:
+    """What the graph of a forward pass keeps for the backward pass, a token."""
+    few = replace(example, ids=example.ids[:64], mask=[1] * len(example.ids[:64]))
+    model = trainer.model
+    weights = {t.untyped_storage().data_ptr() for t in (*model.parameters(), *model.buffers())}
+    kept: dict[int, int] = {}
+
+    def note(tensor: Tensor) -> Tensor:
+        if tensor.untyped_storage().data_ptr() not in weights:
+            kept[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
+        loss = trainer.loss_sum([few])[0]  # alive until all is counted, so that no place is used twice
+    total = sum(kept.values()) / len(few.ids)
+    del loss
+    if not trainer.config.gradient_checkpointing:
+        return total
+    stacked = len(blocks(model))  # the inputs of all, float32 at the most, and the inside of one
+    return total / stacked + stacked * 4 * getattr(getattr(model, "config", None), "hidden_size", 0)

@@ -1,0 +1,154 @@
+"""Several processes train what one does: the same losses, the same adapter, each example once an epoch."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from lora_lite import Example
+from lora_lite.checkpoints import checkpoint_steps
+from lora_lite.trainer import deal
+
+ROOT = Path(__file__).parents[2]
+
+# What a user's script is: nothing in it speaks of ranks but the folder, to see who writes.
+PROGRAM = """
+import json, os, signal, sys
+import torch
+from llama_min import Llama, LlamaConfig
+from lora_lite import Example, LoRAConfig, TrainConfig, Trainer, add_lora, lora_parameters, save_adapter
+
+out, settings, kill_at = sys.argv[1], json.loads(sys.argv[2]), int(sys.argv[3])
+rank = os.environ.get("RANK", "0")
+torch.manual_seed(0)
+model = Llama(LlamaConfig(vocab_size=50, hidden_size=16, intermediate_size=24, num_hidden_layers=2,
+                          num_attention_heads=2, num_key_value_heads=1, head_dim=8, max_position_embeddings=64))
+model.double()
+add_lora(model, LoRAConfig(rank=2), generator=torch.Generator().manual_seed(int(rank)))
+for p in lora_parameters(model):
+    p.data = p.data.double()
+draw = torch.Generator().manual_seed(1)
+def example():
+    n = int(torch.randint(3, 12, (), generator=draw))
+    return Example(torch.randint(0, 50, (n,), generator=draw).tolist(), [0] + [1] * (n - 1))
+train, held_out = [example() for _ in range(11)], [example() for _ in range(5)]
+config = TrainConfig(epochs=3, batch_size=5, learning_rate=3e-2, evaluations=3, save_every=2, progress=False, **settings)
+trainer = Trainer(model, config, os.path.join(out, rank))
+steps = 0
+def step(*_):
+    global steps
+    steps += 1
+    if steps == kill_at and rank == "1":
+        os.kill(os.getpid(), signal.SIGKILL)
+from torch.optim.optimizer import register_optimizer_step_pre_hook
+register_optimizer_step_pre_hook(step)
+history = trainer.fit(train, held_out, resume=True)
+whole = sum(p.numel() for p in model.parameters() if not hasattr(p, "full_tensor"))
+torch.save({"adapter": [p.detach() for p in lora_parameters(model)], "whole": whole,
+            "losses": [(s.loss, s.grad_norm, s.eval_loss or 0.0) for s in history]}, f"{out}/end-{rank}.pt")
+"""
+
+
+def start(out: Path, ranks: int, settings: str = "{}", kill_at: int = 0) -> list[subprocess.Popen[str]]:
+    """The processes that torchrun would start, with the environment that it would give them."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    processes = []
+    for rank in range(ranks):
+        more = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": ranks, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+        environment = {
+            **os.environ,
+            "OMP_NUM_THREADS": "1",
+            **({k: str(v) for k, v in more.items()} if ranks > 1 else {}),
+        }
+        line = [sys.executable, "-c", PROGRAM, str(out), settings, str(kill_at)]
+        processes.append(subprocess.Popen(line, cwd=ROOT, env=environment, stderr=subprocess.PIPE, text=True))
+    return processes
+
+
+def finish(processes: list[subprocess.Popen[str]]) -> list[dict]:
+    for process in processes:
+        errors = process.communicate(timeout=600)[1]
+        assert process.returncode == 0, errors
+    out = Path(processes[0].args[3])
+    return [torch.load(out / f"end-{rank}.pt") for rank in range(len(processes))]
+
+
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory: pytest.TempPathFactory) -> dict:
+    (end,) = finish(start(tmp_path_factory.mktemp("alone"), 1))
+    assert len(end["losses"]) == 9
+    return end
+
+
+def assert_equal(ends: list[dict], alone: dict) -> None:
+    """On every rank the bits of rank 0; of one process what rounding leaves.
+
+    All is float64 but the loss and the norms, each over its own token alone, in float32: numbers that are equal to
+    2^-52 may be rounded apart there by 2^-24. The rates add up to 0.15, and Adam's step is the rate times a ratio that
+    moves by some 2^-24 times the ratio of a gradient's terms to itself, below 100 here: 0.15 * 100 * 2^-24 = 1e-6.
+    """
+    for end in ends:
+        assert all(torch.equal(p, q) for p, q in zip(end["adapter"], ends[0]["adapter"], strict=True))
+    for p, q in zip(ends[0]["adapter"], alone["adapter"], strict=True):
+        assert (p - q).abs().max() <= 1e-6
+    losses = [torch.tensor(end["losses"]) for end in (ends[0], alone)]
+    torch.testing.assert_close(*losses, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("ranks", "settings"), [(4, '{"packing": 20}'), (2, '{"shard": true, "gradient_checkpointing": true}')]
+)
+def test_ranks_train_what_one_does(ranks: int, settings: str, alone: dict, tmp_path: Path) -> None:
+    """A batch of 5 and a last one of 1 over 4 ranks: some have nothing to do; only rank 0 writes."""
+    ends = finish(start(tmp_path, ranks, settings))
+    assert_equal(ends, alone)
+    assert sorted(path.name for path in tmp_path.iterdir() if path.is_dir()) == ["0"]
+    assert (ends[0]["whole"] < alone["whole"]) == ("shard" in settings)
+
+
+def test_a_killed_rank_ends_the_others_and_any_number_goes_on(alone: dict, tmp_path: Path) -> None:
+    """Rank 1 of 2 dies at step 5: rank 0 fails within a minute; one process goes on from its last checkpoint."""
+    survivor, dead = start(tmp_path, 2, kill_at=5)
+    assert dead.wait(timeout=600) == -signal.SIGKILL
+    errors = survivor.communicate(timeout=60)[1]
+    assert survivor.returncode == 1 and "Error" in errors
+    assert checkpoint_steps(tmp_path / "0" / "checkpoints")[-1] == 4
+    assert_equal(finish(start(tmp_path, 1)), alone)
+
+
+def test_torchrun_starts_it_unchanged(alone: dict, tmp_path: Path) -> None:
+    script = tmp_path / "script.py"
+    script.write_text(PROGRAM)
+    line = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", str(script)]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(
+        [*line, str(tmp_path), '{"micro_batch_size": 1}', "0"],
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert_equal([torch.load(tmp_path / f"end-{rank}.pt") for rank in range(2)], alone)
+
+
+@given(st.lists(st.integers(1, 30), min_size=1, max_size=40), st.integers(1, 5))
+def test_each_example_falls_to_one_rank(lengths: list[int], ranks: int) -> None:
+    """And no rank has more than the mean and one example: whoever gets one has the fewest tokens then."""
+    examples = [Example([0] * length, [1] * length, str(i)) for i, length in enumerate(lengths)]
+    shares = deal(examples, ranks)
+    assert len(shares) == ranks
+    assert sorted(e.name for share in shares for e in share) == sorted(e.name for e in examples)
+    assert max(sum(len(e.ids) for e in share) for share in shares) <= sum(lengths) / ranks + max(lengths)
