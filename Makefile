@@ -26,6 +26,7 @@ bench: $(VENV)/bench.installed
 	$(BIN)/python -m benchmarks.token_profile
 	$(BIN)/python -m benchmarks.lora
 	$(BIN)/python -m benchmarks.retrieval
+	$(BIN)/python -m benchmarks.training
 
 $(VENV)/%.installed: setup.cfg constraints.txt
 	$(PYTHON) -m venv $(VENV)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import re
 import sys
 import warnings
 from collections.abc import Sequence
@@ -114,6 +115,9 @@ def peak_memory(device: torch.device) -> int | None:
     """The most bytes that this process has held so far: on its GPU, else resident; None where the system tells not."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
+    status = Path("/proc/self/status")
+    if status.is_file() and (found := re.search(r"VmHWM:\s+(\d+) kB", status.read_text())):
+        return int(found[1]) * 1024
     try:
         import resource
     except ImportError:

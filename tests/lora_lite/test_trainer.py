@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import importlib.util
+import json
 import math
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +17,8 @@ from hypothesis import strategies as st
 from torch import nn
 
 from llama_min import Llama
-from lora_lite import Example, LoRAConfig, TrainConfig, Trainer, add_lora, lora_parameters
+from lora_lite import Example, LoRAConfig, TrainConfig, Trainer, add_lora, lora_disabled, lora_parameters, plan
+from lora_lite.plan import _bytes_a_token
 from lora_lite.trainer import cross_entropy, learning_rate, pack
 from tests.llama_min.test_model import SMALL
 
@@ -335,8 +339,84 @@ def test_what_is_refused() -> None:
 
 
 def test_a_loss_that_is_not_finite_stops() -> None:
+    """The embedding of token 20 is infinite, which one example alone has."""
     net = model()
     with torch.no_grad():
-        net.lm_head.weight[0, 0] = float("inf")
-    with pytest.raises(FloatingPointError, match="step 0: loss"):
+        net.model.embed_tokens.weight[20] = float("inf")
+    examples = [*EXAMPLES, Example([20, 1], [0, 1], "data.jsonl:6")]
+    with pytest.raises(FloatingPointError, match="step 0: loss nan on data.jsonl:6: "):
+        trainer(net, micro_batch_size=1).fit(examples)
+    with pytest.raises(FloatingPointError, match="step 1: loss on eval_set nan"):
+        trainer(net).fit(EXAMPLES, examples[-1:])
+
+
+def test_what_learns_nothing_is_named() -> None:
+    """An adapted layer whose output is dropped; without it there is no warning."""
+    net = model()
+    net.model.layers[1].self_attn.v_proj.register_forward_hook(lambda _, inputs, output: output.detach())
+    with pytest.warns(UserWarning, match=r"after 2 steps .*layers\.1\.self_attn\.v_proj\.default\.lora_A") as caught:
+        trainer(net, batch_size=2).fit(EXAMPLES)
+    (message,) = [str(w.message) for w in caught]
+    assert "layers.0" not in message and "q_proj" not in message
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        trainer(model(), batch_size=2).fit(EXAMPLES)
+    with pytest.raises(ValueError, match="depends on no trained parameter"), lora_disabled(net):
         trainer(net).fit(EXAMPLES)
+
+
+def test_patience_stops_early_and_keeps_the_best() -> None:
+    """Held out is the opposite of what is learnt: two evaluations without a new best, and it ends."""
+    net = model()
+    held_out = [Example(EXAMPLES[2].ids[::-1], [1] * 20)]
+    history = trainer(net, epochs=40, batch_size=5, learning_rate=3e-2, evaluations=40, patience=2).fit(
+        EXAMPLES, held_out
+    )
+    scores = [step.eval_loss for step in history]
+    best = min(scores)
+    assert len(history) < 40 and scores.index(best) == len(scores) - 3
+    assert trainer(net).evaluate(held_out).loss == pytest.approx(best, rel=1e-6)
+
+
+def test_autocast_computes_in_bfloat16_over_float32_parameters() -> None:
+    """Off by roundings of 2^-9 in the products of two layers, and not by nothing; gradients stay float32."""
+    net = model()
+    exact, rounded = trainer(net).evaluate(EXAMPLES).loss, trainer(net, autocast=True).evaluate(EXAMPLES).loss
+    assert 0 < abs(exact - rounded) < 20 * 2**-9 * exact
+    trainer(net, autocast=True)._accumulate(EXAMPLES)
+    assert {p.grad.dtype for p in lora_parameters(net)} == {torch.float32}
+
+
+def test_the_plan_is_what_happens() -> None:
+    """Steps, tokens, padding and the widest pass; and activations, from 20 tokens, as the graph of 60 keeps them, to a fifth."""
+    net = model()
+    with pytest.warns(UserWarning, match="1 of 5 examples of train_set were cut"):
+        told = plan(trainer(net, epochs=3, batch_size=4, micro_batch_size=2, max_length=9), EXAMPLES, EXAMPLES[:2])
+    assert "5 examples, 28 tokens, 14 supervised" in told and "2 held out" in told
+    assert "6 steps: 3 epochs, 4 examples a step, 1 processes, up to 18 tokens a pass" in told
+    assert "logits at supervised positions alone" in told
+    run = trainer(net, packing=64)
+    kept: dict[int, int] = {}
+    row = [Example([1] * 60, [1] * 60)]
+    hooks = torch.autograd.graph.saved_tensors_hooks(
+        lambda t: kept.__setitem__(t.untyped_storage().data_ptr(), t.untyped_storage().nbytes()) or t, lambda t: t
+    )
+    with hooks:
+        loss = run.loss_sum(row)[0]
+    frozen = {p.untyped_storage().data_ptr() for p in net.parameters()}
+    real = sum(size for place, size in kept.items() if place not in frozen)
+    assert loss.requires_grad and _bytes_a_token(run, EXAMPLES[2]) * 60 == pytest.approx(real, rel=0.2)
+
+
+def test_metrics_and_the_curve(tmp_path: Path) -> None:
+    """A line a step and one an evaluation; TensorBoard's files where it is installed."""
+    history = trainer(model(), tmp_path, batch_size=2, evaluations=2).fit(EXAMPLES, EXAMPLES[:1])
+    lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    steps, scores = ([line for line in lines if key in line] for key in ("loss", "eval_loss"))
+    assert [line["loss"] for line in steps] == [step.loss for step in history]
+    assert [line["step"] for line in scores] == [step.step for step in history if step.eval_loss is not None]
+    assert scores[-1]["eval_perplexity"] == pytest.approx(math.exp(scores[-1]["eval_loss"]))
+    assert all(line["tokens_per_second"] == pytest.approx(line["tokens"] / line["seconds"]) for line in steps)
+    assert steps[-1]["peak_memory"] > 50e6
+    assert (tmp_path / "curve.png").stat().st_size > 5000
+    assert (tmp_path / "tensorboard").is_dir() == (importlib.util.find_spec("tensorboard") is not None)
