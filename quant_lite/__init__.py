@@ -1,6 +1,7 @@
 """Absmax and zero-point int8 post-training quantization whose errors are bounded and proved."""
 
 from quant_lite.bounds import matmul_error_bound
+from quant_lite.cache import Int8KVCache, quantize_cache_
 from quant_lite.calibrate import MinMaxObserver, MSEObserver, PercentileObserver, range_parameters
 from quant_lite.files import QuantizedFileError, load_quantized, save_quantized
 from quant_lite.gptq import gptq_quantize
@@ -28,6 +29,7 @@ __all__ = [
     "BFloat16Linear",
     "Int4Linear",
     "Int8Embedding",
+    "Int8KVCache",
     "Int8Linear",
     "LayerReport",
     "MSEObserver",
@@ -52,6 +54,7 @@ __all__ = [
     "nf4_quantize",
     "outlier_columns",
     "quantize_",
+    "quantize_cache_",
     "quantize_with",
     "range_parameters",
     "save_quantized",

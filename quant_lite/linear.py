@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from quant_lite import kernels
+from quant_lite.outliers import outlier_columns
 from quant_lite.quantize import (
     Granularity,
     PerChannel,
@@ -430,11 +431,6 @@ def pack_nibbles(values: Tensor) -> Tensor:
 def unpack_nibbles(packed: Tensor, columns: int) -> Tensor:
     """What `pack_nibbles` packed, as int8 (N, columns)."""
     return torch.stack((packed & 15, packed >> 4), -1).flatten(-2)[:, :columns].to(torch.int8)
-
-
-def outlier_columns(x: Tensor, threshold: float) -> Tensor:
-    """Indices of the columns of x (T, K) that hold a number of at least `threshold` (Dettmers et al. 2022, eq. 8)."""
-    return (x.abs() >= threshold).any(0).nonzero().flatten()
 
 
 def _check_shapes(layer: str, weight: QuantizedTensor) -> None:

@@ -4,13 +4,19 @@ from __future__ import annotations
 
 import fnmatch
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
+from quant_lite.calibrate import MinMaxObserver, MSEObserver, PercentileObserver, range_parameters
+from quant_lite.gptq import gptq_quantize
 from quant_lite.linear import BFloat16Linear, Int4Linear, Int8Embedding, Int8Linear
+from quant_lite.outliers import smoothing_scales
 from quant_lite.quantize import (
     Granularity,
     PerChannel,
@@ -35,6 +41,10 @@ class QuantConfig:
         bits: 8 or 4, of a weight.
         activations: "float", or "int8" to quantize each row of a layer's input, too.
         outliers: with int8 activations: columns of the input with a number of at least this size stay in float.
+        observer: with int8 activations: "minmax", "percentile" (99.99) or "mse" finds one scale for a layer's inputs on
+            calibration text, in place of one for each row as it comes.
+        smoothing: alpha of SmoothQuant, from 0 to 1, on calibration text; None for none.
+        gptq: whether the integers are chosen by GPTQ on calibration text, and not each by rounding.
         skip: fnmatch patterns on full layer names that stay in float, such as `"*.down_proj"`.
     """
 
@@ -43,6 +53,9 @@ class QuantConfig:
     bits: int = 8
     activations: str = "float"
     outliers: float | None = None
+    observer: str | None = None
+    smoothing: float | None = None
+    gptq: bool = False
     skip: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
@@ -54,14 +67,32 @@ class QuantConfig:
                 f"activations='int8' needs scheme='absmax' and bits=8, not {self.scheme!r} and {self.bits}: products of "
                 "integers have no room for zero points or levels"
             )
+        if self.activations == "float" and (self.outliers is not None or self.observer is not None):
+            raise ValueError("outliers= and observer= are of int8 activations: these are float")
+        if self.observer is not None and self.observer not in _OBSERVERS:
+            raise ValueError(f"observer={self.observer!r} is not known: take one of {', '.join(_OBSERVERS)}")
+        if self.gptq and self.scheme != "absmax":
+            raise ValueError(f"gptq=True needs scheme='absmax', not {self.scheme!r}")
+        if self.smoothing is not None and (self.bits != 8 or self.scheme not in ("absmax", "zeropoint")):
+            raise ValueError(f"smoothing= needs an int8 scheme, not {self.scheme!r} with bits={self.bits}")
 
-    def quantize(self, weight: Tensor) -> QuantizedTensor:
-        """One weight (N, K) by this scheme (not "bfloat16")."""
+    @property
+    def calibrated(self) -> bool:
+        """Whether this needs calibration text."""
+        return self.gptq or self.observer is not None or self.smoothing is not None
+
+    def quantize(self, weight: Tensor, hessian: Tensor | None = None) -> QuantizedTensor:
+        """One weight (N, K) by this scheme (not "bfloat16"); `hessian` (K, K) is GPTQ's."""
         if self.scheme == "nf4":
             return nf4_quantize(weight, self.granularity or PerGroup(64))
+        granularity = self.granularity or (PerChannel(0) if self.bits == 8 else PerGroup(128))
+        if hessian is not None:
+            return gptq_quantize(weight, hessian, granularity, self.bits)
         quantizer = absmax_quantize if self.scheme == "absmax" else zeropoint_quantize
-        own = PerChannel(0) if self.bits == 8 else PerGroup(128)
-        return quantizer(weight, self.granularity or own, self.bits)
+        return quantizer(weight, granularity, self.bits)
+
+
+_OBSERVERS = {"minmax": MinMaxObserver, "percentile": PercentileObserver, "mse": MSEObserver}
 
 
 @dataclass(frozen=True)
@@ -86,12 +117,15 @@ class QuantReport:
         layers: the quantized ones.
         kept: names of layers that stay in float, each with the reason.
         bytes_before, bytes_after: of all parameters and buffers of the model, each stored once.
+        perplexity_before, perplexity_after: on the calibration text; None where there is none.
     """
 
     layers: tuple[LayerReport, ...]
     kept: dict[str, str]
     bytes_before: int
     bytes_after: int
+    perplexity_before: float | None = None
+    perplexity_after: float | None = None
 
     def __str__(self) -> str:
         rows = [("layer", "shape", "scheme", "bytes", "bytes after", "max error", "bound", "SQNR dB")]
@@ -104,7 +138,30 @@ class QuantReport:
         lines += [f"{name}: stays in float ({reason})" for name, reason in self.kept.items()]
         saved = 100 * (1 - self.bytes_after / self.bytes_before) if self.bytes_before else 0.0
         lines.append(f"model: {self.bytes_before:,} -> {self.bytes_after:,} bytes ({saved:.1f}% smaller)")
+        if self.perplexity_before is not None and self.perplexity_after is not None:
+            change = 100 * (self.perplexity_after / self.perplexity_before - 1)
+            lines.append(f"perplexity: {self.perplexity_before:.4f} -> {self.perplexity_after:.4f} ({change:+.2f}%)")
         return "\n".join(lines)
+
+    def draw(self, picture: str | Path) -> None:
+        """Write a picture of it: the SQNR of each layer, and its bytes before and after.
+
+        Raises:
+            ImportError: matplotlib is not installed.
+        """
+        from matplotlib.figure import Figure
+
+        figure = Figure(figsize=(10, 1.5 + 0.2 * len(self.layers)), layout="constrained")
+        left, right = figure.subplots(1, 2, sharey=True)
+        places = range(len(self.layers), 0, -1)
+        left.barh(places, [min(row.sqnr, 200.0) for row in self.layers])
+        left.set_yticks(places, [row.name for row in self.layers], fontsize=7)
+        left.set_xlabel("SQNR, dB")
+        right.barh(places, [row.bytes_before / 1e6 for row in self.layers], label="before", color="lightgray")
+        right.barh(places, [row.bytes_after / 1e6 for row in self.layers], label="after")
+        right.set_xlabel("MB")
+        right.legend()
+        figure.savefig(picture, dpi=120)
 
 
 def sqnr(x: Tensor, x_hat: Tensor) -> float:
@@ -113,25 +170,129 @@ def sqnr(x: Tensor, x_hat: Tensor) -> float:
 
 
 @torch.no_grad()
-def quantize_(model: nn.Module, config: QuantConfig | None = None) -> QuantReport:
+def quantize_(model: nn.Module, config: QuantConfig | None = None, calibration: Sequence[Tensor] = ()) -> QuantReport:
     """Replace every `nn.Linear` of `model`, in place and one by one, by a layer of the config's scheme.
 
     A head that is tied to an embedding is quantized with it: both read one int8 copy (with 4 bits they stay in float).
     A weight that others share stays in float, and the report says so. The float layer inside an adapter is quantized
     like any other; the adapter stays in float.
 
+    Args:
+        model: any module with linear layers.
+        config: None takes `QuantConfig()`.
+        calibration: token ids (B, T), for each of which the model is called: what observers, SmoothQuant and GPTQ look
+            at, and what the change of perplexity is measured on. GPTQ runs the model once for each layer.
+
     Raises:
-        ValueError: there is nothing to quantize, a weight is not finite (named), or a `skip` pattern matches nothing.
-            The model is unchanged where that is known before the first layer is replaced; only a weight that is not
-            finite is found on the way, and then the layers before it are quantized already.
+        ValueError: there is nothing to quantize, a weight is not finite (named), a `skip` pattern matches nothing, or
+            the config needs calibration text. The model is unchanged where that is known before the first layer is
+            replaced; only a weight that is not finite is found on the way, and then the layers before it are quantized
+            already.
     """
     config = config or QuantConfig()
+    if config.calibrated and not calibration:
+        raise ValueError("observer=, smoothing= and gptq= need calibration text: give token ids as calibration=")
     chosen, kept = _choose(model, config)
     before = _bytes(model)
-    rows = []
-    for names in chosen:
-        rows.append(_replace(model, names, config))
-    return QuantReport(tuple(rows), kept, before, _bytes(model))
+    perplexity = _perplexity(model, calibration) if calibration else None
+    seen = _Seen(model, chosen, config, calibration)
+    rows = [_replace(model, names, config, seen) for names in chosen]
+    after = _perplexity(model, calibration) if calibration else None
+    return QuantReport(tuple(rows), kept, before, _bytes(model), perplexity, after)
+
+
+def watch_inputs(
+    model: nn.Module, names: Sequence[str], batches: Sequence[Tensor], see: Callable[[str, Tensor], None]
+) -> None:
+    """Call the model with each batch, and show `see` what comes into each named layer, as rows (T, K)."""
+
+    def show(name: str, module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+        see(name, inputs[0].detach().reshape(-1, inputs[0].shape[-1]))
+
+    hooks = [model.get_submodule(name).register_forward_pre_hook(partial(show, name)) for name in names]
+    was_training = model.training
+    try:
+        model.eval()
+        for batch in batches:
+            model(batch)
+    finally:
+        model.train(was_training)
+        for hook in hooks:
+            hook.remove()
+
+
+class _Seen:
+    """What the layers' inputs were on the calibration text, as far as a config asks."""
+
+    def __init__(
+        self, model: nn.Module, chosen: Sequence[Sequence[str]], config: QuantConfig, calibration: Sequence[Tensor]
+    ) -> None:
+        self.model, self.calibration, self.config = model, calibration, config
+        names = [group[0] for group in chosen]
+        # a head's weight that is an embedding, too, is neither smoothed nor chosen for the head's inputs alone
+        self.alone = [group[0] for group in chosen if len(group) == 1]
+        self.smooth: dict[str, Tensor] = {}  # (K,) of each layer
+        self.input_scale: dict[str, float] = {}
+        if config.smoothing is not None:
+            most: dict[str, Tensor] = {}
+
+            def largest(name: str, x: Tensor) -> None:
+                columns = x.abs().amax(0).float()
+                most[name] = torch.maximum(most[name], columns) if name in most else columns
+
+            watch_inputs(model, self.alone, calibration, largest)
+            _refuse_unseen(self.alone, most)
+            for name in self.alone:
+                weight = model.get_submodule(name).get_parameter("weight").detach()
+                self.smooth[name] = smoothing_scales(most[name], weight, config.smoothing)
+        if config.observer is not None:
+            observers = {name: _OBSERVERS[config.observer]() for name in names}
+            called: dict[str, int] = {}
+
+            def observe(name: str, x: Tensor) -> None:
+                called[name] = called.get(name, 0) + 1
+                observers[name].update(self._smoothed(name, x))
+
+            watch_inputs(model, names, calibration, observe)
+            _refuse_unseen(names, called)
+            for name, observer in observers.items():
+                self.input_scale[name] = float(range_parameters(*observer.range())[0])
+
+    def hessian(self, name: str) -> Tensor | None:
+        """Sum of x x^T over a layer's inputs, (K, K) float64, for GPTQ; layers before it are quantized by then."""
+        if not self.config.gptq or name not in self.alone:
+            return None
+        sums: list[Tensor] = []
+
+        def add(_: str, x: Tensor) -> None:
+            wide = self._smoothed(name, x).double()
+            sums[:] = [sums[0] + wide.T @ wide] if sums else [wide.T @ wide]
+
+        watch_inputs(self.model, [name], self.calibration, add)
+        _refuse_unseen([name], {name: sums} if sums else {})
+        return sums[0]
+
+    def _smoothed(self, name: str, x: Tensor) -> Tensor:
+        return x / self.smooth[name].to(x.dtype) if name in self.smooth else x
+
+
+def _refuse_unseen(names: Sequence[str], seen: Mapping[str, object]) -> None:
+    unseen = [name for name in names if name not in seen]
+    if unseen:
+        raise ValueError(f"calibration never reached {', '.join(unseen[:4])}: skip such layers, or give other text")
+
+
+def _perplexity(model: nn.Module, batches: Sequence[Tensor]) -> float:
+    """exp of the mean negative log-likelihood of each token but the first of each row."""
+    total, count, was_training = 0.0, 0, model.training
+    model.eval()
+    for ids in batches:
+        output = model(ids)
+        logits: Tensor = getattr(output, "logits", output)  # (B, T, V); transformers wraps them
+        total += float(F.cross_entropy(logits[:, :-1].flatten(0, 1).float(), ids[:, 1:].flatten(), reduction="sum"))
+        count += ids[:, 1:].numel()
+    model.train(was_training)
+    return math.exp(total / count)
 
 
 def _choose(model: nn.Module, config: QuantConfig) -> tuple[list[list[str]], dict[str, str]]:
@@ -160,13 +321,13 @@ def _choose(model: nn.Module, config: QuantConfig) -> tuple[list[list[str]], dic
     return chosen, kept
 
 
-def _replace(model: nn.Module, names: list[str], config: QuantConfig) -> LayerReport:
+def _replace(model: nn.Module, names: list[str], config: QuantConfig, seen: _Seen) -> LayerReport:
     """Put a quantized layer in the place of the first name, and embeddings that read its weight in those of the others."""
     old = model.get_submodule(names[0])
     assert isinstance(old, nn.Linear)
     weight, size = old.weight.detach(), _bytes(old)
     try:
-        layer, error = _layer(old, config)
+        layer, error = _layer(old, config, names[0], seen)
     except ValueError as problem:
         raise ValueError(f"{names[0]}: {problem}") from None
     for name in names:
@@ -181,7 +342,9 @@ def _replace(model: nn.Module, names: list[str], config: QuantConfig) -> LayerRe
     return LayerReport(names[0], tuple(weight.shape), scheme, size, _bytes(layer), *error)
 
 
-def _layer(old: nn.Linear, config: QuantConfig) -> tuple[Int8Linear | Int4Linear | BFloat16Linear, _Error]:
+def _layer(
+    old: nn.Linear, config: QuantConfig, name: str, seen: _Seen
+) -> tuple[Int8Linear | Int4Linear | BFloat16Linear, _Error]:
     """The layer that takes the place of `old`, and what its weight lost."""
     weight = old.weight.detach()
     if config.scheme == "bfloat16":
@@ -190,11 +353,16 @@ def _layer(old: nn.Linear, config: QuantConfig) -> tuple[Int8Linear | Int4Linear
         halves = weight.to(torch.bfloat16)
         largest = float(weight.abs().max()) if weight.numel() else 0.0
         return BFloat16Linear(halves, old.bias, weight.dtype), _error(weight, lambda rows: halves[rows], largest / 256)
-    q = config.quantize(weight)
-    error = _error(weight, lambda rows: _rows(q, rows).dequantize(), largest_bound(q))
+    smooth = seen.smooth.get(name)
+    if smooth is not None:
+        weight = (weight * smooth).to(weight.dtype)
+    q = config.quantize(weight, seen.hessian(name))
+    bound = largest_bound(q) if not config.gptq else math.inf  # GPTQ rounds to where the sum is best, not the number
+    error = _error(weight, lambda rows: _rows(q, rows).dequantize(), bound)
     if config.bits == 4 or config.scheme == "nf4":
         return Int4Linear(q, old.bias), error
-    return Int8Linear(q, old.bias, config.activations, config.outliers), error
+    scale = seen.input_scale.get(name)
+    return Int8Linear(q, old.bias, config.activations, config.outliers, scale, smooth), error
 
 
 def largest_bound(q: QuantizedTensor) -> float:
