@@ -162,16 +162,12 @@ class ZeroByZero(Absmax):
         return self.largest_of(x.unsqueeze(-1)) / 127
 
 
-class ZeroScalesToNaN(Absmax):
-    """The scale says 1, the division did not."""
-
-    def quantize(self, x: Tensor) -> tuple[Tensor, Tensor, None]:
-        values, scale, _ = super().quantize(x)
-        return values, scale, None
+class ZeroTimesInfinity(Absmax):
+    """Keeps 1 / scale, without a bound, for rows of zeros."""
 
     def dequantize(self, values: Tensor, scale: Tensor, zero_point: None) -> Tensor:
         x_hat = super().dequantize(values, scale, zero_point)
-        return torch.where(self.along(scale, values) == 1, x_hat / x_hat.abs().amax() * 127, x_hat)
+        return x_hat * torch.where(self.along(scale, values) == 1, torch.inf, 1.0)
 
 
 class SmallestScale(Absmax):
@@ -289,10 +285,10 @@ MUTANTS: list[tuple[type[Student], Callable, str]] = [
     (SixteenBitDivision, checks.check_error_bound, "half a step is the bound"),
     (HalfOfTheLevels, checks.check_levels, "the largest number is 63 steps, 127 are there: levels are lost"),
     (AxisSwapped, checks.check_shapes, "the axes are swapped"),
-    (AxisSwapped, checks.check_independent, "is the axis swapped"),
+    (AxisSwapped, checks.check_independent, "swapped"),
     (OneScaleForAll, checks.check_independent, r"scales are not those of PerChannel\(axis=0\)"),
     (ZeroByZero, checks.check_shapes, "where all is zero take 1"),
-    (ZeroScalesToNaN, checks.check_zero, "0 becomes NaN"),
+    (ZeroTimesInfinity, checks.check_zero, "0 becomes NaN"),
     (SmallestScale, checks.check_levels, "levels are lost"),
     (PlusEpsilon, checks.check_scaling, "something is added to the scale"),
     (TakesNaN, checks.check_not_finite, "nan is quantized without a word"),
