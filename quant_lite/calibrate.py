@@ -86,7 +86,7 @@ class PercentileObserver:
     def range(self) -> tuple[float, float]:
         """(low, high), which hold 0."""
         counts = self.histogram.counts
-        needed = self.percentile / 100 * float(counts.sum())
+        needed = math.ceil(round(self.percentile * float(counts.sum()) / 100, 6))  # 99.9% of 10,000 is 9,990, not more
         bins = int((counts.cumsum(0) < needed).sum()) + 1
         return _within(self.seen, bins * self.histogram.width)
 

@@ -260,7 +260,7 @@ def test_training_with_fake_quantization_beats_quantizing_afterwards(generator: 
     for _ in range(300):
         optimizer.zero_grad()
         value = loss(fake_quantize(w, bits=4))
-        best = min(best, float(value))
+        best = min(best, value.item())
         value.backward()
         optimizer.step()
     assert best < 0.8 * before
