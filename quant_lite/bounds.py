@@ -86,4 +86,4 @@ def _rows(q: QuantizedTensor, rows: slice) -> QuantizedTensor:
     scale, zero_point = q.scale, q.zero_point
     if len(scale) == len(q.values):
         scale, zero_point = scale[rows], zero_point[rows]
-    return QuantizedTensor(q.values[rows], scale, zero_point, q.dtype, q.group, q.levels)
+    return QuantizedTensor(q.values[rows], scale, zero_point, q.dtype, q.group, q.levels, q.measured)

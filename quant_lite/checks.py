@@ -262,7 +262,7 @@ def check_error_bound(quantizer: Quantizer) -> None:
         steps = float(error.flatten()[worst]) / given_scale
         assert nearest != stored, (
             f"{number} is off by {steps:.3g} steps of {given_scale}, though it is stored as the nearest integer, {stored:g}: "
-            "the range is cut, or the scale was rounded down, and the largest numbers are clamped"
+            "the range is cut, or the scale was rounded down, and the largest numbers are clamped, or x_hat overflows"
         )
         raise AssertionError(
             f"{number} is off by {steps:.3g} steps, half a step is the bound: with the scale {given_scale} that is "

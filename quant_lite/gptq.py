@@ -5,6 +5,8 @@ Shapes: N out features, K in features.
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 from torch import Tensor
 
@@ -33,7 +35,8 @@ def gptq_quantize(
 
         q_k = round(w_k / s)        e = (w_k - s q_k) / U_kk        w_j <- w_j - e U_kj for all j > k
 
-    A row that plain rounding serves better keeps that: the result is never worse on H.
+    A row that plain rounding serves better keeps that: the result is never worse on H. `error_bound` does not hold for
+    it: what makes up for other errors may be more than half a step off.
 
     Args:
         weight: (N, K), float32, float16 or bfloat16, finite.
@@ -57,7 +60,7 @@ def gptq_quantize(
     errors = [_output_error(weight.double() - v.double() * scale, hessian) for v in (values, plain.values)]
     better = (errors[0] < errors[1])[:, None]
     values = torch.where(better, values, plain.values)
-    return QuantizedTensor(values, plain.scale, plain.zero_point, plain.dtype, plain.group)
+    return replace(plain, values=values, measured=False)
 
 
 def _rounded_in_turn(w: Tensor, scale: Tensor, upper: Tensor, highest: int) -> Tensor:

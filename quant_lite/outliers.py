@@ -38,7 +38,7 @@ def outlier_columns(x: Tensor, threshold: float = 6.0) -> Tensor:
 def smoothing_scales(activation_absmax: Tensor, weight: Tensor, alpha: float = 0.5) -> Tensor:
     """What to divide each column of x by, and multiply that of W by: y = (x / s) (W s)^T is the same, easier in int8.
 
-    s_k = max abs(x_k)^alpha / max abs(w_k)^(1 - alpha) (Xiao et al. 2022, SmoothQuant, equation 4). With alpha = 1/2 both
+    `s_k = max|x_k|^alpha / max|w_k|^(1 - alpha)` (Xiao et al. 2022, SmoothQuant, equation 4). With alpha = 1/2 both
     then have the same largest number in each column. A column that is zero on either side keeps s = 1.
 
     Args:

@@ -9,7 +9,7 @@ Shapes: ... any leading dimensions, K the size of the last axis, G = ceil(K / si
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import EllipsisType
 
 import torch
@@ -94,6 +94,7 @@ class QuantizedTensor:
         dtype: of the original, and of what `dequantize` returns.
         group: how many neighbours along the last axis share a scale; None where `scale` broadcasts.
         levels: float32, rising, what each value stands for; None for integers.
+        measured: the scale is that of these numbers, not one that was given: zeros then stand for zeros alone.
     """
 
     values: Tensor
@@ -102,6 +103,7 @@ class QuantizedTensor:
     dtype: torch.dtype
     group: int | None = None
     levels: Tensor | None = None
+    measured: bool = True
 
     def dequantize(self) -> Tensor:
         """x_hat, computed in float32, kept within the range of `dtype` and rounded to it once."""
@@ -189,8 +191,10 @@ def quantize_with(
     if not (scale.isfinite().all() and (scale > 0).all()):
         raise ValueError("a scale is not positive and finite: it cannot divide x")
     if zero_point is None:
-        return _quantize(x, scale, torch.zeros_like(scale, dtype=torch.int8), group, -highest, highest)
-    return _quantize(x, scale, zero_point, group, -highest - 1, highest)
+        q = _quantize(x, scale, torch.zeros_like(scale, dtype=torch.int8), group, -highest, highest)
+    else:
+        q = _quantize(x, scale, zero_point, group, -highest - 1, highest)
+    return replace(q, measured=False)
 
 
 def nf4_quantize(x: Tensor, granularity: Granularity = PerGroup(64)) -> QuantizedTensor:
@@ -254,6 +258,8 @@ def _level_bound(q: QuantizedTensor, scale: Tensor, rows: slice | EllipsisType) 
 def _zero_groups(q: QuantizedTensor) -> Tensor:
     """Of the shape of the scale: does all that shares it stand for 0? Its scale is 1 then."""
     ones = q.scale == 1
+    if not q.measured:
+        return torch.zeros_like(ones)
     if q.values.numel() == 0 or not ones.any():
         return ones
     if q.group is not None:  # in float32: small groups of int8 are slow to reduce

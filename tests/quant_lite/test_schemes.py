@@ -88,6 +88,9 @@ def test_given_scales_saturate() -> None:
     shifted = quantize_with(x, torch.tensor(1.0), torch.tensor(5, dtype=torch.int8))
     assert shifted.values.tolist() == [127, -128, 127, -123, 5]
     assert quantize_with(x, torch.tensor(1.0), bits=4).values.tolist() == [7, -7, 7, -7, 0]
+    inside = torch.tensor([[0.3, -0.4], [0.5, 0.0]])  # all become 0, with the scale that zeros have, too
+    q = quantize_with(inside, torch.ones(2, 1))
+    assert not q.values.any() and (inside.abs() <= error_bound(q)).all()
     again = absmax_quantize(torch.randn(3, 10), PerGroup(4))
     fixed = quantize_with(again.dequantize(), again.scale, group=4)
     assert torch.equal(fixed.values, again.values) and torch.equal(fixed.dequantize(), again.dequantize())
