@@ -3,6 +3,7 @@
 from quant_lite.bounds import matmul_error_bound
 from quant_lite.cache import Int8KVCache, quantize_cache_
 from quant_lite.calibrate import MinMaxObserver, MSEObserver, PercentileObserver, range_parameters
+from quant_lite.compressed import load_compressed, save_compressed
 from quant_lite.files import QuantizedFileError, load_quantized, save_quantized
 from quant_lite.gptq import gptq_quantize
 from quant_lite.kernels import kernel_path
@@ -49,6 +50,7 @@ __all__ = [
     "fake_quantize_with",
     "gptq_quantize",
     "kernel_path",
+    "load_compressed",
     "load_quantized",
     "matmul_error_bound",
     "nf4_quantize",
@@ -57,6 +59,7 @@ __all__ = [
     "quantize_cache_",
     "quantize_with",
     "range_parameters",
+    "save_compressed",
     "save_quantized",
     "smoothing_scales",
     "sqnr",

@@ -90,7 +90,7 @@ def load_quantized(model: nn.Module, folder: str | Path) -> None:
 
     plain = {name: t for name, t in model.state_dict().items() if name.rpartition(".")[0] not in about}
     rest = {name: t for name, t in tensors.items() if name.rpartition(".")[0] not in about}
-    problems += _differences(plain, rest)
+    problems += differences(plain, rest)
     if problems:
         raise QuantizedFileError(f"{path} does not fit the model: {'; '.join(sorted(problems))}")
     for name, layer in layers.items():
@@ -172,7 +172,7 @@ def _quantized(about: dict[str, Any], parts: dict[str, Tensor], shape: tuple[int
     return QuantizedTensor(values, scale, zero, _DTYPES[about["dtype"]], group, levels)
 
 
-def _differences(needed: dict[str, Tensor], given: dict[str, Tensor]) -> list[str]:
+def differences(needed: dict[str, Tensor], given: dict[str, Tensor]) -> list[str]:
     problems = [f"missing {name}" for name in needed.keys() - given.keys()]
     problems += [f"unexpected {name}" for name in given.keys() - needed.keys()]
     problems += [

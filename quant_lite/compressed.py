@@ -1,0 +1,462 @@
+"""The compressed-tensors layout: Hugging Face folders of int8 and int4 weights, which transformers and vLLM read.
+
+`int-quantized` has a layer's weight as int8 (N, K). `pack-quantized` has it as int32 (N, ceil(K bits / 32)), from the
+lowest bits up; a row of int8, and the 32 bits that it becomes:
+
+    q          -127    0     5   127
+    q + 128       1  128   133   255        = 0xFF858001
+
+With 4 bits it is q + 8, and eight numbers in 32 bits. x_hat = q * scale, as everywhere in this package.
+
+Shapes: N out features, K in features, G groups.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from quant_lite.files import QuantizedFileError, differences
+from quant_lite.linear import BFloat16Linear, Int4Linear, Int8Embedding, Int8Linear, pack_nibbles, unpack_nibbles
+from quant_lite.quantize import QuantizedTensor
+
+__all__ = ["load_compressed", "save_compressed"]
+
+_CONFIG, _WEIGHTS, _INDEX = "config.json", "model.safetensors", "model.safetensors.index.json"
+_METHOD = "compressed-tensors"
+_PACK, _INT, _MIXED = "pack-quantized", "int-quantized", "mixed-precision"
+_TOKEN = {"num_bits": 8, "type": "int", "symmetric": True, "strategy": "token", "dynamic": True}  # a row as it comes
+
+
+@dataclass(frozen=True)
+class _Scheme:
+    """What the layout has to say of a layer's weight and input."""
+
+    format: str
+    bits: int
+    strategy: str
+    group: int | None
+    activations: str
+
+    def to_dict(self, targets: list[str]) -> dict[str, Any]:
+        """One entry of `config_groups`."""
+        weights = {"num_bits": self.bits, "type": "int", "symmetric": True, "strategy": self.strategy, "dynamic": False}
+        return {
+            "targets": targets,
+            "format": self.format,
+            "weights": weights | {"group_size": self.group},
+            "input_activations": dict(_TOKEN) if self.activations == "int8" else None,
+            "output_activations": None,
+        }
+
+
+def save_compressed(model: nn.Module, folder: str | Path, config: dict[str, Any] | None = None) -> Path:
+    """Write a model that `quantize_` changed as a Hugging Face folder in the compressed-tensors layout; returns it.
+
+    `model.safetensors` has the names of `model.state_dict()`. A layer with int8 activations is `int-quantized`
+    (`<layer>.weight` int8), one with float activations `pack-quantized` (`<layer>.weight_packed` int32 and
+    `<layer>.weight_shape`); both have `<layer>.weight_scale`, float32 (N, 1) or (N, G), so that q times scale is what
+    `dequantize` returns. `config.json` is the model's with a `quantization_config`, whose `ignore` names the linear
+    layers that stay in float. An int8 embedding is written in float, with the values that it stands for: the layout is
+    of linear layers; where a head was tied to it, the config says that it no longer is. Files are written beside their
+    targets and renamed, the config last.
+
+    Args:
+        model: a model of llama_min or transformers, or any with `model.config.to_dict()`.
+        folder: without a checkpoint in several files.
+        config: what `config.json` says of the architecture, in place of `model.config.to_dict()`.
+
+    Raises:
+        ValueError: no layer is quantized; a layer has what the layout lacks (zero points, NF4, outliers kept apart,
+            smoothing, a calibrated scale of the input, groups that do not divide K), all such layers named; the config
+            is missing or is no JSON; the model has other layers than its config (adapters, stacked products).
+    """
+    layers = {name: layer for name, layer in model.named_modules() if isinstance(layer, (Int8Linear, Int4Linear))}
+    if not layers:
+        raise ValueError("the model has no quantized linear layer to save: call quantize_ first")
+    refused = [f"{name}: {problem}" for name, layer in layers.items() for problem in _lacks(layer)]
+    if refused:
+        raise ValueError(f"the compressed-tensors layout has no place for {'; '.join(refused)}; or use save_quantized")
+    folder = Path(folder)
+    if (folder / _INDEX).exists():
+        raise ValueError(f"{folder} holds a checkpoint in several files ({_INDEX}): give another folder")
+    settings = _settings(model, config)
+    tensors, shared = _plain_tensors(model)
+    for name, layer in layers.items():
+        tensors |= {f"{name}.{part}": tensor.cpu().contiguous() for part, tensor in _parts(layer).items()}
+    settings["tie_word_embeddings"] = bool(settings.get("tie_word_embeddings")) and shared
+    dtype = str(next(iter(layers.values())).dtype).removeprefix("torch.")
+    settings["torch_dtype" if "torch_dtype" in settings else "dtype"] = dtype
+    settings["quantization_config"] = _quantization_config(model, layers)
+    _write(folder, tensors, _as_json(settings))
+    return folder
+
+
+@torch.no_grad()
+def load_compressed(model: nn.Module, folder: str | Path) -> None:
+    """Put the weights of a folder in the compressed-tensors layout into a float model of the same architecture, in place.
+
+    The folder is one of `save_compressed`, or of the compressed-tensors library and llm-compressor: symmetric int8 or
+    int4, `int-quantized` or `pack-quantized`, in one file or with an index. The model's dtype stays; plain tensors are
+    cast to it. int8 weights and plain tensors of that dtype are mapped, so that a model built on the meta device costs
+    little more than the quantized weights; packed ones are copied, a layer at a time.
+
+    Raises:
+        QuantizedFileError: a file is missing or damaged, the folder is in another layout, or it does not fit the model;
+            every scheme that is not read and every missing, unexpected and misshapen tensor is named, and the model is
+            unchanged.
+    """
+    folder = Path(folder)
+    schemes, problems = _schemes(model, folder / _CONFIG)
+    tensors = _read(folder)
+    modules, layers = dict(model.named_modules()), {}
+    for name, scheme in schemes.items():
+        parts = {key.removeprefix(f"{name}."): t for key, t in tensors.items() if key.rpartition(".")[0] == name}
+        try:
+            layers[name] = _build(scheme, parts, modules[name])
+        except ValueError as problem:
+            problems.append(f"{name}: {problem}")
+    needed = {name: t for name, t in model.state_dict().items() if name.rpartition(".")[0] not in schemes}
+    plain = {name: t for name, t in tensors.items() if name.rpartition(".")[0] not in schemes}
+    ties = _ties(needed, plain, model)
+    problems += differences({name: t for name, t in needed.items() if name not in ties}, plain)
+    problems += [
+        f"{name} is {plain[name].dtype}, the model's is {t.dtype}"
+        for name, t in needed.items()
+        if name in plain and plain[name].is_floating_point() != t.is_floating_point()
+    ]
+    if problems:
+        raise QuantizedFileError(f"{folder} does not fit the model: {'; '.join(sorted(problems))}")
+    for name, layer in layers.items():
+        parent, _, child = name.rpartition(".")
+        setattr(model.get_submodule(parent), child, layer.train(modules[name].training))
+    plain = {name: t.to(needed[name].dtype) for name, t in plain.items()}
+    model.load_state_dict(plain, strict=False, assign=True)  # checked above: just the quantized layers are absent
+    for name, known in ties.items():  # assign=True parts what was tied
+        parent, _, child = name.rpartition(".")
+        setattr(model.get_submodule(parent), child, model.get_parameter(known))
+
+
+def _lacks(layer: Int8Linear | Int4Linear) -> list[str]:
+    """What of a layer cannot be said in the layout, each with the way out."""
+    groups = layer.group is not None and layer.in_features % layer.group != 0
+    return [
+        problem
+        for there, problem in (
+            (getattr(layer, "levels", None) is not None, "NF4 levels (take scheme='absmax')"),
+            (layer.zero_point is not None, "zero points, which readers differ on (take scheme='absmax')"),
+            (getattr(layer, "outliers", None) is not None, "outlier columns kept apart (take outliers=None)"),
+            (getattr(layer, "smooth", None) is not None, "smoothing of the input (quantize without)"),
+            (getattr(layer, "input_scale", None) is not None, "a calibrated input scale (take dynamic activations)"),
+            (groups, f"groups of {layer.group} in {layer.in_features} features (take a size that divides)"),
+        )
+        if there
+    ]
+
+
+def _settings(model: nn.Module, config: dict[str, Any] | None) -> dict[str, Any]:
+    """The model's own config, once it is known to be that of the model's layers."""
+    if config is None:
+        own = getattr(model, "config", None)
+        if own is None or not hasattr(own, "to_dict"):
+            raise ValueError(
+                f"{type(model).__name__} has no config.to_dict(): give config=, what config.json shall say"
+            )
+        expected = {name.rpartition(".")[0] for name in _unquantized(model).state_dict()}
+        other = sorted(expected ^ {name.rpartition(".")[0] for name in model.state_dict()})
+        if other:
+            raise ValueError(
+                f"the model's layers are not those of its config: {', '.join(other[:4])} ({len(other)} differ); merge or "
+                "remove adapters, and quantize without stacking products"
+            )
+        config = own.to_dict()
+    if not config.get("model_type"):
+        raise ValueError("the config has no model_type, by which transformers would know the architecture: add it")
+    _as_json({name: value for name, value in config.items() if name != "quantization_config"})
+    architectures = config.get("architectures") or [type(model).__name__]
+    return {**config, "architectures": architectures}
+
+
+def _unquantized(model: nn.Module) -> nn.Module:
+    """The model that `model.config` describes, on the meta device."""
+    try:
+        with torch.device("meta"):
+            return type(model)(model.config)
+    except TypeError as problem:
+        kind = type(model).__name__
+        raise ValueError(
+            f"{kind}(model.config) makes no model ({problem}): give the model inside, or config="
+        ) from None
+
+
+def _as_json(settings: dict[str, Any]) -> str:
+    for name, value in settings.items():
+        try:
+            json.dumps(value, allow_nan=False)
+        except (TypeError, ValueError) as problem:
+            raise ValueError(f"the config's {name}={value!r} cannot be written as JSON ({problem})") from None
+    return json.dumps(settings, indent=2) + "\n"
+
+
+def _plain_tensors(model: nn.Module) -> tuple[dict[str, Tensor], bool]:
+    """What stays in float, by name, the first of those that share it, and whether any do; int8 embeddings dequantized."""
+    modules = dict(model.named_modules())
+    tensors: dict[str, Tensor] = {}
+    first: dict[tuple[int, torch.Size], str] = {}
+    shared = False
+    for name, tensor in model.state_dict().items():
+        parent, _, leaf = name.rpartition(".")
+        layer = modules[parent]
+        if isinstance(layer, (Int8Linear, Int4Linear)):
+            continue
+        if isinstance(layer, Int8Embedding):
+            if leaf == "weight":
+                tensors[name] = layer.quantized().dequantize().cpu()
+        elif tensor.numel() and first.setdefault((tensor.data_ptr(), tensor.shape), name) != name:
+            shared = True
+        else:
+            of_layer = isinstance(layer, BFloat16Linear) and leaf == "weight"
+            tensors[name] = (tensor.to(layer.dtype) if of_layer else tensor).detach().cpu().contiguous()
+    return tensors, shared
+
+
+def _parts(layer: Int8Linear | Int4Linear) -> dict[str, Tensor]:
+    """The layer's tensors in the layout; a scale of the whole tensor becomes one a row, which all readers take."""
+    parts: dict[str, Tensor] = {} if layer.bias is None else {"bias": layer.bias}
+    parts["weight_scale"] = layer.scale.expand(layer.out_features, -1)
+    if isinstance(layer, Int8Linear) and layer.activations == "int8":
+        return parts | {"weight": layer.weight}
+    q = layer.quantized().values
+    parts["weight_packed"] = _pack(q, 8 if isinstance(layer, Int8Linear) else 4)
+    return parts | {"weight_shape": torch.tensor(q.shape)}
+
+
+def _scheme(layer: Int8Linear | Int4Linear) -> _Scheme:
+    strategy = "channel" if layer.group is None else "group"
+    if isinstance(layer, Int4Linear):
+        return _Scheme(_PACK, 4, strategy, layer.group, "float")
+    return _Scheme(_INT if layer.activations == "int8" else _PACK, 8, strategy, layer.group, layer.activations)
+
+
+def _quantization_config(model: nn.Module, layers: dict[str, Int8Linear | Int4Linear]) -> dict[str, Any]:
+    members: dict[_Scheme, list[str]] = {}
+    for name, layer in layers.items():
+        members.setdefault(_scheme(layer), []).append(name)
+    alone = len(members) == 1
+    formats = {scheme.format for scheme in members}
+    return {
+        "quant_method": _METHOD,
+        "format": formats.pop() if len(formats) == 1 else _MIXED,
+        "quantization_status": "compressed",
+        "kv_cache_scheme": None,
+        "ignore": [name for name, layer in model.named_modules() if isinstance(layer, (nn.Linear, BFloat16Linear))],
+        "config_groups": {
+            f"group_{number}": scheme.to_dict(["Linear"] if alone else names)
+            for number, (scheme, names) in enumerate(members.items())
+        },
+    }
+
+
+def _write(folder: Path, tensors: dict[str, Tensor], config: str) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=".saving-", dir=folder) as beside:
+        (Path(beside) / _CONFIG).write_text(config, encoding="utf-8")
+        save_file(tensors, Path(beside) / _WEIGHTS, metadata={"format": "pt"})
+        shutil.copymode(Path(beside) / _CONFIG, Path(beside) / _WEIGHTS)  # save_file makes it the owner's alone
+        for file in (_WEIGHTS, _CONFIG):
+            os.replace(Path(beside) / file, folder / file)
+
+
+def _pack(q: Tensor, bits: int) -> Tensor:
+    """int8 (N, K) to int32 (N, ceil(K bits / 32)), bits past the end 0."""
+    rows = q.view(torch.uint8) ^ 128 if bits == 8 else pack_nibbles(q + 8)  # q xor 128 is q + 128, unsigned
+    return nn.functional.pad(rows, (0, -rows.shape[1] % 4)).contiguous().view(torch.int32)
+
+
+def _unpack(packed: Tensor, columns: int, bits: int) -> Tensor:
+    """What `_pack` packed, as int8 (N, columns)."""
+    rows = packed.contiguous().view(torch.uint8)
+    if bits == 4:
+        return unpack_nibbles(rows, columns).sub_(8)
+    return (rows[:, :columns] ^ 128).view(torch.int8)
+
+
+def _schemes(model: nn.Module, path: Path) -> tuple[dict[str, _Scheme], list[str]]:
+    """The scheme of each linear layer that the config quantizes, and what of the config is not read here."""
+    about = _read_json(path).get("quantization_config")
+    if not isinstance(about, dict) or about.get("quant_method") != _METHOD:
+        raise QuantizedFileError(f"{path} has no quantization_config of {_METHOD}: give a folder in that layout")
+    groups, ignore = about.get("config_groups"), about.get("ignore") or []
+    if not isinstance(groups, dict) or not all(isinstance(g, dict) and g.get("targets") for g in groups.values()):
+        raise QuantizedFileError(f"{path}: config_groups={groups!r} are not groups with targets: write it again")
+    problems = [f"quantization_status={about.get('quantization_status')!r}, needed is 'compressed'"]
+    problems = [] if about.get("quantization_status") == "compressed" else problems
+    unread = ("kv_cache_scheme", "transform_config", "sparsity_config")
+    problems += [f"{key}={about[key]!r} is not read" for key in unread if about.get(key)]
+    by_target: dict[str, _Scheme] = {}
+    for number, group in groups.items():
+        scheme, wrong = _read_scheme(group, about.get("format"))
+        problems += [f"{number}: {problem}" for problem in wrong]
+        by_target |= {str(target): scheme for target in group["targets"] if target not in by_target}
+    schemes = {}
+    for name, layer in model.named_modules():
+        target = _match(name, layer, list(by_target))
+        if target is None or _match(name, layer, list(map(str, ignore))) is not None:
+            continue
+        if isinstance(layer, nn.Linear):
+            schemes[name] = by_target[target]
+        elif isinstance(layer, nn.Embedding):
+            problems.append(f"{name}: an embedding is quantized, only linear layers are read")
+    if not schemes and not problems:
+        problems.append(f"no linear layer of the model is a target of {path.name}: {', '.join(by_target)}")
+    return schemes, problems
+
+
+def _match(name: str, layer: nn.Module, targets: list[str]) -> str | None:
+    """The target that names a layer most narrowly: by its name, then by a pattern, then by its class."""
+    classes = {kind.__name__ for kind in type(layer).__mro__}
+    patterns = [target for target in targets if target.startswith("re:")]
+    found = [target for target in targets if target == name]
+    found += [target for target in patterns if re.match(target.removeprefix("re:"), name)]
+    return next(iter(found + [target for target in targets if target in classes]), None)
+
+
+def _read_scheme(group: dict[str, Any], format: str | None) -> tuple[_Scheme, list[str]]:
+    """A config group's scheme, and each of its settings that is not read."""
+    weights, inputs = group.get("weights") or {}, group.get("input_activations")
+    format = group.get("format") or format
+    bits = (8,) if format == _INT or inputs else (4, 8)
+    strategy, size = weights.get("strategy"), weights.get("group_size")
+    allowed: dict[str, tuple[Any, ...]] = {
+        "num_bits": bits,
+        "type": ("int",),
+        "symmetric": (True,),
+        "dynamic": (False,),
+        "strategy": ("tensor", "channel", "group"),
+        "actorder": (None, False, "weight", "static"),
+    }
+    wrong = [
+        f"weights.{key}={weights.get(key)!r} is not read, only {' or '.join(map(repr, values))}"
+        for key, values in allowed.items()
+        if weights.get(key) not in values
+    ]
+    if format not in (_PACK, _INT):
+        wrong.append(f"format={format!r} is not read, only {_PACK!r} or {_INT!r}")
+    if strategy == "group" and not (isinstance(size, int) and size > 0):
+        wrong.append(f"weights.group_size={size!r} must be a whole number above 0")
+    if inputs is not None:
+        kept = {key: inputs.get(key) for key in _TOKEN} if isinstance(inputs, dict) else inputs
+        wrong += [] if kept == _TOKEN else [f"input_activations={kept!r} are not read, only {_TOKEN!r}"]
+    if group.get("output_activations") is not None:
+        wrong.append("output_activations are not read")
+    group_size = size if strategy == "group" else None
+    return _Scheme(
+        str(format), weights.get("num_bits", 8), str(strategy), group_size, "int8" if inputs else "float"
+    ), wrong
+
+
+def _build(scheme: _Scheme, parts: dict[str, Tensor], old: nn.Module) -> Int8Linear | Int4Linear:
+    """A layer from the tensors of a file.
+
+    Raises:
+        ValueError: they do not fit the scheme or the float layer `old`.
+    """
+    assert isinstance(old, nn.Linear)
+    N, K = old.weight.shape
+    groups = 1 if scheme.group is None else -(-K // scheme.group)
+    packed = scheme.format == _PACK
+    needed: dict[str, tuple[tuple[int, ...], tuple[torch.dtype, ...]]] = {
+        "weight_packed" if packed else "weight": (
+            (N, -(-K * scheme.bits // 32)) if packed else (N, K),
+            (torch.int32 if packed else torch.int8,),
+        ),
+        "weight_scale": (
+            (1,) if scheme.strategy == "tensor" else (N, groups),
+            (torch.float32, torch.float16, torch.bfloat16),
+        ),
+    }
+    if packed:
+        needed["weight_shape"] = ((2,), (torch.int64, torch.int32))
+    if old.bias is not None:
+        needed["bias"] = ((N,), (torch.float32, torch.float16, torch.bfloat16))
+    _check_parts(parts, needed)
+    if packed and parts["weight_shape"].tolist() != [N, K]:
+        raise ValueError(f"weight_shape says {parts['weight_shape'].tolist()}, the model's weight is {[N, K]}")
+    if scheme.group is not None and K % scheme.group:
+        raise ValueError(f"groups of {scheme.group} do not divide {K} features")
+    scale = parts["weight_scale"].float().view(-1, groups)
+    if not (scale.isfinite().all() and (scale >= 0).all()):
+        raise ValueError("weight_scale holds a number that is negative or not finite")
+    q = _unpack(parts["weight_packed"], K, scheme.bits) if packed else parts["weight"]
+    zeros = torch.zeros_like(scale, dtype=torch.int8)
+    weight = QuantizedTensor(q, scale, zeros, old.weight.dtype, scheme.group)
+    bias = parts["bias"].to(old.bias.dtype) if old.bias is not None else None
+    return Int4Linear(weight, bias) if scheme.bits == 4 else Int8Linear(weight, bias, scheme.activations)
+
+
+def _check_parts(parts: dict[str, Tensor], needed: dict[str, tuple[tuple[int, ...], tuple[torch.dtype, ...]]]) -> None:
+    problems = [f"missing {part}" for part in needed if part not in parts]
+    problems += [f"unexpected {part}" for part in parts if part not in needed]
+    for part, (shape, dtypes) in needed.items():
+        if part in parts and (tuple(parts[part].shape) != shape or parts[part].dtype not in dtypes):
+            found = f"{part} is {parts[part].dtype} {tuple(parts[part].shape)}"
+            problems.append(f"{found}, needed is {' or '.join(map(str, dtypes))} {shape}")
+    if problems:
+        raise ValueError(", ".join(problems))
+
+
+def _ties(needed: dict[str, Tensor], given: dict[str, Tensor], model: nn.Module) -> dict[str, str]:
+    """Names that the file lacks since the model reads the parameter of another name there, and that name."""
+    owners: dict[int, list[str]] = {}
+    for name, parameter in model.named_parameters(remove_duplicate=False):
+        owners.setdefault(id(parameter), []).append(name)
+    return {
+        name: next(other for other in names if other in given)
+        for names in owners.values()
+        for name in names
+        if name in needed and name not in given and any(other in given for other in names)
+    }
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    if not path.is_file():
+        raise QuantizedFileError(f"{path} does not exist: give a folder in the compressed-tensors layout")
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as problem:
+        raise QuantizedFileError(f"{path} is no whole JSON ({problem}): write it again") from None
+    if not isinstance(content, dict):
+        raise QuantizedFileError(f"{path} holds no object: write it again")
+    return content
+
+
+def _read(folder: Path) -> dict[str, Tensor]:
+    """All tensors of a folder, mapped: of one file, or of those that its index names."""
+    tensors: dict[str, Tensor] = {}
+    path = folder / _WEIGHTS
+    files = [path]
+    if not path.is_file() and (folder / _INDEX).is_file():
+        index = _read_json(folder / _INDEX).get("weight_map")
+        if not isinstance(index, dict) or not index:
+            raise QuantizedFileError(f"{folder / _INDEX} has no weight_map: write it again")
+        files = [folder / str(file) for file in dict.fromkeys(index.values())]
+    for path in files:
+        if not path.is_file():
+            raise QuantizedFileError(f"{path} does not exist: give a folder in the compressed-tensors layout")
+        try:
+            with safe_open(path, framework="pt") as file:
+                tensors |= {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no dict)
+        except (OSError, SafetensorError) as error:
+            raise QuantizedFileError(f"{path} is not a whole safetensors file ({error}): write it again") from None
+    return tensors
