@@ -369,7 +369,7 @@ def largest_bound(q: QuantizedTensor) -> float:
     """A bound on all of `error_bound(q)`, from the largest scale alone: half its widest step, and all rounding.
 
     With R the largest of q - z (1 for NF4), u and v the unit roundoffs of float32 and of q.dtype, h half the widest step:
-    s (h + u (R + 1)) and, for x_hat, 1.01 (u + v) s R and half of the dtype's smallest subnormal.
+    s (h + 2^-14) and, for x_hat, 1.01 (u + v) s R and the dtype's smallest subnormal number.
     """
     if not q.values.numel():
         return 0.0
@@ -378,7 +378,7 @@ def largest_bound(q: QuantizedTensor) -> float:
     if q.levels is not None:
         half, reach = float(q.levels.diff().max()) / 2, 1.0
     u, v = 2.0**-24, 0.0 if q.dtype == torch.float32 else info.eps / 2
-    return s * (half + u * (reach + 1)) * (1 + u) + 1.01 * (u + v) * s * reach + info.smallest_normal * info.eps
+    return s * (half + 2.0**-14) * (1 + 4 * u) + 1.01 * (u + v) * s * reach + info.smallest_normal * info.eps
 
 
 _Error = tuple[float, float, float]  # largest error, its bound, SQNR
