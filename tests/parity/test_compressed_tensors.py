@@ -235,7 +235,7 @@ def test_two_schemes_in_one_model(tmp_path: Path) -> None:
 @torch.no_grad()
 @pytest.mark.parametrize("skip", [(), ("lm_head",)])
 def test_our_own_llama_both_ways(tmp_path: Path, root: Path, skip: tuple[str, ...]) -> None:
-    """Real shapes, a tied head, a config of llama_min; loaded on the meta device the int8 weights come mapped."""
+    """Real shapes, a tied head, a config of llama_min; loaded into a model on the meta device, too."""
     ours = load_llama(root / TINY, dtype=torch.float32)
     quantize_(ours, QuantConfig(skip=skip))
     theirs = by_transformers(save_compressed(ours, tmp_path))
