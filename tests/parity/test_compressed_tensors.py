@@ -191,7 +191,11 @@ def test_int8_activations_differ_from_the_library_by_its_half_step_alone(
     floats = twin_of(ours)(TOKENS).logits  # both are roundings of these; independent ones are sqrt(2) apart
     assert float((ours(TOKENS).logits - logits).norm()) <= 2 * float((logits - floats).norm())
 
-    def absmax_127(value: torch.Tensor, **_) -> tuple[torch.Tensor, None]:
+    of_library = forward.compute_dynamic_scales_and_zp
+
+    def absmax_127(value: torch.Tensor, **more) -> tuple[torch.Tensor, None]:
+        scale, _ = of_library(value=value, **more)
+        assert torch.equal(scale, value.abs().amax(-1, keepdim=True) / 127.5)
         return absmax_quantize(value, PerToken()).scale, None
 
     monkeypatch.setattr(forward, "compute_dynamic_scales_and_zp", absmax_127)
@@ -290,11 +294,15 @@ def _token() -> dict:
 def test_folders_of_the_library_are_read(tmp_path: Path, name: str, shard: str, dtype: torch.dtype) -> None:
     """With its own scales, in the model's dtype, and values down to -128: the very weights that it decompresses to."""
     weights = library_folder(tmp_path, name, dtype, shard)
+    other = random_llama(dtype=torch.float16)
+    load_compressed(other, tmp_path)
+    assert {t.dtype for t in other.parameters()} == {torch.float16} and other(TOKENS).logits.dtype == torch.float16
     assert (tmp_path / "model.safetensors.index.json").exists() == (shard == "30KB")
     ours = random_llama(dtype=dtype)
     load_compressed(ours, tmp_path)
     layers = quantized_layers(ours)
     assert len(layers) == 13 and len(weights) == 15  # all but the head and one down_proj
+    assert min(int(layer.quantized().values.min()) for layer in layers.values()) == (-8 if name == "W4" else -128)
     for path, weight in weights.items():
         layer = ours.get_submodule(path)
         assert torch.equal(layer.to_linear().weight if path in layers else layer.weight, weight), path
