@@ -300,6 +300,8 @@ def _schemes(model: nn.Module, path: Path) -> tuple[dict[str, _Scheme], list[str
     groups, ignore = about.get("config_groups"), about.get("ignore") or []
     if not isinstance(groups, dict) or not all(isinstance(g, dict) and g.get("targets") for g in groups.values()):
         raise QuantizedFileError(f"{path}: config_groups={groups!r} are not groups with targets: write it again")
+    if not isinstance(ignore, list) or not all(isinstance(group["targets"], list) for group in groups.values()):
+        raise QuantizedFileError(f"{path}: ignore and targets must be lists of names: write it again")
     problems = [f"quantization_status={about.get('quantization_status')!r}, needed is 'compressed'"]
     problems = [] if about.get("quantization_status") == "compressed" else problems
     unread = ("kv_cache_scheme", "transform_config", "sparsity_config")
@@ -309,6 +311,11 @@ def _schemes(model: nn.Module, path: Path) -> tuple[dict[str, _Scheme], list[str
         scheme, wrong = _read_scheme(group, about.get("format"))
         problems += [f"{number}: {problem}" for problem in wrong]
         by_target |= {str(target): scheme for target in group["targets"] if target not in by_target}
+    for pattern in [target for target in (*by_target, *map(str, ignore)) if target.startswith("re:")]:
+        try:
+            re.compile(pattern.removeprefix("re:"))
+        except re.error as problem:
+            raise QuantizedFileError(f"{path}: {pattern!r} is no regular expression ({problem})") from None
     schemes = {}
     for name, layer in model.named_modules():
         target = _match(name, layer, list(by_target))
@@ -334,7 +341,8 @@ def _match(name: str, layer: nn.Module, targets: list[str]) -> str | None:
 
 def _read_scheme(group: dict[str, Any], format: str | None) -> tuple[_Scheme, list[str]]:
     """A config group's scheme, and each of its settings that is not read."""
-    weights, inputs = group.get("weights") or {}, group.get("input_activations")
+    weights, inputs = group.get("weights"), group.get("input_activations")
+    weights = weights if isinstance(weights, dict) else {}
     format = group.get("format") or format
     bits = (8,) if format == _INT or inputs else (4, 8)
     strategy, size = weights.get("strategy"), weights.get("group_size")
