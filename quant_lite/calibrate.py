@@ -138,7 +138,6 @@ class _Histogram:
         largest = max(-low, high)
         if largest > 0 and self.width == 0:
             self.width = 2.0 ** math.ceil(math.log2(largest)) / _BINS
-            self.counts[0] = self.counts.sum()  # zeros
         while largest > self.width * _BINS:
             self.counts = torch.cat((self.counts.view(-1, 2).sum(1), torch.zeros(_BINS // 2, dtype=torch.float64)))
             self.width *= 2

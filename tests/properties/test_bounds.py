@@ -256,6 +256,8 @@ def test_bound_of_less_is_never_larger_in_a_product(generator: torch.Generator) 
 def test_a_zero_row_has_no_error_and_an_overflow_an_infinite_one() -> None:
     w = torch.tensor([[0.0, 0.0], [1e38, 1e38]])
     bound = matmul_error_bound(torch.tensor([[1e3, 1.0], [1.0, 1e-3]]), absmax_quantize(w, PerChannel(0)))
+    cancels = matmul_error_bound(torch.tensor([[3.0, -3.0]]), absmax_quantize(torch.full((1, 2), 1.3e38)))
+    assert math.isinf(cancels)  # 3.9e38 is past the largest number, though y is 0 and the rest of the bound is 3e36
     assert bound[:, 0].tolist() == [0.0, 0.0] and math.isinf(bound[0, 1]) and bound[1, 1] < 1e36
 
 
