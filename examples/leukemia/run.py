@@ -57,7 +57,7 @@ class Settings:
     task_epochs: int = 4
     learning_rate: float = 2e-3
     batch_size: int = 8
-    micro_batch_size: int = 8
+    row_tokens: int = 1024
     max_titles: int = 40
     seed: int = 0
 
@@ -170,7 +170,7 @@ def _train(
         config = TrainConfig(
             epochs=epochs,
             batch_size=settings.batch_size,
-            micro_batch_size=settings.micro_batch_size,
+            packing=max(2, settings.row_tokens),  # a longer item has its row alone
             learning_rate=settings.learning_rate,
             seed=settings.seed,
         )

@@ -44,7 +44,10 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--batch-size", type=positive, default=default.batch_size, help="items in a step")
     parser.add_argument(
-        "--micro-batch-size", type=positive, default=default.micro_batch_size, help="items in a forward pass"
+        "--row-tokens",
+        type=positive,
+        default=default.row_tokens,
+        help="items are packed into rows of so many tokens; fewer need less memory, and change nothing else",
     )
     parser.add_argument("--max-titles", type=count, default=default.max_titles, help="titles written to be scored")
     parser.add_argument("--seed", type=int, default=default.seed, help="of split, adapters and data order")

@@ -27,6 +27,7 @@ import torch
 from llama_min import Llama, LlamaConfig
 from lora_lite import Example, LoRAConfig, TrainConfig, Trainer, add_lora, lora_parameters, save_adapter
 
+sys.modules["matplotlib"] = None  # not installed, that is: it takes a second to import
 out, settings, kill_at = sys.argv[1], json.loads(sys.argv[2]), int(sys.argv[3])
 rank = os.environ.get("RANK", "0")
 torch.manual_seed(0)
@@ -47,8 +48,8 @@ steps = 0
 def step(*_):
     global steps
     steps += 1
-    if steps == kill_at and rank == "1":
-        os.kill(os.getpid(), signal.SIGKILL)
+    if steps == abs(kill_at) and rank == "1":
+        os.kill(os.getpid(), signal.SIGKILL if kill_at > 0 else signal.SIGTERM)
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 register_optimizer_step_pre_hook(step)
 history = trainer.fit(train, held_out, resume=True)
@@ -125,6 +126,15 @@ def test_a_killed_rank_ends_the_others_and_any_number_goes_on(alone: dict, tmp_p
     assert survivor.returncode == 1 and "Error" in errors
     assert checkpoint_steps(tmp_path / "0" / "checkpoints")[-1] == 4
     assert_equal(finish(start(tmp_path, 1)), alone)
+
+
+def test_one_rank_is_told_to_stop_and_all_do(alone: dict, tmp_path: Path) -> None:
+    """SIGTERM comes to rank 1 alone, within step 5; both save what is done and end by it; four go on."""
+    for process in start(tmp_path, 2, kill_at=-5):
+        errors = process.communicate(timeout=600)[1]
+        assert process.returncode == -signal.SIGTERM, errors
+    assert checkpoint_steps(tmp_path / "0" / "checkpoints")[-1] == 5
+    assert_equal(finish(start(tmp_path, 4)), alone)
 
 
 def test_torchrun_starts_it_unchanged(alone: dict, tmp_path: Path) -> None:
