@@ -25,6 +25,7 @@ bench: $(VENV)/bench.installed
 	$(BIN)/python -m benchmarks.generation
 	$(BIN)/python -m benchmarks.token_profile
 	$(BIN)/python -m benchmarks.lora
+	$(BIN)/python -m benchmarks.quantized
 	$(BIN)/python -m benchmarks.retrieval
 	$(BIN)/python -m benchmarks.training
 

@@ -94,7 +94,7 @@ def int8_float(weight: Tensor, scale: Tensor, x: Tensor, group: int | None = Non
 def int8_fixed(weight: Tensor, scale: Tensor, x: Tensor, group: int | None = None) -> Tensor:
     """What `int8_float` gives, faster on most processors, with x cut to 24 bits below the largest number of its row.
 
-    Args, Raises: as `int8_int8`, without `input_scale`.
+    Args, Raises: as `int8_float`, K at most 65,536.
     """
     return _call(_required().int8_fixed, weight, x, scale, group)
 

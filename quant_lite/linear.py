@@ -174,11 +174,12 @@ class Int8Linear(nn.Module):
             few = len(x) <= _FEW
             y = kernels.int8_int8(self.weight, scale, x, self.group, self.input_scale) if few else self._many(x, scale)
             return y if apart is None else y + apart
+        by_float = kernels.int8_fixed if self.in_features <= _MOST_BYTES else kernels.int8_float
         if self.zero_point is None:
-            return kernels.int8_fixed(self.weight, scale, x, self.group)
+            return by_float(self.weight, scale, x, self.group)
         x32 = x.float()
         of_zero = _group_sums(x32, self.group) @ (self.zero_point * self.scale).T  # (T, N) or (T, 1)
-        return (kernels.int8_fixed(self.weight, scale, x32, self.group) - of_zero).to(x.dtype)
+        return (by_float(self.weight, scale, x32, self.group) - of_zero).to(x.dtype)
 
     def product_reference(self, x: Tensor) -> Tensor:
         """The same in PyTorch's operators, for any number of rows."""

@@ -173,8 +173,8 @@ def sqnr(x: Tensor, x_hat: Tensor) -> float:
 def quantize_(model: nn.Module, config: QuantConfig | None = None, calibration: Sequence[Tensor] = ()) -> QuantReport:
     """Replace every `nn.Linear` of `model`, in place and one by one, by a layer of the config's scheme.
 
-    A head that is tied to an embedding is quantized with it: both read one int8 copy (with 4 bits they stay in float).
-    A weight that others share stays in float, and the report says so. The float layer inside an adapter is quantized
+    A head that is tied to an embedding is quantized with it: both read one int8 copy (with 4 bits they stay in float, and
+    in bfloat16 they share what is bfloat16 already). A weight that others share stays in float, and the report says so. The float layer inside an adapter is quantized
     like any other; the adapter stays in float.
 
     Args:
@@ -310,15 +310,23 @@ def _choose(model: nn.Module, config: QuantConfig) -> tuple[list[list[str]], dic
         embeddings = [other for other in others if type(model.get_submodule(other)) is nn.Embedding]
         if any(fnmatch.fnmatchcase(name, pattern) for pattern in config.skip):
             kept[name] = "skipped by the config"
-        elif others and (len(embeddings) < len(others) or config.bits == 4 or config.scheme in ("nf4", "bfloat16")):
+        elif others and (len(embeddings) < len(others) or not _can_share(layer, config)):
             kept[name] = "its weight is shared with another module"
         elif name:
-            chosen.append([name, *embeddings])
+            # in bfloat16 the embedding stays as it is: the head reads its very memory
+            chosen.append([name, *(embeddings if config.scheme != "bfloat16" else [])])
     if not chosen:
         raise ValueError(
             "the model has no float linear layer to quantize; a bare nn.Linear takes Int8Linear.from_linear"
         )
     return chosen, kept
+
+
+def _can_share(head: nn.Linear, config: QuantConfig) -> bool:
+    """Whether a head and its embedding can go on reading one memory: in int8, or where they are bfloat16 already."""
+    if config.scheme == "bfloat16":
+        return head.weight.dtype == torch.bfloat16
+    return config.bits == 8 and config.scheme != "nf4"
 
 
 def _replace(model: nn.Module, names: list[str], config: QuantConfig, seen: _Seen) -> LayerReport:

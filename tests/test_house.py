@@ -102,16 +102,20 @@ def test_plain_lines_are_what_make_runs() -> None:
 
 
 def test_every_option_in_the_readme_exists() -> None:
-    help_text = subprocess.run(
-        [sys.executable, "-m", "examples.leukemia", "run", "--help"],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        check=True,
-    ).stdout
-    options = set(re.findall(r"--[a-z][a-z-]+", (ROOT / "README.md").read_text(encoding="utf-8")))
-    assert options and all(option in help_text for option in options)
-    assert "example:" in help_text and "no medical device" in " ".join(help_text.split())
+    """Each line that runs a command, against what that very command says of its options."""
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    checked = set()
+    for command, rest in re.findall(r"python -m ((?:examples\.leukemia|lora_lite) \w+)(.*)", text):
+        line = [sys.executable, "-m", *command.split(), "--help"]
+        help_text = subprocess.run(line, cwd=ROOT, capture_output=True, text=True, check=True).stdout
+        options = set(re.findall(r"--[a-z][a-z-]+", rest))
+        assert all(option in help_text for option in options), command
+        checked |= options
+        if command == "examples.leukemia run":
+            of_run = help_text
+    assert checked | {"--dtype", "--learning-rate"} == set(re.findall(r"--[a-z][a-z-]+", text))
+    assert "--dtype" in of_run and "--learning-rate" in of_run
+    assert "example:" in of_run and "no medical device" in " ".join(of_run.split())
 
 
 def test_links_in_the_documents_lead_somewhere() -> None:

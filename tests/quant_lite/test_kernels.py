@@ -75,6 +75,21 @@ def test_int8_by_float(
 
 
 @needs_c
+def test_float_activations_may_be_anything_and_long() -> None:
+    """NaN and infinity spread as in any float product; past 65,536 numbers sums of bytes would leave int32."""
+    layer = Int8Linear.from_linear(nn.Linear(70, 4, bias=False))
+    x = torch.ones(2, 70)
+    x[1, 3] = float("nan")
+    assert layer(x)[0].isfinite().all() and layer(x)[1].isnan().all()
+    x[1, 3] = float("inf")
+    assert not layer(x)[1].isfinite().any()
+    K = 70_000
+    w, x = torch.full((3, K), 127, dtype=torch.int8), torch.full((1, K), 2.0)
+    zero = torch.zeros(3, 1, dtype=torch.int8)
+    assert Int8Linear(QuantizedTensor(w, torch.ones(3, 1), zero, torch.float32))(x).tolist() == [[2 * 127 * K] * 3]
+
+
+@needs_c
 @given(sizes, st.integers(0, 2**31), st.floats(0, 3), dtypes)
 def test_bfloat16_by_float(size: tuple[int, int, int], seed: int, spread: float, dtype: torch.dtype) -> None:
     N, K, T = size

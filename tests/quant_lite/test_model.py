@@ -146,6 +146,11 @@ def test_what_shares_a_weight_and_cannot_be_one_copy_is_kept_and_named(scheme: s
     report = quantize_(model, QuantConfig(scheme))
     assert report.kept == {"lm_head": "its weight is shared with another module"}
     assert "lm_head: stays in float" in str(report)
+    halves = Llama(dataclasses.replace(SMALL, tie_word_embeddings=True)).to(torch.bfloat16)
+    before = sum(p.nbytes for p in halves.parameters())
+    report = quantize_(halves, QuantConfig("bfloat16"))
+    assert not report.kept and report.bytes_before == report.bytes_after == before
+    assert halves.lm_head.weight.data_ptr() == halves.model.embed_tokens.weight.data_ptr()
     twins = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4), nn.Linear(4, 4))
     twins[1].weight = twins[0].weight
     assert set(quantize_(twins).kept) == {"0", "1"}
