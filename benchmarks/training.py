@@ -178,9 +178,8 @@ def compare(options: argparse.Namespace, folder: Path) -> None:
         print(f"step {step:3}: " + "   ".join(f"{name} {loss:.4f}" for name, loss in zip(names, losses)))
 
 
-def shallow(layers: int) -> Path:
-    """A folder with the first layers of the model only, drawn anew."""
-    folder = Path(tempfile.mkdtemp(prefix="llama-shallow-"))
+def draw_shallow(layers: int, folder: Path) -> Path:
+    """A folder with a model of so few layers, else of the same shape."""
     torch.manual_seed(0)
     model = Llama(replace(llama_1b.CONFIG, num_hidden_layers=layers)).to(torch.bfloat16)
     with torch.no_grad():
@@ -203,7 +202,9 @@ if __name__ == "__main__":
     parser.add_argument("--run", choices=("trl", "ours", "int8"), default=None, help=argparse.SUPPRESS)
     chosen = parser.parse_args()
     if chosen.run is None:
-        compare(chosen, chosen.folder or (shallow(chosen.layers) if chosen.layers else llama_1b.folder()))
+        with tempfile.TemporaryDirectory() as place:
+            drawn = draw_shallow(chosen.layers, Path(place)) if chosen.layers else None
+            compare(chosen, chosen.folder or drawn or llama_1b.folder())
     else:
         data = pairs(chosen.count) if chosen.data == "pairs" else rows(chosen.count)
         if chosen.run == "trl":
