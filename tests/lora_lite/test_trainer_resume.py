@@ -27,6 +27,7 @@ import lora_lite.checkpoints as checkpoints
 from llama_min import Llama, LlamaConfig
 from lora_lite import Example, LoRAConfig, TrainConfig, Trainer, add_lora, lora_parameters
 
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell starts what runs in the background without it
 out, event, count = sys.argv[1], sys.argv[2], int(sys.argv[3])
 seen = 0
 if event != "never":
