@@ -98,6 +98,26 @@ def test_bad_lines_are_named(tokenizer, tmp_path: Path) -> None:
             read_rows(tmp_path / name)
 
 
+def test_a_template_that_never_ends_a_turn_or_begins_twice() -> None:
+    """A user's end of turn is no end that is learnt; of BOS there is one, and first."""
+
+    class Framed:
+        bos_id, eos_ids = 1, (2,)
+
+        def __init__(self, ids: list[int], mask: list[int]) -> None:
+            self.chat = ids, mask
+
+        def encode_chat(self, messages: list[dict[str, str]]) -> tuple[list[int], list[int]]:
+            return self.chat
+
+    assert encode_row(ROWS[0], Framed([1, 5, 2, 6, 2], [0, 0, 0, 1, 1])).supervised == 2
+    with pytest.raises(ValueError, match="no end of a turn is supervised"):
+        encode_row(ROWS[0], Framed([1, 5, 2, 6, 2], [0, 0, 0, 1, 0]))
+    for ids in ([1, 1, 6, 2], [5, 1, 6, 2]):
+        with pytest.raises(ValueError, match="there must be one BOS, first"):
+            encode_row(ROWS[0], Framed(ids, [0, 0, 1, 1]))
+
+
 def test_the_command(data: Path, tmp_path: Path) -> None:
     """It says what it will do, does it, and leaves an adapter that makes the model better at the data."""
     out = tmp_path / "run"
