@@ -90,15 +90,18 @@ def read(folder: Path, text: Path) -> list[Tensor]:
 
 
 def draw(rows: Sequence[Row], picture: Path) -> None:
-    """Bits against the change of perplexity, in percent."""
+    """Bits against the change of perplexity, in percent; numbers on the points, names beside the picture."""
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(9, 6), layout="constrained")
+    figure = Figure(figsize=(11, 6), layout="constrained")
     axes = figure.subplots()
-    for row in rows[1:]:
+    for number, row in enumerate(rows[1:], start=1):
         change = 100 * (row.perplexity / rows[0].perplexity - 1)
-        axes.plot(row.bits, change, "o", color="tab:orange" if "LQER" in row.name else "tab:blue")
-        axes.annotate(row.name, (row.bits, change), fontsize=7, xytext=(4, 2), textcoords="offset points")
+        color = "tab:orange" if "LQER" in row.name else "tab:blue"
+        axes.plot(row.bits, change, "o", color=color, label=f"{number}  {row.name}: {change:+.2f}%")
+        side = -11 if number % 2 else 4  # neighbours are often close
+        axes.annotate(str(number), (row.bits, change), fontsize=8, xytext=(side, 3), textcoords="offset points")
+    axes.legend(loc="center left", bbox_to_anchor=(1.0, 0.5), fontsize=8, frameon=False)
     axes.set_xlabel("bits a weight, scales included")
     axes.set_ylabel("change of perplexity, %")
     axes.set_yscale("symlog", linthresh=0.1)

@@ -322,41 +322,9 @@ class BPETokenizer:
         prompt = {"add_generation_prompt": add_generation_prompt, **self._special}
         if date is not None:
             prompt["date_string"] = date
-        text = _render(self._template or "", messages, prompt)
-        # Render again with a mark of private-use letters for each text, to see where the template puts them, and once
-        # more with the bare marks, to see whether it keeps the white space around a text.
-        marks = [f"\ue000{n}\ue001" for n in range(len(messages))]
-        marked, bare = (
-            re.split(
-                "\ue000(\\d+)\ue001", _render(self._template or "", [{**m, "content": c} for m, c in pairs], prompt)
-            )
-            for pairs in (
-                [(m, _around(m["content"], mark)) for m, mark in zip(messages, marks)],
-                list(zip(messages, marks)),
-            )
-        )
-        parts = [*marked]
-        shown = [messages[int(number)] for number in parts[1::2]]  # a template may leave out or move a message
-        parts[1::2] = [message["content"].strip() for message in shown]
-        if "".join(parts) != text:
-            raise ValueError("the folder's chat_template rewrites the messages: render it yourself and use encode()")
-        kept = [len(bare) == len(parts) and part != plain for part, plain in zip(parts, bare)]  # own white space in it
-
-        names = [token.content for token in self._backend.get_added_tokens_decoder().values()]
-        special = re.compile("|".join(map(re.escape, sorted(names, key=len, reverse=True))) or r"(?!)")
-        cuts, spoken, start = [], [], 0
-        for n, part in enumerate(parts):
-            if n % 2 == 0:  # the template's own words
-                cuts += [(start + m.start(), start + m.end()) for m in special.finditer(part)]
-            elif shown[n // 2]["role"] == "assistant":
-                head, tail = _own_space(shown[n // 2]["content"])
-                low = start - (len(head) if kept[n - 1] and parts[n - 1].endswith(head) else 0)
-                high = start + len(part) + (len(tail) if kept[n + 1] and parts[n + 1].startswith(tail) else 0)
-                spoken.append((low, high))
-            start += len(part)
-        # what ends a turn is spoken too, with the white space that the template may set before it
-        ends = {re.compile(r"\s*").match(text, stop).end(): stop for _, stop in spoken}  # type: ignore[union-attr]
-        spoken = sorted(spoken + [(ends[low], high) for low, high in cuts if low in ends])
+        parts, shown, kept = _template_parts(self._template or "", messages, prompt)
+        text = "".join(parts)
+        cuts, spoken = self._template_spans(parts, shown, kept)
         starts, stops = [low for low, _ in spoken], [high for _, high in spoken]
 
         def is_spoken(low: int, high: int) -> int:
@@ -381,6 +349,29 @@ class BPETokenizer:
                 f"the folder's chat_template writes {ids.count(self.bos_id)} BOS tokens: mend the template"
             )
         return ids, mask
+
+    def _template_spans(
+        self, parts: Sequence[str], shown: Sequence[Message], kept: Sequence[bool]
+    ) -> tuple[list[tuple[int, int]], list[tuple[int, int]]]:
+        """Where the joined parts hold the template's special tokens, and where what the assistant speaks; rising."""
+        names = [token.content for token in self._backend.get_added_tokens_decoder().values()]
+        special = re.compile("|".join(map(re.escape, sorted(names, key=len, reverse=True))) or r"(?!)")
+        cuts: list[tuple[int, int]] = []
+        spoken: list[tuple[int, int]] = []
+        start = 0
+        for n, part in enumerate(parts):
+            if n % 2 == 0:  # the template's own words
+                cuts += [(start + m.start(), start + m.end()) for m in special.finditer(part)]
+            elif shown[n // 2]["role"] == "assistant":
+                head, tail = _own_space(shown[n // 2]["content"])
+                low = start - (len(head) if kept[n - 1] and parts[n - 1].endswith(head) else 0)
+                high = start + len(part) + (len(tail) if kept[n + 1] and parts[n + 1].startswith(tail) else 0)
+                spoken.append((low, high))
+            start += len(part)
+        text = "".join(parts)
+        # what ends a turn is spoken too, with the white space that the template may set before it
+        ends = {len(text) - len(text[stop:].lstrip()): stop for _, stop in spoken}
+        return cuts, sorted(spoken + [(ends[low], high) for low, high in cuts if low in ends])
 
 
 class SentencePieceTokenizer:
@@ -497,6 +488,37 @@ def _own_space(text: str) -> tuple[str, str]:
     core = text.strip()
     head = text[: len(text) - len(text.lstrip())]
     return head, text[len(head) + len(core) :] if core else ""
+
+
+def _template_parts(
+    template: str, messages: Sequence[Message], prompt: dict[str, Any]
+) -> tuple[list[str], list[Message], list[bool]]:
+    """What a template writes, cut around the messages' texts: its own words at even places, texts at odd ones.
+
+    With them the message of each text, and for each part whether the texts beside it stand there with the white space
+    that they came with.
+
+    Raises:
+        ValueError: the template changes more of a text than the white space around it.
+    """
+    text = _render(template, messages, prompt)
+    # Render again with a mark of private-use letters for each text, to see where the template puts them, and once
+    # more with the bare marks, to see whether it keeps the white space around a text.
+    marks = [f"\ue000{n}\ue001" for n in range(len(messages))]
+    marked, bare = (
+        re.split("\ue000(\\d+)\ue001", _render(template, [{**m, "content": c} for m, c in pairs], prompt))
+        for pairs in (
+            [(m, _around(m["content"], mark)) for m, mark in zip(messages, marks)],
+            list(zip(messages, marks)),
+        )
+    )
+    parts = [*marked]
+    shown = [messages[int(number)] for number in parts[1::2]]  # a template may leave out or move a message
+    parts[1::2] = [message["content"].strip() for message in shown]
+    if "".join(parts) != text:
+        raise ValueError("the folder's chat_template rewrites the messages: render it yourself and use encode()")
+    kept = [len(bare) == len(parts) and part != plain for part, plain in zip(parts, bare)]  # own white space in it
+    return parts, shown, kept
 
 
 def _around(text: str, mark: str) -> str:

@@ -40,8 +40,8 @@ def plan(trainer: Trainer, train_set: Sequence[Example], eval_set: Sequence[Exam
         f"{len(train_set):,} examples, {tokens:,} tokens, {supervised:,} supervised, {how}; {len(eval_set):,} held out",
         f"{len(batches):,} steps: {config.epochs} epochs, {config.batch_size} examples a step, {ranks} processes, up to "
         + f"{max(sizes):,} tokens a pass",
-        f"about {total / 1e9:.2f} GB: weights {weights / 1e9:.2f}, gradients and optimizer {trained / 1e9:.2f}, "
-        + f"activations {activations / 1e9:.2f}",
+        f"about {total / 1e6:,.1f} MB: weights {weights / 1e6:,.1f}, gradients and optimizer {trained / 1e6:,.1f}, "
+        + f"activations {activations / 1e6:,.1f}",
     )
     return "\n".join(lines)
 

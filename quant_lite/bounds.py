@@ -58,7 +58,7 @@ def matmul_error_bound(x: Tensor, q: QuantizedTensor, activations: str = "float"
     bound = torch.empty(len(rows), len(q.values), dtype=torch.float32, device=x.device)
     step = max(1, _ROWS // max(1, x.shape[-1]))
     for start in range(0, len(q.values), step):
-        bound[:, start : start + step] = _columns(wide, read, _rows(q, slice(start, start + step)))
+        bound[:, start : start + step] = _columns(wide, read, q.rows(slice(start, start + step)))
     return bound.view(*x.shape[:-1], len(q.values))
 
 
@@ -79,11 +79,3 @@ def _columns(x: Tensor, read: Tensor, q: QuantizedTensor) -> Tensor:
 def _unrounded(q: QuantizedTensor) -> Tensor:
     """(q - z) s, or l s, exact in float64."""
     return q._units(...).double() * q._spread(q.scale, ...).double()
-
-
-def _rows(q: QuantizedTensor, rows: slice) -> QuantizedTensor:
-    """Some rows of a quantized matrix."""
-    scale, zero_point = q.scale, q.zero_point
-    if len(scale) == len(q.values):
-        scale, zero_point = scale[rows], zero_point[rows]
-    return QuantizedTensor(q.values[rows], scale, zero_point, q.dtype, q.group, q.levels, q.measured)

@@ -173,6 +173,7 @@ def _quantized(about: dict[str, Any], parts: dict[str, Tensor], shape: tuple[int
 
 
 def differences(needed: dict[str, Tensor], given: dict[str, Tensor]) -> list[str]:
+    """How tensors that are given differ from those that a model needs: missing, unexpected and misshapen ones."""
     problems = [f"missing {name}" for name in needed.keys() - given.keys()]
     problems += [f"unexpected {name}" for name in given.keys() - needed.keys()]
     problems += [

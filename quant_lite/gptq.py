@@ -87,11 +87,12 @@ def _inverse_factor(hessian: Tensor, damping: float) -> Tensor:
         raise ValueError("the Hessian holds NaN, infinity or a negative diagonal: it is a sum of x x^T")
     diagonal += damping * diagonal.mean()
     diagonal[diagonal == 0] = 1
-    try:
-        inverse = torch.cholesky_inverse(torch.linalg.cholesky(h))
-        return torch.linalg.cholesky(inverse, upper=True)
-    except torch.linalg.LinAlgError as error:  # type: ignore[attr-defined]
-        raise ValueError(f"the Hessian with damping={damping} has no inverse ({error}): raise the damping") from None
+    lower, failed = torch.linalg.cholesky_ex(h)
+    if not failed:
+        upper, failed = torch.linalg.cholesky_ex(torch.cholesky_inverse(lower), upper=True)
+    if failed:
+        raise ValueError(f"the Hessian with damping={damping} has no inverse (row {int(failed)}): raise the damping")
+    return upper
 
 
 def _output_error(off: Tensor, hessian: Tensor) -> Tensor:

@@ -1,5 +1,5 @@
 /* Products of a few rows with a stored weight: a decoded token reads every weight once, so this is about reading fast. For many
- * rows PyTorch multiplies, and the two loops at the end do what comes before and after.
+ * rows PyTorch multiplies, and quantize_rows and scale_sums do what comes before and after.
  *
  * Plain loops, which the compiler turns into vector instructions; quant_lite/kernels.py builds and calls them. Each has a
  * twin in PyTorch's operators, which it is tested against.

@@ -5,7 +5,8 @@ Shapes: ... any leading dimensions, T rows, K in features, N out features, G = c
 
 from __future__ import annotations
 
-from typing import Protocol
+from dataclasses import replace
+from typing import Any, Protocol
 
 import torch
 import torch.nn.functional as F
@@ -22,12 +23,11 @@ from quant_lite.quantize import (
     zeropoint_quantize,
 )
 
-__all__ = ["PER_ROW", "BFloat16Linear", "Int4Linear", "Int8Embedding", "Int8Linear"]
+__all__ = ["PER_ROW", "BFloat16Linear", "Int4Linear", "Int8Embedding", "Int8Linear", "row_pieces"]
 
 
 PER_ROW = PerChannel(0)  # one scale an output channel
 _FEW = 4  # rows up to which a product is all about reading the weight; more are for matrix products
-_MOST_ROWS = 2**31  # products of integers have no number of rows that PyTorch's operators do better
 _MOST_BYTES = 65_536  # numbers whose products of two bytes sum up within int32
 
 
@@ -57,13 +57,13 @@ class _Product(torch.autograd.Function):
     """The product with a gradient to x, none to the weight."""
 
     @staticmethod
-    def forward(ctx: torch.autograd.function.FunctionCtx, x: Tensor, layer: _HasProduct) -> Tensor:
-        ctx.layer = layer  # type: ignore[attr-defined]
+    def forward(ctx: Any, x: Tensor, layer: _HasProduct) -> Tensor:
+        ctx.layer = layer
         return layer.product(x)
 
     @staticmethod
-    def backward(ctx: torch.autograd.function.FunctionCtx, *of_y: Tensor) -> tuple[Tensor, None]:
-        return ctx.layer.gradient(of_y[0]), None  # type: ignore[attr-defined]
+    def backward(ctx: Any, *of_y: Tensor) -> tuple[Tensor, None]:
+        return ctx.layer.gradient(of_y[0]), None
 
 
 class Int8Linear(nn.Module):
@@ -143,7 +143,7 @@ class Int8Linear(nn.Module):
 
     def quantized(self) -> QuantizedTensor:
         """The weight as its quantizer returned it (times `smooth`, where there is one)."""
-        zero = self.zero_point if self.zero_point is not None else torch.zeros_like(self.scale, dtype=torch.int8)
+        zero = self.zero_point if self.zero_point is not None else _no_zero_point(self.scale)
         return QuantizedTensor(self.weight, self.scale, zero, self.dtype, self.group)
 
     def to_linear(self) -> nn.Linear:
@@ -161,8 +161,8 @@ class Int8Linear(nn.Module):
 
     def product(self, x: Tensor) -> Tensor:
         """x w_hat^T: (T, N) in the dtype of x, from x (T, K), on the faster path for so many rows."""
-        integers = self.activations == "int8" and self.group is None
-        if not _for_kernels(self.weight, x, most=_MOST_ROWS if integers else _FEW):
+        integers = self.activations == "int8" and self.group is None  # for many rows, too
+        if not _for_kernels(self.weight, x, few=not integers):
             return self.product_reference(x)
         if self.smooth is not None:
             x = (x / self.smooth).to(x.dtype)
@@ -187,7 +187,7 @@ class Int8Linear(nn.Module):
             x = (x / self.smooth).to(x.dtype)
         if self.activations == "float":
             y = torch.empty(len(x), self.out_features, dtype=x.dtype, device=x.device)
-            for rows in _pieces(self.weight):
+            for rows in row_pieces(self.weight):
                 units, factor = self._units(rows, x.dtype)
                 y[:, rows] = F.linear(x, units) * factor
             return y
@@ -216,7 +216,7 @@ class Int8Linear(nn.Module):
     def gradient(self, of_y: Tensor) -> Tensor:
         """The gradient of x (T, K) from that of the product (T, N): grad w_hat."""
         of_x = torch.zeros(len(of_y), self.in_features, dtype=torch.float32, device=of_y.device)
-        for rows in _pieces(self.weight):
+        for rows in row_pieces(self.weight):
             units, factor = self._units(rows, of_y.dtype)
             of_x += (of_y[:, rows] * factor).to(of_y.dtype) @ units
         return (of_x if self.smooth is None else of_x / self.smooth).to(of_y.dtype)
@@ -226,10 +226,7 @@ class Int8Linear(nn.Module):
 
         q - z is exact in every dtype. So a row's own scale waits for the sum; scales of groups cannot.
         """
-        q = self.quantized()
-        part = QuantizedTensor(q.values[rows], q.scale, q.zero_point, dtype, q.group)
-        if q.scale.shape[0] == self.out_features:
-            part = QuantizedTensor(q.values[rows], q.scale[rows], q.zero_point[rows], dtype, q.group)
+        part = replace(self.quantized().rows(rows), dtype=dtype)
         if self.group is not None:
             return part.dequantize(), 1.0
         units = part.values.to(dtype)
@@ -305,14 +302,14 @@ class Int4Linear(nn.Module):
     def product(self, x: Tensor) -> Tensor:
         """x w_hat^T: (T, N) in the dtype of x, from x (T, K)."""
         y = torch.empty(len(x), self.out_features, dtype=x.dtype, device=x.device)
-        for rows in _pieces(self.packed):
+        for rows in row_pieces(self.packed):
             y[:, rows] = F.linear(x, self._rows(rows, x.dtype).dequantize())
         return y
 
     def gradient(self, of_y: Tensor) -> Tensor:
         """The gradient of x (T, K) from that of the product (T, N): grad w_hat."""
         of_x = torch.zeros(len(of_y), self.in_features, dtype=torch.float32, device=of_y.device)
-        for rows in _pieces(self.packed):
+        for rows in row_pieces(self.packed):
             of_x += of_y[:, rows] @ self._rows(rows, of_y.dtype).dequantize()
         return of_x.to(of_y.dtype)
 
@@ -322,7 +319,7 @@ class Int4Linear(nn.Module):
         per_row = self.scale.shape[0] == self.out_features
         scale = self.scale[rows] if per_row else self.scale
         if self.zero_point is None:
-            zero = torch.zeros_like(scale, dtype=torch.int8)
+            zero = _no_zero_point(scale)
         else:
             zero = self.zero_point[rows] if per_row else self.zero_point
         return QuantizedTensor(values, scale, zero, dtype, self.group, self.levels)
@@ -398,24 +395,16 @@ class Int8Embedding(nn.Module):
 
     def forward(self, ids: Tensor) -> Tensor:  # (...) -> (..., D)
         flat = ids.reshape(-1)
-        return self._rows(flat).dequantize().view(*ids.shape, self.embedding_dim)
+        return self.quantized().rows(flat).dequantize().view(*ids.shape, self.embedding_dim)
 
     def quantized(self) -> QuantizedTensor:
         """The table as its quantizer returned it."""
-        return self._rows(slice(None))
+        zero = self.zero_point if self.zero_point is not None else _no_zero_point(self.scale)
+        return QuantizedTensor(self.weight, self.scale, zero, self.dtype, self.group)
 
     def to_embedding(self) -> nn.Embedding:
         """The float table that this one stands for."""
         return nn.Embedding.from_pretrained(self.quantized().dequantize(), freeze=False)
-
-    def _rows(self, rows: Tensor | slice) -> QuantizedTensor:
-        per_row = self.scale.shape[0] == self.num_embeddings
-        scale = self.scale[rows] if per_row else self.scale
-        if self.zero_point is None:
-            zero = torch.zeros_like(scale, dtype=torch.int8)
-        else:
-            zero = self.zero_point[rows] if per_row else self.zero_point
-        return QuantizedTensor(self.weight[rows], scale, zero, self.dtype, self.group)
 
     def extra_repr(self) -> str:
         return f"num_embeddings={self.num_embeddings}, embedding_dim={self.embedding_dim}"
@@ -434,6 +423,11 @@ def unpack_nibbles(packed: Tensor, columns: int) -> Tensor:
     return torch.stack((packed & 15, packed >> 4), -1).flatten(-2)[:, :columns].to(torch.int8)
 
 
+def _no_zero_point(scale: Tensor) -> Tensor:
+    """Zeros of the shape of a scale, one byte of them in memory: this is asked for at each token."""
+    return torch.zeros((), dtype=torch.int8, device=scale.device).expand(scale.shape)
+
+
 def _check_shapes(layer: str, weight: QuantizedTensor) -> None:
     (N, K), scale = weight.values.shape, tuple(weight.scale.shape)
     groups = -(-K // weight.group) if weight.group is not None else 1
@@ -444,10 +438,10 @@ def _check_shapes(layer: str, weight: QuantizedTensor) -> None:
         )
 
 
-def _for_kernels(weight: Tensor, x: Tensor, most: int = _FEW) -> bool:
-    """Whether kernels.c multiplies these: at most so many rows, on the CPU, where it could be built."""
-    few = 0 < len(x) <= most and weight.numel() > 0 and x.device.type == "cpu"
-    return few and not torch.compiler.is_compiling() and kernels.library() is not None
+def _for_kernels(weight: Tensor, x: Tensor, few: bool = True) -> bool:
+    """Whether kernels.c multiplies these: some rows, and only a few where so asked, on the CPU, if it could be built."""
+    fits = 0 < len(x) and not (few and len(x) > _FEW) and weight.numel() > 0 and x.device.type == "cpu"
+    return fits and not torch.compiler.is_compiling() and kernels.library() is not None
 
 
 def _integer_product(a: Tensor, b: Tensor) -> Tensor:
@@ -471,8 +465,8 @@ def _spread_columns(scale: Tensor, group: int | None, columns: Tensor) -> Tensor
     return scale if group is None else scale[:, columns // group]
 
 
-def _pieces(weight: Tensor) -> list[slice]:
-    """Rows of a stored weight by about 2^20 numbers: widened, they stay in the cache."""
+def row_pieces(weight: Tensor) -> list[slice]:
+    """Slices of the rows of a stored weight, about 2^20 numbers each: widened, they stay in the cache."""
     step = max(1, 2**20 // max(weight.shape[1], 1))
     return [slice(start, start + step) for start in range(0, weight.shape[0], step)]
 

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from quant_lite.calibrate import MinMaxObserver, MSEObserver, PercentileObserver, range_parameters
 from quant_lite.gptq import gptq_quantize
-from quant_lite.linear import BFloat16Linear, Int4Linear, Int8Embedding, Int8Linear
+from quant_lite.linear import BFloat16Linear, Int4Linear, Int8Embedding, Int8Linear, row_pieces
 from quant_lite.outliers import smoothing_scales
 from quant_lite.quantize import (
     Granularity,
@@ -366,7 +366,7 @@ def _layer(
         weight = (weight * smooth).to(weight.dtype)
     q = config.quantize(weight, seen.hessian(name))
     bound = largest_bound(q) if not config.gptq else math.inf  # GPTQ rounds to where the sum is best, not the number
-    error = _error(weight, lambda rows: _rows(q, rows).dequantize(), bound)
+    error = _error(weight, lambda rows: q.rows(rows).dequantize(), bound)
     if config.bits == 4 or config.scheme == "nf4":
         return Int4Linear(q, old.bias), error
     scale = seen.input_scale.get(name)
@@ -395,9 +395,7 @@ _Error = tuple[float, float, float]  # largest error, its bound, SQNR
 def _error(weight: Tensor, x_hat: Callable[[slice], Tensor], bound: float) -> _Error:
     """What a weight (N, K) lost, some rows at a time; differences of neighbours in float32 are exact."""
     most = signal = noise = 0.0
-    step = max(1, 2**20 // max(weight.shape[1], 1))
-    for start in range(0, weight.shape[0] if weight.numel() else 0, step):
-        rows = slice(start, start + step)
+    for rows in row_pieces(weight) if weight.numel() else ():
         x = weight[rows].float()
         error = x - x_hat(rows)
         most = max(most, float(torch.linalg.vector_norm(error, float("inf"))))
@@ -418,12 +416,6 @@ def _decibel(signal: float, noise: float) -> float:
     if noise == 0:
         return math.inf
     return 10 * math.log10(signal / noise) if signal else -math.inf
-
-
-def _rows(q: QuantizedTensor, rows: slice) -> QuantizedTensor:
-    per_row = q.scale.shape[0] == q.values.shape[0]
-    scale, zero = (q.scale[rows], q.zero_point[rows]) if per_row else (q.scale, q.zero_point)
-    return QuantizedTensor(q.values[rows], scale, zero, q.dtype, q.group, q.levels)
 
 
 def _bytes(module: nn.Module) -> int:

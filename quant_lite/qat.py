@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -59,11 +61,11 @@ class _StraightThrough(torch.autograd.Function):
     """x_hat forward; backward the gradient, where `inside` allows it."""
 
     @staticmethod
-    def forward(ctx: torch.autograd.function.FunctionCtx, x: Tensor, x_hat: Tensor, inside: Tensor | None) -> Tensor:
-        ctx.inside = inside  # type: ignore[attr-defined]
+    def forward(ctx: Any, x: Tensor, x_hat: Tensor, inside: Tensor | None) -> Tensor:
+        ctx.inside = inside
         return x_hat
 
     @staticmethod
-    def backward(ctx: torch.autograd.function.FunctionCtx, *of_x_hat: Tensor) -> tuple[Tensor, None, None]:
-        inside = ctx.inside  # type: ignore[attr-defined]
+    def backward(ctx: Any, *of_x_hat: Tensor) -> tuple[Tensor, None, None]:
+        inside = ctx.inside
         return (of_x_hat[0] if inside is None else of_x_hat[0] * inside), None, None

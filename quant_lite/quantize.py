@@ -112,6 +112,13 @@ class QuantizedTensor:
             x_hat[rows] = self._dequantized(rows)
         return x_hat
 
+    def rows(self, rows: slice | Tensor) -> QuantizedTensor:
+        """Some rows (axis 0) of a quantized matrix."""
+        scale, zero_point = self.scale, self.zero_point
+        if len(scale) == len(self.values):
+            scale, zero_point = scale[rows], zero_point[rows]
+        return replace(self, values=self.values[rows], scale=scale, zero_point=zero_point)
+
     def _dequantized(self, rows: slice | EllipsisType) -> Tensor:
         limit = torch.finfo(self.dtype).max
         return (self._units(rows) * self._spread(self.scale, rows)).clamp_(-limit, limit).to(self.dtype)

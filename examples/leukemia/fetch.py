@@ -13,6 +13,7 @@ What is there is not asked for again. Source: Sayers, "A General Introduction to
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import json
 import os
 import time
@@ -278,10 +279,8 @@ def main(options: argparse.Namespace) -> None:
         raise UserError(f"{options.email!r} is no e-mail address: give --email or set NCBI_EMAIL (NCBI asks for it)")
     if not options.query.strip():
         raise UserError("the query is empty: give what you would type into PubMed's search box")
-    try:
-        import requests  # noqa: F401
-    except ImportError:
-        raise UserError("fetch needs the package requests: pip install requests") from None
+    if importlib.util.find_spec("requests") is None:
+        raise UserError("fetch needs the package requests: pip install requests")
     key = options.api_key or os.environ.get("NCBI_API_KEY", "")
     eutils = Eutils(options.email, key, options.base_url.rstrip("/"), options.tool)
     counts: dict[str, Any] = fetch(eutils, options.query, options.out, options.update)

@@ -1,4 +1,4 @@
-"""The recipe of the embedded tiny Llama 3.1: its corpus, its tokenizer, its training. Run it and get the same bits.
+"""The recipe of the embedded tiny Llama 3.1: its corpus, its tokenizer, its training. Two runs give the same bits.
 
     python -m examples.leukemia.pretrain --out FOLDER      # about 10 minutes on 2 cores
     python -m examples.leukemia.pretrain                   # the same, over the folder that ships
