@@ -210,6 +210,7 @@ class Attention(nn.Module):
         mask: Tensor | None,
         cache: KVCache | None,
         lengths: list[int] | None,
+        last_only: bool = False,
     ) -> Tensor:
         B, T, _ = x.shape
         H, K, C = self.heads, self.kv_heads, self.head_dim
@@ -223,6 +224,8 @@ class Attention(nn.Module):
             v = qkv[:, H + K :]  # (B, K, T, C)
         if cache is not None:
             k, v = cache.append(self.layer, k, v)  # (B, K, S, C)
+        if last_only:  # T = 1 from here on
+            q, mask, T = q[:, :, -1:], None if mask is None else mask[..., -1:, :], 1
         y = attend(q, k, v, mask) if lengths is None else attend_packed(q, k, v, lengths)  # (B, H, T, C)
         return self.o_proj(y.transpose(1, 2).reshape(B, T, H * C))  # (B, T, D)
 
@@ -267,8 +270,10 @@ class Block(nn.Module):
         mask: Tensor | None,
         cache: KVCache | None,
         lengths: list[int] | None,
+        last_only: bool = False,
     ) -> Tensor:
-        x = x + self.self_attn(self.input_layernorm(x), cos, sin, mask, cache, lengths)
+        attended = self.self_attn(self.input_layernorm(x), cos, sin, mask, cache, lengths, last_only)
+        x = (x[:, -1:] if last_only else x) + attended
         return x + self.mlp(self.post_attention_layernorm(x))
 
 
@@ -286,16 +291,24 @@ class Decoder(nn.Module):
         self.max_length = config.max_position_embeddings
         self.inv_freq = rope_frequencies(config)  # no buffer: model.to(bfloat16) would round the angles
 
-    def forward(self, tokens: Tensor, cache: KVCache | None = None, position_ids: Tensor | None = None) -> Tensor:
+    def forward(
+        self,
+        tokens: Tensor,
+        cache: KVCache | None = None,
+        last_only: bool = False,
+        position_ids: Tensor | None = None,
+    ) -> Tensor:
         """What the head reads, (B, T, D), from token ids (B, T); arguments and errors as of `Llama.forward`."""
         if tokens.dim() != 2:
             raise ValueError(f"tokens must have the shape (B, T), got {tuple(tokens.shape)}: add a batch dimension")
         start, limit = (0, self.max_length) if cache is None else (cache.length, cache.max_length)
         lengths, T = None, tokens.shape[1]
         if position_ids is not None:
-            if cache is not None or position_ids.shape != tokens.shape:
+            if cache is not None or last_only or position_ids.shape != tokens.shape:
                 shapes = f"{tuple(position_ids.shape)} for tokens {tuple(tokens.shape)}"
-                raise ValueError(f"position_ids must have the shape of tokens and go without a cache, got {shapes}")
+                raise ValueError(
+                    f"position_ids must have the shape of tokens and go without a cache and last_only, got {shapes}"
+                )
             lengths = text_lengths(position_ids)
         longest = T if lengths is None else max(lengths, default=0)
         if start + longest > limit:
@@ -309,8 +322,11 @@ class Decoder(nn.Module):
         # the cosine of a float32 angle: bfloat16 cannot tell position 256 from 257
         cos, sin = angles.cos().to(x.dtype), angles.sin().to(x.dtype)
         mask = None if cache is None else cache.mask(T)
-        for layer in self.layers:
+        *before, last = self.layers
+        for layer in before:
             x = layer(x, cos, sin, mask, cache, lengths)  # (B, T, D)
+        # nothing reads what the last layer makes of other positions than the last, but for their keys and values
+        x = last(x, cos, sin, mask, cache, lengths, last_only)  # (B, T, D), or (B, 1, D) with last_only
         if cache is not None:
             cache.length += T
         return self.norm(x)  # (B, T, D)
@@ -343,7 +359,8 @@ class Llama(nn.Module):
             tokens: token ids (B, T). Padding on the right needs no mask: attention never looks ahead. Padding on the
                 left needs a cache that knows of it.
             cache: where the keys and values of earlier calls lie; this call's are added to it.
-            last_only: compute the logits of the last position alone, all that generation needs.
+            last_only: compute the logits of the last position alone, all that generation needs, and of the last layer
+                only what they depend on.
             position_ids: (B, T), for rows in which several texts lie end to end: where the positions start again, a new
                 text begins, which sees nothing of those before it.
 
@@ -352,13 +369,9 @@ class Llama(nn.Module):
 
         Raises:
             ValueError: `tokens` is not (B, T), or runs past `max_position_embeddings` or past the cache; `position_ids`
-                has another shape, or comes with a cache.
+                has another shape, or comes with a cache or with `last_only`.
         """
-        x = self.model(tokens, cache, position_ids)  # (B, T, D)
-        if last_only:
-            # as (B, D): of the view (B, 1, D), whose strides skip T - 1 rows, PyTorch makes a bmm with a copied head
-            return self.lm_head(x[:, -1])[:, None]  # (B, 1, V)
-        return self.lm_head(x)  # (B, T, V)
+        return self.lm_head(self.model(tokens, cache, last_only, position_ids))  # (B, T, V) or (B, 1, V)
 
     def new_cache(self, batch: int, max_length: int, padding: Sequence[int] | None = None) -> KVCache:
         """An empty cache for `batch` rows of at most `max_length` tokens, in the dtype of the weights.

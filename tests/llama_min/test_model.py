@@ -146,10 +146,32 @@ def test_padding_that_does_not_fit(model: Llama) -> None:
             model.new_cache(2, 9, padding)
 
 
+@pytest.mark.parametrize("stacked", [False, True])
 @torch.no_grad()
-def test_last_only(model: Llama) -> None:
+def test_last_only(model: Llama, stacked: bool) -> None:
+    """The last position's logits, and a cache that later tokens read the same: with padding and in pieces, too."""
+    if stacked:
+        stack_products(model)
     tokens = ids(2, 12)
     torch.testing.assert_close(model(tokens, last_only=True), model(tokens)[:, -1:], atol=1e-6, rtol=1e-5)
+    for padding in (None, [3, 0]):
+        short, whole = model.new_cache(2, 20, padding), model.new_cache(2, 20, padding)
+        for piece in tokens.split((7, 4, 1), dim=1):
+            expected = model(piece, whole)[:, -1:]
+            torch.testing.assert_close(model(piece, short, last_only=True), expected, atol=1e-6, rtol=1e-5)
+        assert short.length == whole.length == 12
+        torch.testing.assert_close(short.k, whole.k, atol=1e-6, rtol=1e-5)
+
+
+@torch.no_grad()
+def test_last_only_leaves_the_last_layer_one_position(model: Llama) -> None:
+    seen: list[torch.Size] = []
+    for layer in model.model.layers:
+        layer.mlp.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0].shape))
+    model(ids(2, 12), last_only=True)
+    assert [shape[1] for shape in seen] == [12] * (len(seen) - 1) + [1]
+    with pytest.raises(ValueError, match="without a cache and last_only"):
+        model(ids(2, 12), last_only=True, position_ids=torch.arange(12).expand(2, 12))
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
