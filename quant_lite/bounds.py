@@ -14,6 +14,7 @@ __all__ = ["matmul_error_bound"]
 
 _U32 = 2.0**-24  # unit roundoff of float32
 _U64 = 2.0**-53
+_CUT = 2**24 - 2**17 - 1  # half steps of x within its largest number as int8_fixed of kernels.c cuts it, and room
 _LONGEST = 2**20
 _ROWS = 2**22  # elements of the weight that are widened to float64 at a time
 
@@ -23,15 +24,16 @@ def matmul_error_bound(x: Tensor, q: QuantizedTensor, activations: str = "float"
 
     With B = `error_bound(q)` and W_hat = `q.dequantize()` it is, for activations
 
-        "float": abs(x) B^T                          + g abs(x) S^T
+        "float": abs(x) B^T                          + g abs(x) S^T + c 1 S^T
         "int8":  abs(x) B^T + abs((x - x_hat) W_hat^T) + g abs(x_hat) S^T
 
     with S the larger of abs(W_hat) and abs(n s), and g = m u / (1 - m u), m = K + 3, u = 2^-24, for the rounding of the
-    product (Higham 2002, lemma 3.1), and K 2^-150 where products underflow. It covers y_hat = x_hat W_hat^T in float32
+    product (Higham 2002, lemma 3.1), and K 2^-150 where products underflow. c, for each row of x, is half the step of
+    x as the kernels read it, cut to 24 bits: max abs(x) / (2^24 - 2^17). It covers y_hat = x_hat W_hat^T in float32
     with its terms added in any order, with or without fused multiply-adds; for "int8", x_hat is
-    `absmax_quantize(x.float(), PerToken()).dequantize()`. Where q has no zero points it covers the sums of integers
-    that are scaled afterwards, too, as long as they do not overflow and s s_x is no subnormal number. It is infinite
-    where a sum of the former may overflow.
+    `absmax_quantize(x.float(), PerToken()).dequantize()`. It covers the sums of integers that are scaled afterwards,
+    too, as long as they do not overflow and s s_x is no subnormal number. It is infinite where a sum of the former may
+    overflow.
 
     Args:
         x: (..., K), float32, float16 or bfloat16.
@@ -54,22 +56,25 @@ def matmul_error_bound(x: Tensor, q: QuantizedTensor, activations: str = "float"
     rows = x.reshape(x.shape[:-1].numel(), x.shape[-1])
     of_x = absmax_quantize(rows, PerToken())  # refuses what is not finite, for float activations too
     wide = rows.double()
+    cut = wide.abs().amax(-1, keepdim=True) / _CUT if activations == "float" and wide.numel() else None  # (T, 1)
     read = wide if activations == "float" else of_x.values.double() * of_x.scale.double()  # n s, exact
     bound = torch.empty(len(rows), len(q.values), dtype=torch.float32, device=x.device)
     step = max(1, _ROWS // max(1, x.shape[-1]))
     for start in range(0, len(q.values), step):
-        bound[:, start : start + step] = _columns(wide, read, q.rows(slice(start, start + step)))
+        bound[:, start : start + step] = _columns(wide, read, cut, q.rows(slice(start, start + step)))
     return bound.view(*x.shape[:-1], len(q.values))
 
 
-def _columns(x: Tensor, read: Tensor, q: QuantizedTensor) -> Tensor:
-    """The bound for some rows of the weight, from x and what the product reads of it, float64 (T, K)."""
+def _columns(x: Tensor, read: Tensor, cut: Tensor | None, q: QuantizedTensor) -> Tensor:
+    """The bound for some rows of the weight, from x, what the product reads of it, and what it cuts off, float64 (T, K)."""
     w_hat, count = q.dequantize().double(), q.values.shape[1] + 3
     of_w = error_bound(q).double()
     size = torch.maximum(w_hat.abs(), _unrounded(q).abs())
     terms = read.abs() @ size.T
     rounding = count * _U32 / (1 - count * _U32) * terms + count * 2.0**-150 * (terms > 0)
     bound = x.abs() @ of_w.T + ((x - read) @ w_hat.T).abs() + rounding
+    if cut is not None:
+        bound = bound + cut * size.sum(-1)
     # what float64 itself is off in the four sums
     bound = bound + 4 * count * _U64 * (x.abs() @ of_w.T + (x.abs() + read.abs()) @ size.T)
     overflow = terms * (1 + 2 * count * _U32) > torch.finfo(torch.float32).max

@@ -28,7 +28,15 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from quant_lite.files import QuantizedFileError, differences
-from quant_lite.linear import BFloat16Linear, Int4Linear, Int8Embedding, Int8Linear, pack_nibbles, unpack_nibbles
+from quant_lite.linear import (
+    BFloat16Linear,
+    Int4Linear,
+    Int8Embedding,
+    Int8Linear,
+    pack_nibbles,
+    put_layer,
+    unpack_nibbles,
+)
 from quant_lite.quantize import QuantizedTensor
 
 __all__ = ["load_compressed", "save_compressed"]
@@ -139,8 +147,7 @@ def load_compressed(model: nn.Module, folder: str | Path) -> None:
     if problems:
         raise QuantizedFileError(f"{folder} does not fit the model: {'; '.join(sorted(problems))}")
     for name, layer in layers.items():
-        parent, _, child = name.rpartition(".")
-        setattr(model.get_submodule(parent), child, layer.train(modules[name].training))
+        put_layer(model, name, layer)
     plain = {name: t.to(needed[name].dtype) for name, t in plain.items()}
     model.load_state_dict(plain, strict=False, assign=True)  # checked above: just the quantized layers are absent
     for name, known in ties.items():  # assign=True parts what was tied

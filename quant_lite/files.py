@@ -14,7 +14,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from quant_lite.linear import BFloat16Linear, Int4Linear, Int8Embedding, Int8Linear, unpack_nibbles
+from quant_lite.linear import BFloat16Linear, Int4Linear, Int8Embedding, Int8Linear, put_layer, unpack_nibbles
 from quant_lite.quantize import QuantizedTensor
 
 __all__ = ["QuantizedFileError", "load_quantized", "save_quantized"]
@@ -94,8 +94,7 @@ def load_quantized(model: nn.Module, folder: str | Path) -> None:
     if problems:
         raise QuantizedFileError(f"{path} does not fit the model: {'; '.join(sorted(problems))}")
     for name, layer in layers.items():
-        parent, _, child = name.rpartition(".")
-        setattr(model.get_submodule(parent), child, layer.train(modules[name].training))
+        put_layer(model, name, layer)
     model.load_state_dict(rest, strict=False, assign=True)  # checked above: just the quantized layers are absent
     for name, known in shared.items():  # assign=True parts what was tied
         if name in rest:
@@ -107,8 +106,9 @@ def load_quantized(model: nn.Module, folder: str | Path) -> None:
 def _describe(layer: nn.Module) -> dict[str, Any]:
     """What a layer's tensors do not say of it."""
     about: dict[str, Any] = {"kind": type(layer).__name__, "dtype": str(layer.dtype).removeprefix("torch.")}
+    about["tensors"] = sorted(name for name, buffer in layer.named_buffers() if buffer is not None)
     if not isinstance(layer, BFloat16Linear):
-        about["group"] = layer.group
+        about |= {"group": layer.group, "measured": layer.measured}
     if isinstance(layer, Int8Linear):
         about |= {"activations": layer.activations, "outliers": layer.outliers, "input_scale": layer.input_scale}
     if isinstance(layer, Int4Linear):
@@ -132,9 +132,10 @@ def _build(about: dict[str, Any], parts: dict[str, Tensor], old: nn.Module | Non
     shape = tuple(old.weight.shape)
     main = "packed" if kind == "Int4Linear" else "weight"
     allowed = {main, "scale", "zero_point", "levels", "smooth", "bias"}
-    missing = [part for part in (main, *(["scale"] if kind != "BFloat16Linear" else [])) if part not in parts]
-    if missing or parts.keys() - allowed:
-        raise ValueError(f"missing {missing}, unexpected {sorted(parts.keys() - allowed)}")
+    needed_parts = {main, *(["scale"] if kind != "BFloat16Linear" else []), *about["tensors"]}
+    if needed_parts - parts.keys() or parts.keys() - (needed_parts & allowed):
+        missing, unexpected = sorted(needed_parts - parts.keys()), sorted(parts.keys() - (needed_parts & allowed))
+        raise ValueError(f"missing {missing}, unexpected {unexpected}")
     bias = parts.get("bias")
     if (bias is None) != (getattr(old, "bias", None) is None) or (bias is not None and tuple(bias.shape) != shape[:1]):
         raise ValueError(f"bias {None if bias is None else tuple(bias.shape)} does not fit the model's layer")
@@ -150,17 +151,21 @@ def _build(about: dict[str, Any], parts: dict[str, Tensor], old: nn.Module | Non
     if kind == "Int8Embedding":
         return Int8Embedding(q)
     smooth = parts.get("smooth")
-    if smooth is not None and tuple(smooth.shape) != shape[1:]:
-        raise ValueError(f"smooth is {tuple(smooth.shape)}, needed is {shape[1:]}")
+    if smooth is not None and (tuple(smooth.shape) != shape[1:] or not _positive(smooth)):
+        raise ValueError(f"smooth is {tuple(smooth.shape)}, needed are positive finite numbers {shape[1:]}")
     return Int8Linear(q, bias, about["activations"], about["outliers"], about["input_scale"], smooth)
 
 
 def _quantized(about: dict[str, Any], parts: dict[str, Tensor], shape: tuple[int, ...]) -> QuantizedTensor:
     scale, levels, group = parts["scale"], parts.get("levels"), about["group"]
+    if group is not None and (not isinstance(group, int) or group < 1):
+        raise ValueError(f"group={group!r} is no number of neighbours")
     zero = parts.get("zero_point", torch.zeros_like(scale, dtype=torch.int8))
     groups = 1 if group is None else -(-shape[1] // int(group))
     if scale.dtype != torch.float32 or tuple(scale.shape) not in ((shape[0], groups), (1, groups)):
         raise ValueError(f"scale is {scale.dtype} {tuple(scale.shape)}, needed is torch.float32 {(shape[0], groups)}")
+    if not _positive(scale):
+        raise ValueError("a scale is not positive and finite")
     if zero.dtype != torch.int8 or zero.shape != scale.shape:
         raise ValueError(f"zero_point is {zero.dtype} {tuple(zero.shape)}, needed is torch.int8 {tuple(scale.shape)}")
     if levels is not None and (levels.dtype != torch.float32 or tuple(levels.shape) != (16,)):
@@ -169,7 +174,11 @@ def _quantized(about: dict[str, Any], parts: dict[str, Tensor], shape: tuple[int
         values = unpack_nibbles(parts["packed"], shape[1]) - (8 if levels is None else 0)
     else:
         values = parts["weight"]
-    return QuantizedTensor(values, scale, zero, _DTYPES[about["dtype"]], group, levels)
+    return QuantizedTensor(values, scale, zero, _DTYPES[about["dtype"]], group, levels, bool(about["measured"]))
+
+
+def _positive(numbers: Tensor) -> bool:
+    return bool((numbers.isfinite() & (numbers > 0)).all())
 
 
 def differences(needed: dict[str, Tensor], given: dict[str, Tensor]) -> list[str]:

@@ -5,7 +5,8 @@
  * twin in PyTorch's operators, which it is tested against.
  *
  * Shapes, all row-major and without gaps: w (N, K), x (T, K), y (T, N); scale (N, G), one for each `group` neighbours of a
- * row, of which the last may be fewer (group = K: one a row). x and y are float32, or bfloat16 where `half` is not 0.
+ * row, of which the last may be fewer (group = K: one a row); zero (N, G), the values that stand for 0, or NULL: all are 0.
+ * x and y are float32, or bfloat16 where `half` is not 0.
  * The threads share the N rows of w; a row of w is read from memory once and used for all T rows of x.
  * All return 0, or 1 where there is no memory for x on the way, or 2 where x must be finite and is not.
  */
@@ -74,9 +75,9 @@ static inline float sum_of_lanes(const float *part) {
     return sum;
 }
 
-/* y = sum over groups of scale * sum_k w x: int8 weights, float activations. */
-int int8_float(const int8_t *restrict w, const float *restrict scale, const void *restrict x, void *restrict y, size N,
-               size K, size T, size group, int half) {
+/* y = sum over groups of scale * sum_k (w - zero) x: int8 weights, float activations. */
+int int8_float(const int8_t *restrict w, const float *restrict scale, const int8_t *restrict zero, const void *restrict x,
+               void *restrict y, size N, size K, size T, size group, int half) {
     float *in = as_float(x, T * K, half);
     size G = (K + group - 1) / group;
     if (!in) return 1;
@@ -88,13 +89,14 @@ int int8_float(const int8_t *restrict w, const float *restrict scale, const void
             float total = 0;
             for (size g = 0; g < G; g++) {
                 size end = least(K, (g + 1) * group);
+                int z = zero ? zero[n * G + g] : 0;
                 float part[LANES] = {0}, rest = 0;
                 size k = g * group;
                 for (; k + LANES <= end; k += LANES) {
                     ask(row + k, LANES);
-                    for (int i = 0; i < LANES; i++) part[i] += (float)row[k + i] * from[k + i];
+                    for (int i = 0; i < LANES; i++) part[i] += (float)(row[k + i] - z) * from[k + i];
                 }
-                for (; k < end; k++) rest += (float)row[k] * from[k];
+                for (; k < end; k++) rest += (float)(row[k] - z) * from[k];
                 total += (rest + sum_of_lanes(part)) * scale[n * G + g];
             }
             put(y, t * N + n, total, half);
@@ -219,8 +221,8 @@ int int8_int8(const int8_t *restrict w, const float *restrict scale, const void 
  * A float product needs each weight made a float first, which takes longer than to read it. The three bytes of q are three
  * products of bytes, exact, one instruction for 64 weights where the processor has it (see up). What is cut off x is at most
  * s/2, 2^-24 of the row's largest number. */
-int int8_fixed(const int8_t *restrict w, const float *restrict scale, const void *restrict x, void *restrict y, size N,
-               size K, size T, size group, int half) {
+int int8_fixed(const int8_t *restrict w, const float *restrict scale, const int8_t *restrict zero, const void *restrict x,
+               void *restrict y, size N, size K, size T, size group, int half) {
     size G = (K + group - 1) / group;
     float *in = as_float(x, T * K, half);
     double *s = lines((size)sizeof(double) * T), *lift = lines((size)sizeof(double) * T * G);
@@ -250,7 +252,9 @@ int int8_fixed(const int8_t *restrict w, const float *restrict scale, const void
                             of_high += up(row[k]) * (int)high[k];
                         }
                     }
-                    double sum = of_low + 256.0 * of_middle + 65536.0 * of_high - lift[t * G + g];
+                    double off = lift[t * G + g]; /* 128 sum_k q; what the zero point adds to it is exact, too */
+                    if (zero) off += off / 128 * zero[n * G + g];
+                    double sum = of_low + 256.0 * of_middle + 65536.0 * of_high - off;
                     total += sum * scale[n * G + g];
                 }
                 put(y, t * N + n, (float)(total * s[t]), half);
@@ -260,7 +264,7 @@ int int8_fixed(const int8_t *restrict w, const float *restrict scale, const void
     free(s);
     free(lift);
     free(q);
-    return failed == 2 ? int8_float(w, scale, x, y, N, K, T, group, half) : failed; /* NaN and infinity spread as ever */
+    return failed == 2 ? int8_float(w, scale, zero, x, y, N, K, T, group, half) : failed; /* NaN and infinity spread as ever */
 }
 
 /* y = sum_k w x: bfloat16 weights, float activations. */

@@ -1,7 +1,8 @@
 """Build `kernels.c` with the system's C compiler at first use, and call it; without one, PyTorch's operators serve.
 
-The library is kept in the user's cache folder under a hash of the source, the compiler, its flags and the processor. It
-is written beside its place and renamed, so that processes which start at once do no harm to each other.
+The library is kept in the user's cache folder under a hash of the source, the compiler, its flags and the processor, and
+one of its own content. It is written beside its place and renamed, so that processes which start at once do no harm to each
+other; a damaged one is built anew.
 `QUANT_LITE_KERNELS=torch` leaves it out; `QUANT_LITE_KERNELS=c` makes it an error where it cannot be built.
 """
 
@@ -76,27 +77,32 @@ def kernel_path() -> str:
     return "torch" if library() is None else "c"
 
 
-def int8_float(weight: Tensor, scale: Tensor, x: Tensor, group: int | None = None) -> Tensor:
-    """y = x w_hat^T with w_hat = scale * weight, in the dtype of x, summed in float32.
+def int8_float(
+    weight: Tensor, scale: Tensor, x: Tensor, group: int | None = None, zero_point: Tensor | None = None
+) -> Tensor:
+    """y = x w_hat^T with w_hat = scale * (weight - zero_point), in the dtype of x, summed in float32.
 
     Args:
         weight: int8 (N, K).
         scale: float32 (N, G), one for each `group` neighbours of a row; (N, 1) without `group`.
         x: (T, K) of any float dtype.
+        zero_point: int8, of the shape of scale; None for zeros.
 
     Raises:
         KernelError: there are no kernels.
         MemoryError: there is no memory for a float32 copy of x.
     """
-    return _call(_required().int8_float, weight, x, scale, group)
+    return _call(_required().int8_float, (weight, scale, zero_point), x, (_size(group, weight),))
 
 
-def int8_fixed(weight: Tensor, scale: Tensor, x: Tensor, group: int | None = None) -> Tensor:
+def int8_fixed(
+    weight: Tensor, scale: Tensor, x: Tensor, group: int | None = None, zero_point: Tensor | None = None
+) -> Tensor:
     """What `int8_float` gives, faster on most processors, with x cut to 24 bits below the largest number of its row.
 
     Args, Raises: as `int8_float`, K at most 65,536.
     """
-    return _call(_required().int8_fixed, weight, x, scale, group)
+    return _call(_required().int8_fixed, (weight, scale, zero_point), x, (_size(group, weight),))
 
 
 def int8_int8(
@@ -115,7 +121,8 @@ def int8_int8(
         MemoryError: there is no memory for the quantized rows.
         ValueError: x holds NaN or infinity.
     """
-    return _call(_required().int8_int8, weight, x, scale, group, ctypes.c_float(input_scale or 0.0))
+    fixed = ctypes.c_float(input_scale or 0.0)
+    return _call(_required().int8_int8, (weight, scale), x, (_size(group, weight),), fixed)
 
 
 def bfloat16_float(weight: Tensor, x: Tensor) -> Tensor:
@@ -125,7 +132,7 @@ def bfloat16_float(weight: Tensor, x: Tensor) -> Tensor:
         KernelError: there are no kernels.
         MemoryError: there is no memory for a float32 copy of x.
     """
-    return _call(_required().bfloat16_float, weight, x)
+    return _call(_required().bfloat16_float, (weight,), x)
 
 
 def quantize_rows(x: Tensor, input_scale: float | None = None) -> tuple[Tensor, Tensor]:
@@ -161,26 +168,30 @@ def scale_sums(sums: Tensor, scale: Tensor, input_scale: Tensor, y: Tensor, colu
 
 def _call(
     product: Callable[..., int],
-    weight: Tensor,
+    stored: tuple[Tensor | None, ...],
     x: Tensor,
-    scale: Tensor | None = None,
-    group: int | None = None,
+    sizes: tuple[int, ...] = (),
     *more: ctypes.c_float,
 ) -> Tensor:
-    """y (T, N) by one of the products of kernels.c, which read and write float32 and bfloat16."""
+    """y (T, N) by one of the products of kernels.c, which read and write float32 and bfloat16.
+
+    Args:
+        stored: the weight (N, K) and what belongs to it, in the order of the product's arguments.
+    """
     if x.dtype not in (torch.float32, torch.bfloat16):
-        return _call(product, weight, x.float(), scale, group, *more).to(x.dtype)
+        return _call(product, stored, x.float(), sizes, *more).to(x.dtype)
     x = x.contiguous()
-    (N, K), T = weight.shape, x.shape[0]
+    assert stored[0] is not None
+    (N, K), T = stored[0].shape, x.shape[0]
     y = torch.empty(T, N, dtype=x.dtype)
-    half = x.dtype == torch.bfloat16
-    if scale is None:
-        failed = product(weight.data_ptr(), x.data_ptr(), y.data_ptr(), N, K, T, half)
-    else:
-        places = (weight.data_ptr(), scale.data_ptr(), x.data_ptr(), y.data_ptr())
-        failed = product(*places, N, K, T, group or max(K, 1), half, *more)
-    _check(failed, T, K)
+    places = [None if tensor is None else tensor.data_ptr() for tensor in (*stored, x, y)]
+    _check(product(*places, N, K, T, *sizes, x.dtype == torch.bfloat16, *more), T, K)
     return y
+
+
+def _size(group: int | None, weight: Tensor) -> int:
+    """How many neighbours share a scale: without groups, all of a row."""
+    return group or max(weight.shape[1], 1)
 
 
 def _check(failed: int, T: int, K: int) -> None:
@@ -204,17 +215,17 @@ def _build() -> Path:
         raise FileNotFoundError("no C compiler: install gcc or clang")
     flags = (*_FLAGS, *_machine_flags())
     source = _SOURCE.read_bytes()
-    about = subprocess.run([compiler, "--version"], capture_output=True, text=True, check=True).stdout
-    key = hashlib.sha256(repr((source, about, flags, _processor())).encode()).hexdigest()[:24]
-    cached = _cache_folder() / f"kernels-{key}.so"
-    if cached.is_file():
-        return cached
+    about = subprocess.run([compiler, "--version"], capture_output=True, check=True).stdout
+    key = _digest(repr((source, about, flags, _processor())).encode())
+    folder = _cache_folder()
+    for cached in folder.glob(f"kernels-{key}-*.so"):
+        if cached.stem.endswith(f"-{_digest(cached.read_bytes())}"):  # whole: to load half a file can end the process
+            return cached
     try:
-        cached.parent.mkdir(parents=True, exist_ok=True)
-        beside = Path(tempfile.mkdtemp(prefix=".building-", dir=cached.parent))
+        folder.mkdir(parents=True, exist_ok=True)
+        beside = Path(tempfile.mkdtemp(prefix=".building-", dir=folder))
     except OSError:  # a home that cannot be written to
-        beside = Path(tempfile.mkdtemp(prefix="quant_lite-"))
-        cached = beside / cached.name
+        beside = folder = Path(tempfile.mkdtemp(prefix="quant_lite-"))
     try:
         # compiled for OpenMP but not linked to one: PyTorch's own, which is loaded already, has the functions. Two
         # OpenMP libraries would keep two sets of threads, which wait for each other in busy loops.
@@ -223,12 +234,18 @@ def _build() -> Path:
             [compiler, "-shared", str(beside / "kernels.o"), "-o", str(beside / "kernels.so"), "-lm"],
         )
         for command in commands:
-            subprocess.run(command, capture_output=True, text=True, check=True)
-        os.replace(beside / "kernels.so", cached)
+            subprocess.run(command, capture_output=True, text=True, errors="replace", check=True)
+        built = beside / "kernels.so"
+        cached = folder / f"kernels-{key}-{_digest(built.read_bytes())}.so"
+        os.replace(built, cached)
     finally:
-        if beside != cached.parent:
+        if beside != folder:
             shutil.rmtree(beside, ignore_errors=True)
     return cached
+
+
+def _digest(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()[:24]
 
 
 def _load(path: Path) -> ctypes.CDLL:
@@ -237,9 +254,9 @@ def _load(path: Path) -> ctypes.CDLL:
         ctypes.CDLL(openmp, mode=ctypes.RTLD_GLOBAL)  # loaded already; its functions can now be found
     found = ctypes.CDLL(str(path))
     pointer, size = ctypes.c_void_p, ctypes.c_ssize_t
-    weighted = [pointer] * 4 + [size] * 4 + [ctypes.c_int]
-    found.int8_float.argtypes = found.int8_fixed.argtypes = weighted
-    found.int8_int8.argtypes = [*weighted, ctypes.c_float]
+    sizes = (*[size] * 4, ctypes.c_int)
+    found.int8_float.argtypes = found.int8_fixed.argtypes = [*[pointer] * 5, *sizes]
+    found.int8_int8.argtypes = [*[pointer] * 4, *sizes, ctypes.c_float]
     found.quantize_rows.argtypes = [pointer] * 3 + [size] * 2 + [ctypes.c_int, ctypes.c_float]
     found.scale_sums.argtypes = [pointer] * 4 + [size] * 3 + [ctypes.c_int]
     found.scale_sums.restype = None

@@ -5,6 +5,8 @@ Shapes: ... any leading dimensions, T rows, K in features, N out features, G = c
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any, Protocol
 
@@ -23,7 +25,7 @@ from quant_lite.quantize import (
     zeropoint_quantize,
 )
 
-__all__ = ["PER_ROW", "BFloat16Linear", "Int4Linear", "Int8Embedding", "Int8Linear", "row_pieces"]
+__all__ = ["PER_ROW", "BFloat16Linear", "Int4Linear", "Int8Embedding", "Int8Linear", "put_layer", "row_pieces"]
 
 
 PER_ROW = PerChannel(0)  # one scale an output channel
@@ -44,7 +46,7 @@ class _HasProduct(Protocol):
 
 def _multiply(layer: _HasProduct, x: Tensor, bias: Tensor | None) -> Tensor:
     """(..., K) -> (..., N), with a gradient to x where one is asked for."""
-    rows = x.reshape(-1, layer.in_features)  # (T, K)
+    rows = x.reshape(x.shape[:-1].numel(), layer.in_features)  # (T, K)
     if rows.requires_grad and torch.is_grad_enabled():
         y = _Product.apply(rows, layer)
     else:
@@ -66,7 +68,23 @@ class _Product(torch.autograd.Function):
         return ctx.layer.gradient(of_y[0]), None
 
 
-class Int8Linear(nn.Module):
+class _Stored(nn.Module):
+    """A layer whose buffers keep their dtype through `model.to(dtype)`, `half()` and the like, and follow it to a device.
+
+    A scale that is rounded after the weight was divided by it breaks the bound; and kernels.c reads just one dtype.
+    """
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> _Stored:
+        before = dict(self._buffers)
+        super()._apply(fn, recurse)
+        for name, buffer in before.items():
+            now = self._buffers[name]
+            if buffer is not None and now is not None and now.dtype != buffer.dtype:
+                self._buffers[name] = buffer.to(now.device)
+        return self
+
+
+class Int8Linear(_Stored):
     """y = x w_hat^T + bias, w_hat = scale (q - z): int8 weights, activations in their own dtype or quantized, too.
 
     With `activations="int8"` each row of x is quantized by absmax (Dettmers et al. 2022, section 2: "vector-wise"), and
@@ -109,11 +127,19 @@ class Int8Linear(nn.Module):
             raise ValueError(f"activations={activations!r} is not known: take float or int8")
         if activations == "float" and (outliers is not None or input_scale is not None):
             raise ValueError("outliers= and input_scale= are of int8 activations: these are float")
+        for argument, number in (("outliers", outliers), ("input_scale", input_scale)):
+            if number is not None and not (isinstance(number, (int, float)) and 0 < number < math.inf):
+                raise ValueError(f"{argument}={number!r} must be a positive finite number")
         self.out_features, self.in_features = weight.values.shape
-        self.dtype, self.group, self.activations = weight.dtype, weight.group, activations
+        self.dtype, self.group, self.measured, self.activations = (
+            weight.dtype,
+            weight.group,
+            weight.measured,
+            activations,
+        )
         self.outliers, self.input_scale = outliers, input_scale
-        self.register_buffer("weight", weight.values)
-        self.register_buffer("scale", weight.scale)
+        self.register_buffer("weight", weight.values.contiguous())
+        self.register_buffer("scale", weight.scale.contiguous())
         symmetric = not weight.zero_point.any()
         self.register_buffer("zero_point", None if symmetric else weight.zero_point)
         self.register_buffer("bias", None if bias is None else bias.detach().clone())
@@ -144,7 +170,7 @@ class Int8Linear(nn.Module):
     def quantized(self) -> QuantizedTensor:
         """The weight as its quantizer returned it (times `smooth`, where there is one)."""
         zero = self.zero_point if self.zero_point is not None else _no_zero_point(self.scale)
-        return QuantizedTensor(self.weight, self.scale, zero, self.dtype, self.group)
+        return QuantizedTensor(self.weight, self.scale, zero, self.dtype, self.group, measured=self.measured)
 
     def to_linear(self) -> nn.Linear:
         """The float layer that this one stands for, weight dequantized."""
@@ -166,20 +192,20 @@ class Int8Linear(nn.Module):
             return self.product_reference(x)
         if self.smooth is not None:
             x = (x / self.smooth).to(x.dtype)
-        scale = self.scale
-        if scale.shape[0] != self.out_features:
-            scale = scale.expand(self.out_features, -1).contiguous()
+        scale, zero = self._of_rows(self.scale), self.zero_point
         if self.activations == "int8":
             x, apart = self._part_outliers(x)
             few = len(x) <= _FEW
             y = kernels.int8_int8(self.weight, scale, x, self.group, self.input_scale) if few else self._many(x, scale)
             return y if apart is None else y + apart
         by_float = kernels.int8_fixed if self.in_features <= _MOST_BYTES else kernels.int8_float
-        if self.zero_point is None:
-            return by_float(self.weight, scale, x, self.group)
-        x32 = x.float()
-        of_zero = _group_sums(x32, self.group) @ (self.zero_point * self.scale).T  # (T, N) or (T, 1)
-        return (by_float(self.weight, scale, x32, self.group) - of_zero).to(x.dtype)
+        return by_float(self.weight, scale, x, self.group, None if zero is None else self._of_rows(zero))
+
+    def _of_rows(self, of_groups: Tensor) -> Tensor:
+        """Scale or zero point as (N, G): where all rows have one, it is repeated."""
+        if len(of_groups) == self.out_features:
+            return of_groups
+        return of_groups.expand(self.out_features, -1).contiguous()
 
     def product_reference(self, x: Tensor) -> Tensor:
         """The same in PyTorch's operators, for any number of rows."""
@@ -258,7 +284,7 @@ class Int8Linear(nn.Module):
         return f"{_sizes(self)}, {scheme}, activations={self.activations}"
 
 
-class Int4Linear(nn.Module):
+class Int4Linear(_Stored):
     """y = x w_hat^T + bias: 4-bit weights, two in a byte, dequantized some rows at a time for each product.
 
     Integers (`absmax_quantize(..., bits=4)` or zero-point) or NF4 (Dettmers et al. 2023, equation 4).
@@ -281,7 +307,7 @@ class Int4Linear(nn.Module):
         if weight.values.numel() and not lowest <= int(weight.values.min()) <= int(weight.values.max()) <= lowest + 15:
             raise ValueError("Int4Linear takes 4-bit values: quantize with bits=4 or nf4_quantize")
         self.out_features, self.in_features = weight.values.shape
-        self.dtype, self.group = weight.dtype, weight.group
+        self.dtype, self.group, self.measured = weight.dtype, weight.group, weight.measured
         self.register_buffer("packed", pack_nibbles(weight.values - lowest))
         self.register_buffer("scale", weight.scale)
         self.register_buffer("zero_point", weight.zero_point if weight.zero_point.any() else None)
@@ -295,6 +321,11 @@ class Int4Linear(nn.Module):
     def to_linear(self) -> nn.Linear:
         """The float layer that this one stands for, weight dequantized."""
         return _linear(self.quantized().dequantize(), self.bias)
+
+    @property
+    def weight(self) -> Tensor:
+        """w_hat, dequantized at each reading, for modules that look at a layer's weight."""
+        return self.quantized().dequantize()
 
     def forward(self, x: Tensor) -> Tensor:  # (..., K) -> (..., N)
         return _multiply(self, x, self.bias)
@@ -322,14 +353,14 @@ class Int4Linear(nn.Module):
             zero = _no_zero_point(scale)
         else:
             zero = self.zero_point[rows] if per_row else self.zero_point
-        return QuantizedTensor(values, scale, zero, dtype, self.group, self.levels)
+        return QuantizedTensor(values, scale, zero, dtype, self.group, self.levels, self.measured)
 
     def extra_repr(self) -> str:
         scheme = "nf4" if self.levels is not None else "absmax" if self.zero_point is None else "zeropoint"
         return f"{_sizes(self)}, {scheme}, group={self.group}"
 
 
-class BFloat16Linear(nn.Module):
+class BFloat16Linear(_Stored):
     """y = x W^T + bias with W in bfloat16: half of float32's bytes, and a few rows by `kernels.c`.
 
     Args:
@@ -347,7 +378,7 @@ class BFloat16Linear(nn.Module):
             raise ValueError(f"BFloat16Linear takes a bfloat16 weight (N, K), not {weight.dtype} {tuple(weight.shape)}")
         self.out_features, self.in_features = weight.shape
         self.dtype = dtype
-        self.register_buffer("weight", weight.detach())
+        self.register_buffer("weight", weight.detach().contiguous())
         self.register_buffer("bias", None if bias is None else bias.detach().clone())
 
     def to_linear(self) -> nn.Linear:
@@ -373,7 +404,7 @@ class BFloat16Linear(nn.Module):
         return _sizes(self)
 
 
-class Int8Embedding(nn.Module):
+class Int8Embedding(_Stored):
     """A table of int8 rows, dequantized as they are looked up; a tied head reads the same memory.
 
     Args:
@@ -388,9 +419,9 @@ class Int8Embedding(nn.Module):
         super().__init__()
         _check_shapes("Int8Embedding", weight)
         self.num_embeddings, self.embedding_dim = weight.values.shape
-        self.dtype, self.group = weight.dtype, weight.group
-        self.register_buffer("weight", weight.values)
-        self.register_buffer("scale", weight.scale)
+        self.dtype, self.group, self.measured = weight.dtype, weight.group, weight.measured
+        self.register_buffer("weight", weight.values.contiguous())
+        self.register_buffer("scale", weight.scale.contiguous())
         self.register_buffer("zero_point", weight.zero_point if weight.zero_point.any() else None)
 
     def forward(self, ids: Tensor) -> Tensor:  # (...) -> (..., D)
@@ -400,7 +431,7 @@ class Int8Embedding(nn.Module):
     def quantized(self) -> QuantizedTensor:
         """The table as its quantizer returned it."""
         zero = self.zero_point if self.zero_point is not None else _no_zero_point(self.scale)
-        return QuantizedTensor(self.weight, self.scale, zero, self.dtype, self.group)
+        return QuantizedTensor(self.weight, self.scale, zero, self.dtype, self.group, measured=self.measured)
 
     def to_embedding(self) -> nn.Embedding:
         """The float table that this one stands for."""
@@ -441,6 +472,7 @@ def _check_shapes(layer: str, weight: QuantizedTensor) -> None:
 def _for_kernels(weight: Tensor, x: Tensor, few: bool = True) -> bool:
     """Whether kernels.c multiplies these: some rows, and only a few where so asked, on the CPU, if it could be built."""
     fits = 0 < len(x) and not (few and len(x) > _FEW) and weight.numel() > 0 and x.device.type == "cpu"
+    fits = fits and weight.is_contiguous()
     return fits and not torch.compiler.is_compiling() and kernels.library() is not None
 
 
@@ -453,16 +485,19 @@ def _integer_product(a: Tensor, b: Tensor) -> Tensor:
     return a.double() @ b.double().T
 
 
-def _group_sums(x: Tensor, group: int | None) -> Tensor:
-    """x (T, K) summed by groups of columns: (T, G), (T, 1) without groups."""
-    if group is None:
-        return x.sum(-1, keepdim=True)
-    return F.pad(x, (0, -x.shape[-1] % group)).unflatten(-1, (-1, group)).sum(-1)
-
-
 def _spread_columns(scale: Tensor, group: int | None, columns: Tensor) -> Tensor:
     """The scale (N, 1) or (N, G) at some columns, broadcastable to (N, K')."""
     return scale if group is None else scale[:, columns // group]
+
+
+def put_layer(model: nn.Module, name: str, layer: nn.Module) -> None:
+    """Put a layer in the place of the one that is called `name`."""
+    above, _, child = name.rpartition(".")
+    parent = model.get_submodule(above)
+    setattr(parent, child, layer.train(parent.get_submodule(child).training))
+    if isinstance(parent, nn.TransformerEncoderLayer):
+        # without gradients its fused path would read the weights past their layers: this is how it is told to take none
+        parent.activation_relu_or_gelu = 0
 
 
 def row_pieces(weight: Tensor) -> list[slice]:

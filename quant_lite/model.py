@@ -12,10 +12,13 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
+from torch.nn.parameter import is_lazy
+from torch.nn.utils.parametrize import is_parametrized
 
 from quant_lite.calibrate import MinMaxObserver, MSEObserver, PercentileObserver, range_parameters
 from quant_lite.gptq import gptq_quantize
-from quant_lite.linear import BFloat16Linear, Int4Linear, Int8Embedding, Int8Linear, row_pieces
+from quant_lite.linear import BFloat16Linear, Int4Linear, Int8Embedding, Int8Linear, put_layer, row_pieces
 from quant_lite.outliers import smoothing_scales
 from quant_lite.quantize import (
     Granularity,
@@ -174,8 +177,11 @@ def quantize_(model: nn.Module, config: QuantConfig | None = None, calibration: 
     """Replace every `nn.Linear` of `model`, in place and one by one, by a layer of the config's scheme.
 
     A head that is tied to an embedding is quantized with it: both read one int8 copy (with 4 bits they stay in float, and
-    in bfloat16 they share what is bfloat16 already). A weight that others share stays in float, and the report says so. The float layer inside an adapter is quantized
-    like any other; the adapter stays in float.
+    in bfloat16 they share what is bfloat16 already). A weight that others share stays in float, and so do matrices that
+    are no `nn.Linear`'s (convolutions, experts in one tensor, an embedding that no head shares) or that their module
+    is known to read by itself (`nn.MultiheadAttention`): the report names them. The float layer inside an adapter is
+    quantized like any other; the adapter stays in float. A module of your own that reads `layer.weight` needs that
+    layer in `skip`. A weight that is computed (`torch.nn.utils.parametrize`) is quantized as it is now, for good.
 
     Args:
         model: any module with linear layers.
@@ -184,10 +190,11 @@ def quantize_(model: nn.Module, config: QuantConfig | None = None, calibration: 
             at, and what the change of perplexity is measured on. GPTQ runs the model once for each layer.
 
     Raises:
-        ValueError: there is nothing to quantize, a weight is not finite (named), a `skip` pattern matches nothing, or
-            the config needs calibration text. The model is unchanged where that is known before the first layer is
-            replaced; only a weight that is not finite is found on the way, and then the layers before it are quantized
-            already.
+        TypeError: a weight has another dtype than float32, float16 and bfloat16 (named).
+        ValueError: there is nothing to quantize, a weight is not finite or holds no numbers yet (named), a `skip` pattern
+            matches nothing, or the config needs calibration text.
+        The model is unchanged where that is known before the first layer is replaced; only a weight that is not finite
+        is found on the way, and then the layers before it are quantized already.
     """
     config = config or QuantConfig()
     if config.calibrated and not calibration:
@@ -243,8 +250,9 @@ class _Seen:
             watch_inputs(model, self.alone, calibration, largest)
             _refuse_unseen(self.alone, most)
             for name in self.alone:
-                weight = model.get_submodule(name).get_parameter("weight").detach()
-                self.smooth[name] = smoothing_scales(most[name], weight, config.smoothing)
+                layer = model.get_submodule(name)
+                assert isinstance(layer, nn.Linear)
+                self.smooth[name] = smoothing_scales(most[name], layer.weight.detach(), config.smoothing)
         if config.observer is not None:
             observers = {name: _OBSERVERS[config.observer]() for name in names}
             called: dict[str, int] = {}
@@ -304,22 +312,53 @@ def _choose(model: nn.Module, config: QuantConfig) -> tuple[list[list[str]], dic
     owners: dict[int, list[str]] = {}
     for path, parameter in model.named_parameters(remove_duplicate=False):
         owners.setdefault(id(parameter), []).append(path)
-    chosen, kept = [], {}
+    chosen: list[list[str]] = []
+    kept: dict[str, str] = {}
+    named = set(linear)
     for name, layer in linear.items():
-        others = [path.rpartition(".")[0] for path in owners[id(layer.weight)] if path != f"{name}.weight"]
+        others = [path.rpartition(".")[0] for path in owners.get(id(layer.weight), ()) if path != f"{name}.weight"]
+        named.update(others)
         embeddings = [other for other in others if type(model.get_submodule(other)) is nn.Embedding]
         if any(fnmatch.fnmatchcase(name, pattern) for pattern in config.skip):
             kept[name] = "skipped by the config"
         elif others and (len(embeddings) < len(others) or not _can_share(layer, config)):
             kept[name] = "its weight is shared with another module"
+        elif isinstance(layer, NonDynamicallyQuantizableLinear):
+            kept[name] = "its module reads the weight by itself"
         elif name:
+            _check_weight(name, layer)
             # in bfloat16 the embedding stays as it is: the head reads its very memory
             chosen.append([name, *(embeddings if config.scheme != "bfloat16" else [])])
     if not chosen:
         raise ValueError(
             "the model has no float linear layer to quantize; a bare nn.Linear takes Int8Linear.from_linear"
         )
-    return chosen, kept
+    return chosen, kept | _other_matrices(model, named)
+
+
+def _check_weight(name: str, layer: nn.Linear) -> None:
+    """Refuse what no scheme can read."""
+    if is_lazy(layer.weight) or layer.weight.is_meta:
+        raise ValueError(f"{name}: its weight holds no numbers yet: load or initialize the model first")
+    if layer.weight.dtype not in (torch.float32, torch.float16, torch.bfloat16):
+        raise TypeError(
+            f"{name}: its weight is {layer.weight.dtype}: convert the model to float32, float16 or bfloat16, or skip it"
+        )
+    if "weight" not in layer._parameters and not is_parametrized(layer, "weight"):
+        raise ValueError(
+            f"{name}: its weight is set by a hook, as pruning does: make it a parameter first "
+            "(torch.nn.utils.prune.remove), or skip it"
+        )
+
+
+def _other_matrices(model: nn.Module, known: set[str]) -> dict[str, str]:
+    """Modules with a matrix that is no linear layer's, but for those of adapters: name -> why it stays."""
+    found = {}
+    for path, parameter in model.named_parameters():
+        name, _, leaf = path.rpartition(".")
+        if name not in known and parameter.dim() >= 2 and not leaf.startswith("lora_"):
+            found[name or leaf] = f"no linear layer: {type(model.get_submodule(name)).__name__}"
+    return found
 
 
 def _can_share(head: nn.Linear, config: QuantConfig) -> bool:
@@ -344,8 +383,7 @@ def _replace(model: nn.Module, names: list[str], config: QuantConfig, seen: _See
         else:
             assert isinstance(layer, Int8Linear)
             new = Int8Embedding(layer.quantized())
-        parent, _, child = name.rpartition(".")
-        setattr(model.get_submodule(parent), child, new.train(model.get_submodule(name).training))
+        put_layer(model, name, new)
     scheme = config.scheme if config.scheme in ("nf4", "bfloat16") else f"{config.scheme} int{config.bits}"
     return LayerReport(names[0], tuple(weight.shape), scheme, size, _bytes(layer), *error)
 
@@ -359,8 +397,13 @@ def _layer(
         if not weight.isfinite().all():
             raise ValueError("cannot round NaN or infinity: the weight holds at least one")
         halves = weight.to(torch.bfloat16)
-        largest = float(weight.abs().max()) if weight.numel() else 0.0
-        return BFloat16Linear(halves, old.bias, weight.dtype), _error(weight, lambda rows: halves[rows], largest / 256)
+        if not halves.isfinite().all():
+            raise ValueError(
+                f"a weight of {float(weight.abs().max())} is past bfloat16's range: scale it down or skip it"
+            )
+        # half a unit of the largest number, or of a subnormal one
+        bound = max(float(weight.abs().max()) / 256 if weight.numel() else 0.0, 2.0**-134)
+        return BFloat16Linear(halves, old.bias, weight.dtype), _error(weight, lambda rows: halves[rows], bound)
     smooth = seen.smooth.get(name)
     if smooth is not None:
         weight = (weight * smooth).to(weight.dtype)

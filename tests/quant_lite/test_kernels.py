@@ -234,6 +234,29 @@ def test_many_processes_build_at_once_and_later_ones_not_at_all(tmp_path: Path) 
 
 
 @needs_c
+@pytest.mark.parametrize("left", [0, 5000])
+def test_a_damaged_library_is_built_anew(tmp_path: Path, left: int) -> None:
+    expected = run(tmp_path).communicate(timeout=120)
+    (built,) = (tmp_path / "quant_lite").iterdir()
+    whole = built.read_bytes()
+    built.write_bytes(whole[:left])
+    assert run(tmp_path).communicate(timeout=120) == expected
+    assert whole in [path.read_bytes() for path in (tmp_path / "quant_lite").iterdir()]
+
+
+@needs_c
+def test_a_compiler_may_speak_any_language(tmp_path: Path) -> None:
+    compiler = tmp_path / "cc"
+    compiler.write_bytes(b'#!/bin/sh\n[ "$1" = --version ] && echo "compil\xe9" && exit\nexec gcc "$@"\n')
+    compiler.chmod(0o755)
+    out, errors = run(tmp_path / "cache", CC=str(compiler)).communicate(timeout=120)
+    assert out.startswith("c c ") and errors == ""
+    compiler.write_bytes(b'#!/bin/sh\n[ "$1" = --version ] && exit\necho "rat\xe9" >&2; exit 1\n')
+    out, errors = run(tmp_path / "other", CC=str(compiler)).communicate(timeout=120)
+    assert out.startswith("torch torch ") and "no C kernels" in errors and "rat" in errors
+
+
+@needs_c
 def test_a_home_that_cannot_be_written_to(tmp_path: Path) -> None:
     """The library is then of this process alone, and leaves nothing behind."""
     (tmp_path / "file").touch()

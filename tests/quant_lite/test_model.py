@@ -284,6 +284,22 @@ def test_files_round_trip(tmp_path: Path, config: QuantConfig, tied: bool) -> No
     assert list(tmp_path.iterdir()) == [path]
 
 
+@pytest.mark.parametrize("config", CONFIGS, ids=str)
+def test_a_file_that_lost_a_tensor_is_refused(tmp_path: Path, config: QuantConfig) -> None:
+    """Each of them, also those that not every layer has: zero points, levels, smoothing, a bias."""
+    model = net()
+    quantize_(model, config)
+    path = save_quantized(model, tmp_path)
+    tensors = load_file(path)
+    with safe_open(path, framework="pt") as file:
+        header = file.metadata()
+    assert len(tensors) >= 3
+    for lost in tensors:
+        save_file({name: tensor for name, tensor in tensors.items() if name != lost}, path, metadata=header)
+        with pytest.raises(QuantizedFileError, match=lost.partition(".")[0]):
+            load_quantized(net(), tmp_path)
+
+
 def test_files_that_do_not_fit(tmp_path: Path) -> None:
     model = net()
     quantize_(model)
@@ -308,10 +324,21 @@ def test_files_that_do_not_fit(tmp_path: Path) -> None:
     refused(r"0: missing \['scale'\]", net())
     save_file({**tensors, "0.scale": tensors["0.scale"][:3].clone()}, path, metadata=header)
     refused(r"0: scale is torch.float32 \(3, 1\), needed is torch.float32 \(16, 1\)", net())
-    odd = json.loads(header["quant_lite"])
-    odd["layers"]["0"]["kind"] = "Int3Linear"
-    save_file(tensors, path, metadata={"quant_lite": json.dumps(odd)})
+    for number in (0.0, -1.0, float("nan"), float("inf")):
+        save_file({**tensors, "0.scale": torch.full((16, 1), number)}, path, metadata=header)
+        refused("0: a scale is not positive and finite", net())
+
+    def changed(**of_layer: object) -> None:
+        odd = json.loads(header["quant_lite"])
+        odd["layers"]["0"] |= of_layer
+        save_file(tensors, path, metadata={"quant_lite": json.dumps(odd)})
+
+    changed(kind="Int3Linear")
     refused("0: kind 'Int3Linear' and dtype 'float32' are not known", net())
+    changed(activations="int8", input_scale=-1.0)
+    refused("0: input_scale=-1.0 must be a positive finite number", net())
+    changed(group=0)
+    refused("0: group=0 is no number of neighbours", net())
     save_file(tensors, path)
     refused("was not written by save_quantized", net())
     path.write_bytes(path.read_bytes()[:200])

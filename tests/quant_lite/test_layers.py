@@ -1,0 +1,202 @@
+"""What users do to models before and after they quantize them: casts, pruning, layers of PyTorch's own, odd shapes."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor, nn
+from torch.nn.utils import parametrize, prune
+
+from quant_lite import (
+    BFloat16Linear,
+    Int4Linear,
+    Int8Linear,
+    PerChannel,
+    PerGroup,
+    PerTensor,
+    QuantConfig,
+    absmax_quantize,
+    error_bound,
+    fake_quantize,
+    load_quantized,
+    matmul_error_bound,
+    quantize_,
+    quantize_with,
+    save_quantized,
+    zeropoint_quantize,
+)
+
+CONFIGS = [
+    QuantConfig(),
+    QuantConfig("zeropoint", PerGroup(16)),
+    QuantConfig(activations="int8"),
+    QuantConfig(bits=4),
+    QuantConfig("nf4"),
+    QuantConfig("bfloat16"),
+]
+
+
+def net() -> nn.Sequential:
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(64, 48), nn.SiLU(), nn.Linear(48, 8))
+
+
+@pytest.mark.parametrize("config", CONFIGS, ids=str)
+@pytest.mark.parametrize("rows", [1, 40])
+@torch.no_grad()
+def test_a_cast_of_the_model_leaves_what_is_stored_as_it_was(config: QuantConfig, rows: int) -> None:
+    model, x = net(), torch.randn(rows, 64)
+    quantize_(model, config)
+    stored = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    before = model(x)
+    for cast in (model.half, model.double, lambda: model.to(torch.bfloat16), model.float):
+        cast()
+        assert all(torch.equal(model.state_dict()[name], tensor) for name, tensor in stored.items())
+        assert all(model.state_dict()[name].dtype == tensor.dtype for name, tensor in stored.items())
+        assert torch.equal(model(x), before)
+    assert model.to("meta")[0].bias.is_meta  # to another device they go
+
+
+@given(st.integers(0, 10**6), st.sampled_from([absmax_quantize, zeropoint_quantize]), st.sampled_from([None, 1, 5, 16]))
+def test_a_layers_product_is_within_the_bound_on_either_path(seed: int, scheme, group: int | None) -> None:
+    """Rows and groups of zeros, whose zero point is -128, and inputs of which one outweighs all others a million times."""
+    generator = torch.Generator().manual_seed(seed)
+
+    def wild(*shape: int) -> Tensor:
+        size = 10 ** (2 * torch.randn(shape, generator=generator))
+        some = torch.rand(shape, generator=generator) < 0.8
+        return torch.randn(shape, generator=generator) * size * some
+
+    w, x = wild(6, 32), wild(3, 32)
+    w[0], w[1, :16] = 0, 0
+    q = scheme(w, PerChannel(0) if group is None else PerGroup(group))
+    layer, bound = Int8Linear(q), matmul_error_bound(x, q).double()
+    exact = x.double() @ w.double().T
+    for y in (layer.product(x), layer.product_reference(x)):
+        assert ((y.double() - exact).abs() <= bound).all()
+    assert not layer.product(x)[:, 0].any()
+
+
+@torch.no_grad()
+def test_a_weight_that_is_computed_is_quantized_as_it_is() -> None:
+    """Training with `fake_quantize` as a parametrization, then the int8 layer: which is what was trained."""
+
+    class Fake(nn.Module):
+        def forward(self, w: Tensor) -> Tensor:
+            return fake_quantize(w, PerChannel(0))
+
+    model, x = net(), torch.randn(5, 64)
+    parametrize.register_parametrization(model[0], "weight", Fake())
+    chosen = absmax_quantize(model[0].parametrizations.weight.original, PerChannel(0))
+    quantize_(model)
+    q = model[0].quantized()
+    assert torch.equal(q.values, chosen.values)
+    assert ((q.scale / chosen.scale - 1).abs() <= 2**-22).all()  # 127 s is rounded, and its 127th rounded up
+    assert model(x).isfinite().all() and "0.parametrizations.weight.original" not in model.state_dict()
+
+
+def test_a_weight_that_a_hook_sets_is_refused_until_it_is_one() -> None:
+    model = net()
+    prune.l1_unstructured(model[0], "weight", 0.5)
+    with pytest.raises(ValueError, match="0: its weight is set by a hook, as pruning does"):
+        quantize_(model)
+    assert type(model[2]) is nn.Linear
+    prune.remove(model[0], "weight")
+    quantize_(model)
+    assert (model[0].weight == 0).float().mean() >= 0.5
+
+
+@pytest.mark.parametrize("config", CONFIGS, ids=str)
+@pytest.mark.parametrize("grad", [True, False])  # without gradients PyTorch takes another path, over the weights alone
+def test_a_transformer_layer_of_pytorchs_own_still_runs(config: QuantConfig, grad: bool) -> None:
+    model = nn.TransformerEncoder(nn.TransformerEncoderLayer(64, 4, 128, batch_first=True), 1).eval()
+    x = torch.randn(2, 5, 64)
+    with torch.set_grad_enabled(grad):
+        before = model(x)
+        report = quantize_(model, config)
+        after = model(x)
+    assert (after - before).norm() / before.norm() < (0.2 if config.bits == 4 or config.scheme == "nf4" else 0.02)
+    assert report.kept["layers.0.self_attn.out_proj"] == "its module reads the weight by itself"
+    assert report.kept["layers.0.self_attn"] == "no linear layer: MultiheadAttention"
+
+
+def test_what_stays_in_float_is_named() -> None:
+    class Experts(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.up = nn.Parameter(torch.randn(4, 8, 8))
+
+    model = nn.ModuleDict({"table": nn.Embedding(9, 8), "experts": Experts(), "conv": nn.Conv1d(8, 8, 3)})
+    model["linear"], model["norm"] = nn.Linear(8, 8), nn.LayerNorm(8)
+    assert quantize_(model).kept == {
+        "table": "no linear layer: Embedding",
+        "experts": "no linear layer: Experts",
+        "conv": "no linear layer: Conv1d",
+    }
+
+
+def test_what_cannot_be_read_is_refused_before_anything_changes() -> None:
+    for odd, kind, words in (
+        (nn.Linear(48, 8).double(), TypeError, "2: its weight is torch.float64: convert the model"),
+        (nn.Linear(48, 8, device="meta"), ValueError, "2: its weight holds no numbers yet"),
+        (nn.LazyLinear(8), ValueError, "2: its weight holds no numbers yet"),
+    ):
+        model = nn.Sequential(nn.Linear(64, 48), nn.SiLU(), odd)
+        with pytest.raises(kind, match=words):
+            quantize_(model)
+        assert type(model[0]) is nn.Linear
+        if not isinstance(odd, nn.LazyLinear):
+            quantize_(model, QuantConfig(skip=("2",)))
+
+
+@pytest.mark.parametrize("config", CONFIGS, ids=str)
+def test_no_features_and_no_rows(config: QuantConfig) -> None:
+    model = nn.Sequential(nn.Linear(0, 4), nn.Linear(4, 0), nn.Linear(0, 3))
+    quantize_(model, config)
+    for shape in ((3, 0), (0, 0), (2, 0, 0), (0,)):
+        assert model(torch.zeros(shape)).shape == (*shape[:-1], 3)
+    with pytest.raises(RuntimeError):
+        model[1](torch.zeros(2, 8))  # twice the features are no twice the rows
+
+
+def test_a_weight_that_does_not_lie_row_by_row() -> None:
+    w, x = torch.randn(64, 48), torch.randn(2, 64)
+    layer = BFloat16Linear(w.to(torch.bfloat16).T)
+    torch.testing.assert_close(layer(x), x @ w.to(torch.bfloat16).float(), rtol=1e-5, atol=1e-5)
+    q = absmax_quantize(w.T, PerChannel(0))
+    torch.testing.assert_close(Int8Linear(q)(x), x @ q.dequantize().T, rtol=1e-5, atol=1e-5)
+    replaced = Int8Linear(q)
+    replaced.weight = replaced.weight.T.contiguous().T  # as somebody may put it there
+    assert torch.equal(replaced(x), replaced.product_reference(x) + 0)
+
+
+def test_bfloat16s_own_limits() -> None:
+    tiny = nn.Sequential(nn.Linear(4, 2, bias=False))
+    nn.init.constant_(tiny[0].weight, 1.4e-45 * 30_000)
+    (row,) = quantize_(tiny, QuantConfig("bfloat16")).layers
+    assert 0 < row.max_error <= row.bound
+    large = nn.Sequential(nn.Linear(4, 2, bias=False))
+    nn.init.constant_(large[0].weight, 3.4028e38)
+    with pytest.raises(ValueError, match="0: a weight of 3.4.*e.38 is past bfloat16's range"):
+        quantize_(large, QuantConfig("bfloat16"))
+
+
+def test_a_layer_remembers_that_its_scale_was_given(tmp_path) -> None:
+    """Zeros of a measured tensor stand for zeros alone; with a given scale, for anything up to half a step."""
+    q = quantize_with(torch.full((2, 4), 0.4), torch.ones(2, 1))
+    model = nn.Sequential(Int8Linear(q))
+    save_quantized(model, tmp_path)
+    again = nn.Sequential(nn.Linear(4, 2, bias=False))
+    load_quantized(again, tmp_path)
+    for layer in (model[0], again[0], Int4Linear(q)):
+        assert torch.equal(error_bound(layer.quantized()), error_bound(q)) and (error_bound(q) >= 0.4).all()
+
+
+def test_whoever_reads_a_4_bit_layers_weight_gets_numbers() -> None:
+    model = net()
+    weight = model[0].weight.detach().clone()
+    quantize_(model, QuantConfig("nf4", PerTensor()))
+    assert model[0].weight.dtype == torch.float32 and model[0].weight.shape == weight.shape
+    assert torch.equal(model[0].weight, model[0].to_linear().weight)
