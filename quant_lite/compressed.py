@@ -375,10 +375,10 @@ def _read_scheme(group: dict[str, Any], format: str | None) -> tuple[_Scheme, li
         wrong += [] if kept == _TOKEN else [f"input_activations={kept!r} are not read, only {_TOKEN!r}"]
     if group.get("output_activations") is not None:
         wrong.append("output_activations are not read")
+    if wrong:  # all that is wrong is named at once, so go on with what can be read
+        return _Scheme(str(format), 8, "channel", None, "float"), wrong
     group_size = size if strategy == "group" else None
-    return _Scheme(
-        str(format), weights.get("num_bits", 8), str(strategy), group_size, "int8" if inputs else "float"
-    ), wrong
+    return _Scheme(str(format), weights["num_bits"], str(strategy), group_size, "int8" if inputs else "float"), wrong
 
 
 def _build(scheme: _Scheme, parts: dict[str, Tensor], old: nn.Module) -> Int8Linear | Int4Linear:

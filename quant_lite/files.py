@@ -45,9 +45,9 @@ def save_quantized(model: nn.Module, folder: str | Path) -> Path:
         raise ValueError("the model has no quantized layer to save: call quantize_ first")
     tensors: dict[str, Tensor] = {}
     shared: dict[str, str] = {}
-    first: dict[tuple[int, torch.Size], str] = {}
+    first: dict[tuple[int, torch.Size, tuple[int, ...]], str] = {}
     for name, tensor in model.state_dict().items():
-        known = first.setdefault((tensor.data_ptr(), tensor.shape), name) if tensor.numel() else name
+        known = first.setdefault((tensor.data_ptr(), tensor.shape, tensor.stride()), name) if tensor.numel() else name
         if known != name:
             shared[name] = known
         else:

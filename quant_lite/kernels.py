@@ -218,13 +218,15 @@ def _build() -> Path:
     about = subprocess.run([compiler, "--version"], capture_output=True, check=True).stdout
     key = _digest(repr((source, about, flags, _processor())).encode())
     folder = _cache_folder()
-    for cached in folder.glob(f"kernels-{key}-*.so"):
+    for cached in folder.glob(f"kernels-{key}-*.so") if folder else ():
         if cached.stem.endswith(f"-{_digest(cached.read_bytes())}"):  # whole: to load half a file can end the process
             return cached
     try:
+        if folder is None:
+            raise FileNotFoundError("no home folder")
         folder.mkdir(parents=True, exist_ok=True)
         beside = Path(tempfile.mkdtemp(prefix=".building-", dir=folder))
-    except OSError:  # a home that cannot be written to
+    except OSError:  # a home that is not there or cannot be written to
         beside = folder = Path(tempfile.mkdtemp(prefix="quant_lite-"))
     try:
         # compiled for OpenMP but not linked to one: PyTorch's own, which is loaded already, has the functions. Two
@@ -291,7 +293,12 @@ def _processor() -> str:
     return "\n".join(sorted({line for line in lines if line.startswith(("flags", "Features", "model name"))}))
 
 
-def _cache_folder() -> Path:
-    if sys.platform == "darwin":
-        return Path.home() / "Library" / "Caches" / "quant_lite"
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "quant_lite"
+def _cache_folder() -> Path | None:
+    """The user's; None where there is no home folder, as in some containers."""
+    if os.environ.get("XDG_CACHE_HOME"):
+        return Path(os.environ["XDG_CACHE_HOME"]) / "quant_lite"
+    try:
+        home = Path.home()
+    except RuntimeError:
+        return None
+    return home / ("Library/Caches" if sys.platform == "darwin" else ".cache") / "quant_lite"

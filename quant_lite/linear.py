@@ -183,6 +183,8 @@ class Int8Linear(_Stored):
         return kernels.kernel_path() if self.weight.device.type == "cpu" else "torch"
 
     def forward(self, x: Tensor) -> Tensor:  # (..., K) -> (..., N)
+        if x.dtype == torch.float16:  # sums of x q may be past its range, and gradients times a scale below it
+            return self.forward(x.float()).to(x.dtype)
         return _multiply(self, x, self.bias)
 
     def product(self, x: Tensor) -> Tensor:
@@ -308,7 +310,7 @@ class Int4Linear(_Stored):
             raise ValueError("Int4Linear takes 4-bit values: quantize with bits=4 or nf4_quantize")
         self.out_features, self.in_features = weight.values.shape
         self.dtype, self.group, self.measured = weight.dtype, weight.group, weight.measured
-        self.register_buffer("packed", pack_nibbles(weight.values - lowest))
+        self.register_buffer("packed", pack_nibbles(weight.values if lowest == 0 else weight.values - lowest))
         self.register_buffer("scale", weight.scale)
         self.register_buffer("zero_point", weight.zero_point if weight.zero_point.any() else None)
         self.register_buffer("levels", weight.levels)
@@ -443,10 +445,11 @@ class Int8Embedding(_Stored):
 
 def pack_nibbles(values: Tensor) -> Tensor:
     """(N, K) of 0..15 to uint8 (N, ceil(K / 2)): an even column in the lower half of its byte, the next in the upper."""
-    values = values.to(torch.uint8)
-    if values.shape[1] % 2:
-        values = F.pad(values, (0, 1))
-    return values[:, 0::2] | values[:, 1::2] << 4
+    packed = torch.zeros(len(values), -(-values.shape[1] // 2), dtype=torch.uint8, device=values.device)
+    for rows in row_pieces(values):
+        packed[rows] = values[rows, 0::2]
+        packed[rows, : values.shape[1] // 2] |= values[rows, 1::2].to(torch.uint8) << 4
+    return packed
 
 
 def unpack_nibbles(packed: Tensor, columns: int) -> Tensor:
@@ -491,10 +494,15 @@ def _spread_columns(scale: Tensor, group: int | None, columns: Tensor) -> Tensor
 
 
 def put_layer(model: nn.Module, name: str, layer: nn.Module) -> None:
-    """Put a layer in the place of the one that is called `name`."""
+    """Put a layer in the place of the one that is called `name`, with its hooks."""
     above, _, child = name.rpartition(".")
     parent = model.get_submodule(above)
-    setattr(parent, child, layer.train(parent.get_submodule(child).training))
+    old = parent.get_submodule(child)
+    for before in old._forward_pre_hooks.values():
+        layer.register_forward_pre_hook(before)
+    for after in old._forward_hooks.values():
+        layer.register_forward_hook(after)
+    setattr(parent, child, layer.train(old.training))
     if isinstance(parent, nn.TransformerEncoderLayer):
         # without gradients its fused path would read the weights past their layers: this is how it is told to take none
         parent.activation_relu_or_gelu = 0

@@ -98,6 +98,9 @@ class QuantConfig:
 _OBSERVERS = {"minmax": MinMaxObserver, "percentile": PercentileObserver, "mse": MSEObserver}
 
 
+_LARGEST_HALF = float(torch.finfo(torch.bfloat16).max) * (1 + 2**-9)  # what is above may round to infinity
+
+
 @dataclass(frozen=True)
 class LayerReport:
     """One layer: its scheme, sizes in bytes, the largest error of a weight and its bound, and the SQNR in dB."""
@@ -187,7 +190,8 @@ def quantize_(model: nn.Module, config: QuantConfig | None = None, calibration: 
         model: any module with linear layers.
         config: None takes `QuantConfig()`.
         calibration: token ids (B, T), for each of which the model is called: what observers, SmoothQuant and GPTQ look
-            at, and what the change of perplexity is measured on. GPTQ runs the model once for each layer.
+            at, and what the change of perplexity is measured on. GPTQ runs the model once for each layer, and needs
+            some matrices (K, K) of float64 besides.
 
     Raises:
         TypeError: a weight has another dtype than float32, float16 and bfloat16 (named).
@@ -300,6 +304,8 @@ def _perplexity(model: nn.Module, batches: Sequence[Tensor]) -> float:
         total += float(F.cross_entropy(logits[:, :-1].flatten(0, 1).float(), ids[:, 1:].flatten(), reduction="sum"))
         count += ids[:, 1:].numel()
     model.train(was_training)
+    if not count:
+        raise ValueError("calibration text of single tokens has nothing to predict: give rows of two tokens or more")
     return math.exp(total / count)
 
 
@@ -318,12 +324,14 @@ def _choose(model: nn.Module, config: QuantConfig) -> tuple[list[list[str]], dic
     for name, layer in linear.items():
         others = [path.rpartition(".")[0] for path in owners.get(id(layer.weight), ()) if path != f"{name}.weight"]
         named.update(others)
-        embeddings = [other for other in others if type(model.get_submodule(other)) is nn.Embedding]
+        embeddings = [other for other in others if _is_plain_embedding(model.get_submodule(other))]
         if any(fnmatch.fnmatchcase(name, pattern) for pattern in config.skip):
             kept[name] = "skipped by the config"
         elif others and (len(embeddings) < len(others) or not _can_share(layer, config)):
             kept[name] = "its weight is shared with another module"
-        elif isinstance(layer, NonDynamicallyQuantizableLinear):
+        elif any(part.startswith("lora_") for part in name.split(".")):
+            kept[name] = "part of an adapter"
+        elif isinstance(layer, NonDynamicallyQuantizableLinear) or _has_dora_of_peft(model, name):
             kept[name] = "its module reads the weight by itself"
         elif name:
             _check_weight(name, layer)
@@ -334,6 +342,12 @@ def _choose(model: nn.Module, config: QuantConfig) -> tuple[list[list[str]], dic
             "the model has no float linear layer to quantize; a bare nn.Linear takes Int8Linear.from_linear"
         )
     return chosen, kept | _other_matrices(model, named)
+
+
+def _has_dora_of_peft(model: nn.Module, name: str) -> bool:
+    """Whether this is the base layer of an adapter of the library peft that looks at its weight, whatever its dtype."""
+    above = model.get_submodule(name.rpartition(".")[0])
+    return bool(len(getattr(above, "lora_magnitude_vector", ())))
 
 
 def _check_weight(name: str, layer: nn.Linear) -> None:
@@ -359,6 +373,11 @@ def _other_matrices(model: nn.Module, known: set[str]) -> dict[str, str]:
         if name not in known and parameter.dim() >= 2 and not leaf.startswith("lora_"):
             found[name or leaf] = f"no linear layer: {type(model.get_submodule(name)).__name__}"
     return found
+
+
+def _is_plain_embedding(module: nn.Module) -> bool:
+    """Whether it only looks rows up: not a subclass that does more, nor one that rescales what it looks up."""
+    return type(module) is nn.Embedding and module.max_norm is None
 
 
 def _can_share(head: nn.Linear, config: QuantConfig) -> bool:
@@ -406,7 +425,7 @@ def _layer(
         return BFloat16Linear(halves, old.bias, weight.dtype), _error(weight, lambda rows: halves[rows], bound)
     smooth = seen.smooth.get(name)
     if smooth is not None:
-        weight = (weight * smooth).to(weight.dtype)
+        weight = _times(weight, smooth)
     q = config.quantize(weight, seen.hessian(name))
     bound = largest_bound(q) if not config.gptq else math.inf  # GPTQ rounds to where the sum is best, not the number
     error = _error(weight, lambda rows: q.rows(rows).dequantize(), bound)
@@ -414,6 +433,14 @@ def _layer(
         return Int4Linear(q, old.bias), error
     scale = seen.input_scale.get(name)
     return Int8Linear(q, old.bias, config.activations, config.outliers, scale, smooth), error
+
+
+def _times(weight: Tensor, smooth: Tensor) -> Tensor:
+    """weight (N, K) times smooth (K,) in float32, rounded to its dtype: some rows at a time, so that it is stored once."""
+    product = torch.empty_like(weight)
+    for rows in row_pieces(weight):
+        product[rows] = weight[rows].float() * smooth
+    return product
 
 
 def largest_bound(q: QuantizedTensor) -> float:

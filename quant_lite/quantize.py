@@ -113,11 +113,15 @@ class QuantizedTensor:
         return x_hat
 
     def rows(self, rows: slice | Tensor) -> QuantizedTensor:
-        """Some rows (axis 0) of a quantized matrix."""
+        """Some rows (axis 0) of a quantized matrix: a slice, or those of an index, which must be from 0 on."""
+
+        def pick(t: Tensor) -> Tensor:
+            return t[rows] if isinstance(rows, slice) else t.index_select(0, rows)
+
         scale, zero_point = self.scale, self.zero_point
-        if len(scale) == len(self.values):
-            scale, zero_point = scale[rows], zero_point[rows]
-        return replace(self, values=self.values[rows], scale=scale, zero_point=zero_point)
+        if scale.dim() and len(scale) == len(self.values):
+            scale, zero_point = pick(scale), pick(zero_point)
+        return replace(self, values=pick(self.values), scale=scale, zero_point=zero_point)
 
     def _dequantized(self, rows: slice | EllipsisType) -> Tensor:
         limit = torch.finfo(self.dtype).max

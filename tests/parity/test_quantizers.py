@@ -133,7 +133,7 @@ CASES: dict[str, tuple[Callable[[object], Quantizer], str, str]] = {
     ),
     "compressed-tensors, zero point": (
         lambda i: of_compressed_tensors(False, i),
-        "not_finite",
+        "not_finite rounding",
         "shapes zero dequantize error_bound levels idempotent",
     ),
     "ours": (of_quant_lite, "", ""),

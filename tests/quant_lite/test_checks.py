@@ -180,6 +180,49 @@ class PlusEpsilon(Absmax):
         return super().scale(x) + 1e-6
 
 
+class SmallestScaleOf1e30th(Absmax):
+    def scale(self, x: Tensor) -> Tensor:
+        return super().scale(x).clamp(min=1e-30)
+
+
+class TinyRowsAreZero(Absmax):
+    def scale(self, x: Tensor) -> Tensor:
+        scale = super().scale(x)
+        return torch.where(scale < 1e-36, 1.0, scale)
+
+
+class LooksAt256(Absmax):
+    def largest_of(self, x: Tensor) -> Tensor:
+        return super().largest_of(x[..., :256, :] if x.dim() > 2 else x)
+
+
+class WrongInFourAxes(Absmax):
+    def largest_of(self, x: Tensor) -> Tensor:
+        return super().largest_of(x[:, :1] if x.dim() == 5 else x)
+
+
+class Random(Absmax):
+    def integers(self, t: Tensor) -> Tensor:
+        return super().integers(t + 0.4 * (torch.rand(t.shape) - 0.5))
+
+
+class TakesHalfNaN(Absmax):
+    def quantize(self, x: Tensor) -> tuple[Tensor, Tensor, None]:
+        return super().quantize(x if x.dtype == torch.float32 else x.nan_to_num())
+
+
+class LooksForNaNInTheLastRow(Absmax):
+    def quantize(self, x: Tensor) -> tuple[Tensor, Tensor, None]:
+        if x.numel() and not x[-1].isfinite().all():
+            raise ValueError("not finite")
+        return super().quantize(x.nan_to_num(0.0, 1e30, -1e30))
+
+
+class LooksForNaNInMatrices(Absmax):
+    def quantize(self, x: Tensor) -> tuple[Tensor, Tensor, None]:
+        return super().quantize(x if x.dim() == 2 else x.nan_to_num(0.0, 1e30, -1e30))
+
+
 class TakesNaN(Absmax):
     def quantize(self, x: Tensor) -> tuple[Tensor, Tensor, None]:
         return super().quantize(x.nan_to_num(0.0, 1e30, -1e30))
@@ -263,6 +306,11 @@ class ForgetsTheZeroPoint(ZeroPoint):
         return (x.float() / scale).round().clamp(0, 255).to(torch.uint8)
 
 
+class RoundsTheSum(ZeroPoint):
+    def quantize_with(self, x: Tensor, scale: Tensor, zero_point: Tensor) -> Tensor:
+        return (x.float() / scale + zero_point).round().clamp(0, 255).to(torch.uint8)
+
+
 class SevenBits(ZeroPoint):
     """int8's positive half only: 128 levels are lost."""
 
@@ -291,7 +339,16 @@ MUTANTS: list[tuple[type[Student], Callable, str]] = [
     (ZeroTimesInfinity, checks.check_zero, "0 becomes NaN"),
     (SmallestScale, checks.check_levels, "levels are lost"),
     (PlusEpsilon, checks.check_scaling, "something is added to the scale"),
-    (TakesNaN, checks.check_not_finite, "nan is quantized without a word"),
+    (SmallestScaleOf1e30th, checks.check_scaling, "compared with a constant"),
+    (TinyRowsAreZero, checks.check_levels, "the largest number is 0 steps"),
+    (LooksAt256, checks.check_error_bound, "the range is cut"),
+    (WrongInFourAxes, checks.check_error_bound, "the range is cut"),
+    (Random, checks.check_order, "nothing may be random|a larger number becomes a smaller one"),
+    (TakesHalfNaN, checks.check_not_finite, "of torch.float16 is quantized without a word"),
+    (LooksForNaNInTheLastRow, checks.check_not_finite, "nan in x .* is quantized without a word"),
+    (LooksForNaNInMatrices, checks.check_not_finite, r"nan in x \(6,\) of torch.float32 is quantized without a word"),
+    (RoundsTheSum, checks.check_rounding, "before a zero point is added"),
+    (TakesNaN, checks.check_not_finite, "nan in x .* is quantized without a word"),
     (WrongError, checks.check_not_finite, "nan raises RuntimeError, not ValueError"),
     (FourBitsInName, checks.check_range, "4 bits from -8 to 7"),
     (Int32Values, checks.check_shapes, "values are torch.int32: store int8"),

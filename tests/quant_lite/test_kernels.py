@@ -266,6 +266,20 @@ def test_a_home_that_cannot_be_written_to(tmp_path: Path) -> None:
     assert not list((tmp_path / "tmp").iterdir())
 
 
+@needs_c
+def test_without_a_home(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As in a container whose user has no name: the library is then of this process alone."""
+
+    def nobody() -> Path:
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    monkeypatch.setattr(Path, "home", nobody)
+    path = kernels._build()
+    assert path.is_file() and kernels._cache_folder() is None
+    shutil.rmtree(path.parent)
+
+
 def test_without_a_compiler_operators_serve_and_say_so_once(tmp_path: Path) -> None:
     plain, _ = run(tmp_path, QUANT_LITE_KERNELS="torch").communicate(timeout=120)
     out, errors = run(tmp_path, CC="/bin/false", PATH="").communicate(timeout=120)

@@ -194,6 +194,96 @@ def test_a_layer_remembers_that_its_scale_was_given(tmp_path) -> None:
         assert torch.equal(error_bound(layer.quantized()), error_bound(q)) and (error_bound(q) >= 0.4).all()
 
 
+@pytest.mark.parametrize("config", CONFIGS, ids=str)
+@pytest.mark.parametrize("rows", [1, 40])
+def test_float16_neither_overflows_nor_underflows(config: QuantConfig, rows: int) -> None:
+    """4,096 products of 1 x 0.01 are 41, and gradients of 1e-3 x 1e-4 stay what they are, whatever the steps are."""
+    model = nn.Sequential(nn.Linear(4096, 2, bias=False)).half()
+    nn.init.constant_(model[0].weight, 0.01)
+    quantize_(model, config)
+    y = model(torch.ones(rows, 4096, dtype=torch.float16))
+    torch.testing.assert_close(y.float(), torch.full((rows, 2), 40.97), rtol=2e-3, atol=0)
+    wide = nn.Sequential(nn.Linear(512, 600, bias=False)).half()
+    nn.init.normal_(wide[0].weight, std=1e-3)
+    quantize_(wide, config)
+    x = torch.randn(rows, 512, dtype=torch.float16, requires_grad=True)
+    of_y = (1e-2 * torch.randn(rows, 600)).half()
+    wide(x).backward(of_y)
+    expected = of_y.float() @ wide[0].to_linear().weight.float()
+    assert x.grad is not None and (x.grad.float() - expected).norm() / expected.norm() < 2e-3
+
+
+def test_peft_adapters_stay_in_float() -> None:
+    peft = pytest.importorskip("peft")
+    for dora in (False, True):
+        config = peft.LoraConfig(r=4, target_modules=["0"], use_dora=dora, init_lora_weights="gaussian")
+        model = peft.get_peft_model(net(), config).eval()
+        nn.init.normal_(model.base_model.model[0].lora_B["default"].weight, std=0.1)
+        x = torch.randn(5, 64)
+        before = model(x)
+        report = quantize_(model)
+        assert (model(x) - before).norm() / before.norm() < 0.02
+        model(x).sum().backward()
+        trained = [parameter for name, parameter in model.named_parameters() if "lora_" in name]
+        assert trained and all(parameter.grad is not None for parameter in trained)
+        base = "base_model.model.0.base_layer"
+        assert {row.name for row in report.layers} == {"base_model.model.2"} | (set() if dora else {base})
+        assert report.kept["base_model.model.0.lora_A.default"] == "part of an adapter"
+        assert not dora or report.kept[base] == "its module reads the weight by itself"
+
+
+def test_an_embedding_that_does_more_than_look_up_keeps_its_head_in_float() -> None:
+    class Tied(nn.Module):
+        def __init__(self, **how: float) -> None:
+            super().__init__()
+            self.table, self.body = nn.Embedding(9, 8, **how), nn.Linear(8, 8)
+            self.head = nn.Linear(8, 9, bias=False)
+            self.head.weight = self.table.weight
+
+        def forward(self, ids: Tensor) -> Tensor:
+            return self.head(self.body(self.table(ids)))
+
+    torch.manual_seed(0)
+    model = Tied(max_norm=0.5)
+    assert quantize_(model).kept["head"] == "its weight is shared with another module"
+    plain = Tied()
+    quantize_(plain)
+    with pytest.raises((IndexError, RuntimeError)):
+        plain(torch.tensor([[-1]]))
+    with pytest.raises(ValueError, match="single tokens has nothing to predict"):
+        quantize_(Tied(), calibration=[torch.tensor([[3]])])
+
+
+def test_hooks_come_along() -> None:
+    model, seen = net(), []
+    model[0].register_forward_hook(lambda *_: seen.append("after"))
+    model[0].register_forward_pre_hook(lambda *_: seen.append("before"))
+    quantize_(model)
+    model(torch.randn(1, 64))
+    assert seen == ["before", "after"]
+
+
+def test_a_scale_of_no_dimensions_has_a_bound() -> None:
+    w, x = torch.randn(4, 8), torch.randn(3, 8)
+    q = quantize_with(w, w.abs().amax() / 127)
+    assert ((x @ w.T - x @ q.dequantize().T).abs() <= matmul_error_bound(x, q)).all()
+
+
+def test_a_view_of_a_saved_tensor_is_saved_as_it_is(tmp_path) -> None:
+    def make() -> nn.Sequential:
+        model = net()
+        model[1].register_buffer("square", torch.arange(9.0).view(3, 3))
+        model[1].register_buffer("turned", model[1].square.T)
+        return model
+
+    model = make()
+    quantize_(model)
+    save_quantized(model, tmp_path)
+    again = make()
+    load_quantized(again, tmp_path)
+    assert torch.equal(again[1].turned, model[1].turned) and torch.equal(again[1].square, model[1].square)
+
+
 def test_whoever_reads_a_4_bit_layers_weight_gets_numbers() -> None:
     model = net()
     weight = model[0].weight.detach().clone()
