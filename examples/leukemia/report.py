@@ -22,7 +22,7 @@ def write_report(metrics: dict[str, Any], out: Path) -> None:
 
 def _charts(metrics: dict[str, Any], out: Path) -> list[Path]:
     """Draw every chart and return the PNG files."""
-    sizes = {name: size / 2**20 for name, size in metrics["size_bytes"].items() if name != "adapter"}
+    sizes = {name: size / 2**20 for name, size in metrics["size_bytes"].items() if name not in ("base", "adapter")}
     prefill = {name: times["prefill_ms"] for name, times in metrics["inference"].items()}
     decode = {name: times["decode_ms_per_token"] for name, times in metrics["inference"].items()}
     paths = [

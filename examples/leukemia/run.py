@@ -8,7 +8,6 @@ import json
 import math
 import platform
 import random
-import statistics
 import sys
 import time
 from collections import Counter
@@ -23,6 +22,7 @@ from examples.leukemia.data import SPLITS, UserError, read_abstracts, split
 from examples.leukemia.evaluate import evaluate
 from examples.leukemia.files import new_folder
 from examples.leukemia.folders import copy_tokenizer, load_int8, save_int8
+from examples.leukemia.measure import measure
 from examples.leukemia.notice import NOTICE
 from examples.leukemia.report import write_report
 from examples.leukemia.tasks import TASKS, Item, build_items, encode_item
@@ -111,12 +111,7 @@ def run(settings: Settings) -> Path:
         quantized, metrics["quantization"] = _quantize(model, settings.model, out / "int8")
         scores["LoRA+int8"] = evaluate(quantized, tokenizer, items["test"], settings.max_titles, "LoRA+int8")
 
-        metrics["size_bytes"] = _sizes(settings, out)
-        float_name = f"LoRA merged ({settings.dtype})"
-        metrics["prompt_tokens"] = min(128, model.config.max_position_embeddings // 2)
-        metrics["inference"] = _inference_times(
-            {float_name: model, "LoRA+int8": quantized}, metrics["prompt_tokens"], new=16, rounds=7
-        )
+        metrics |= measure(model, quantized, settings.model, out)
         metrics["seconds"] = round(time.perf_counter() - started, 1)
         (out / "metrics.json").write_text(json.dumps(metrics, indent=2, allow_nan=False) + "\n", encoding="utf-8")
         write_report(metrics, out)
@@ -210,38 +205,6 @@ def _item_counts(items: dict[str, list[Item]]) -> dict[str, dict[str, int]]:
         if task == "subtype":
             counts[task] |= dict(sorted(Counter(f"label {item.completion}" for item in everything).items()))
     return counts
-
-
-def _sizes(settings: Settings, out: Path) -> dict[str, int]:
-    """Bytes of the weight files on disk."""
-    return {
-        "base": sum(path.stat().st_size for path in settings.model.glob("*.safetensors")),
-        "adapter": (out / "adapter" / "adapter_model.safetensors").stat().st_size,
-        f"LoRA merged ({settings.dtype})": (out / "merged" / "model.safetensors").stat().st_size,
-        "LoRA+int8": (out / "int8" / "quantized.safetensors").stat().st_size,
-    }
-
-
-@torch.inference_mode()
-def _inference_times(models: dict[str, Llama], length: int, new: int, rounds: int) -> dict[str, dict[str, float]]:
-    """Median milliseconds to read a prompt of `length` tokens and to write one of `new` more, the models in turns."""
-    samples: dict[str, dict[str, list[float]]] = {
-        name: {"prefill_ms": [], "decode_ms_per_token": []} for name in models
-    }
-    for turn in range(rounds + 1):
-        for name, model in models.items():
-            prompt = torch.arange(length)[None] % model.config.vocab_size
-            cache = model.new_cache(1, length + new)
-            started = time.perf_counter()
-            token = model(prompt, cache)[:, -1:].argmax(-1)
-            read = time.perf_counter()
-            for _ in range(new):
-                token = model(token, cache)[:, -1:].argmax(-1)
-            written = time.perf_counter()
-            if turn:  # the first turn warms up
-                samples[name]["prefill_ms"].append(1000 * (read - started))
-                samples[name]["decode_ms_per_token"].append(1000 * (written - read) / new)
-    return {name: {k: statistics.median(v) for k, v in times.items()} for name, times in samples.items()}
 
 
 def _made_with() -> dict[str, Any]:

@@ -51,7 +51,7 @@ def test_default_leaves_everything(default_run) -> None:
     names = {str(path.relative_to(out)) for path in out.rglob("*") if path.is_file()}
     charts = {"model_size.png", "prefill_time.png", "decode_time.png", "perplexity.png", "subtype_accuracy.png"}
     files = {"data/train.jsonl", "adapter/adapter_model.safetensors", "adapter/adapter_config.json"}
-    files |= {"merged/model.safetensors", "merged/config.json", "merged/tokenizer.json"}
+    files |= {"merged/model.safetensors", "merged/config.json", "merged/tokenizer.json", "bfloat16/tokenizer.json"}
     files |= {"int8/quantized.safetensors", "int8/config.json", "int8/tokenizer.json", "metrics.json", "report.html"}
     assert charts | files <= names
     assert all((out / name).read_bytes().startswith(b"\x89PNG") for name in charts)
@@ -106,7 +106,10 @@ def test_default_checkpoints_agree(default_run) -> None:
     assert 0 < difference < 0.05 * expected.abs().max()
     assert sum(isinstance(layer, Int8Linear) for layer in int8.modules()) == 5 * 7 + 1  # the head, tied, too
     sizes = metrics(out)["size_bytes"]
-    assert sizes["LoRA+int8"] < 0.5 * sizes["base"]
+    assert 0.98 * sizes["float32"] < 2 * sizes["bfloat16"] < 1.02 * sizes["float32"]  # and their headers
+    assert sizes["int8"] < 0.27 * sizes["float32"] and set(metrics(out)["inference"]) == {"float32", "bfloat16", "int8"}
+    half = load_llama(out / "bfloat16", torch.bfloat16)
+    assert all(torch.equal(p, q.bfloat16()) for p, q in zip(half.parameters(), merged.parameters()))
 
 
 def test_real_weights_and_abstracts(tmp_path: Path, real: Path, command) -> None:
@@ -144,6 +147,7 @@ def test_a_sharded_folder_of_another_llama(tmp_path: Path, capsys: pytest.Captur
     arguments = ["--model", model, "--abstracts", abstracts, "--out", out, "--dtype", "bfloat16", *QUICK]
     assert main(["run", *map(str, arguments)]) == 0
     assert metrics(out)["data"]["items"]["subtype"]["cut_to_fit"] > 0
+    assert set(metrics(out)["inference"]) == {"bfloat16", "int8"} and not (out / "bfloat16").exists()
     assert None in [layer["sqnr"] for layer in metrics(out)["quantization"]["layers"]]
     scores = metrics(out)["scores"]
     assert scores["base+LoRA"]["perplexity"]["value"] < scores["base"]["perplexity"]["value"]
