@@ -13,6 +13,7 @@ import json
 import re
 from collections.abc import Sequence
 from datetime import datetime
+from functools import cache
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -461,12 +462,23 @@ def _one_template(value: Any, path: Path) -> str:
 
 
 def _render(template: str, messages: Sequence[Message], names: dict[str, Any]) -> str:
-    """A chat template's text, in the sandbox and with the functions that transformers gives templates."""
+    """A chat template's text."""
     try:
-        from jinja2 import TemplateError
-        from jinja2.sandbox import ImmutableSandboxedEnvironment
+        return str(_compiled(template).render(messages=list(messages), tools=None, documents=None, **names))
     except ImportError:
         raise ImportError("the folder has its own chat_template, which needs jinja2: pip install jinja2") from None
+    except Exception as error:  # noqa: BLE001 (a template is the folder's own code and may raise anything)
+        from jinja2 import TemplateError
+
+        said = str(error) if isinstance(error, TemplateError) else f"{type(error).__name__}: {error}"
+        raise ValueError(f"the folder's chat_template cannot write these messages: {said}") from None
+
+
+@cache
+def _compiled(template: str) -> Any:
+    """A template in the sandbox, with the functions that transformers gives templates; compiling takes milliseconds."""
+    from jinja2 import TemplateError
+    from jinja2.sandbox import ImmutableSandboxedEnvironment
 
     def refuse(message: str) -> None:
         raise TemplateError(message)
@@ -476,11 +488,7 @@ def _render(template: str, messages: Sequence[Message], names: dict[str, Any]) -
     )
     environment.globals |= {"raise_exception": refuse, "strftime_now": lambda form: datetime.now().strftime(form)}
     environment.filters["tojson"] = lambda value, **how: json.dumps(value, ensure_ascii=False, **how)
-    try:
-        return environment.from_string(template).render(messages=list(messages), tools=None, documents=None, **names)
-    except Exception as error:  # noqa: BLE001 (a template is the folder's own code and may raise anything)
-        said = str(error) if isinstance(error, TemplateError) else f"{type(error).__name__}: {error}"
-        raise ValueError(f"the folder's chat_template cannot write these messages: {said}") from None
+    return environment.from_string(template)
 
 
 def _own_space(text: str) -> tuple[str, str]:

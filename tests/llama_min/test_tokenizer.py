@@ -369,9 +369,10 @@ def test_templates_that_cannot_be_honoured_are_refused(tmp_path: Path, monkeypat
     ):
         with pytest.raises(ValueError, match=words):
             load_tokenizer(tiny_with(tmp_path, chat_template=template)).encode_chat(CHAT)
+    never_compiled = load_tokenizer(tiny_with(tmp_path, chat_template="{{ messages[0]['content'] }}!"))
     monkeypatch.setitem(sys.modules, "jinja2", None)
     with pytest.raises(ImportError, match="needs jinja2: pip install jinja2"):
-        TINY.encode_chat(CHAT)
+        never_compiled.encode_chat(CHAT)
 
 
 def test_generation_prompt_is_the_chat_up_to_the_answer() -> None:
