@@ -31,14 +31,19 @@ def _charts(metrics: dict[str, Any], out: Path) -> list[Path]:
         _bars(out / "decode_time.png", "Time to write a token", "ms", decode),
     ]
     titles = {
-        "perplexity": ("Held-out perplexity (lower is better)", "perplexity a token", None),
-        "subtype_accuracy": ("Subtype classification", "accuracy", metrics["scores"]["base"]["subtype_majority"]),
-        "title_rouge_l": ("Titles", "ROUGE-L", None),
+        ("text", "perplexity"): ("Held-out perplexity (lower is better)", "perplexity a token"),
+        ("subtype", "accuracy"): ("Subtype classification", "accuracy"),
+        ("summary", "rouge_l"): ("Conclusions and titles", "ROUGE-L"),
+        ("question", "f1"): ("Questions, reading the abstract", "F1"),
+        ("terms", "f1"): ("Key terms", "F1"),
+        ("plain", "sari"): ("Plain language", "SARI"),
+        ("lab", "accuracy"): ("Lab reports", "accuracy"),
     }
-    for key, (title, label, baseline) in titles.items():
-        scores = {name: row[key] for name, row in metrics["scores"].items() if row[key] is not None}
+    for (task, key), (title, label) in titles.items():
+        scores = {name: row[task][key] for name, row in metrics["scores"].items() if (row[task] or {}).get(key)}
         if scores:
-            paths.append(_intervals(out / f"{key}.png", title, label, scores, baseline))
+            baseline = metrics["scores"]["base"][task].get("majority")
+            paths.append(_intervals(out / f"{task}_{key}.png", title, label, scores, baseline))
     for stage, steps in metrics["training"].items():
         paths.append(_curve(out / f"training_{stage}.png", f"Training on {stage}", steps))
     return paths
