@@ -12,9 +12,7 @@ from dataclasses import dataclass
 
 from examples.leukemia.gazetteer import Entity, Gazetteer, load_gazetteer, words_of
 
-__all__ = ["SUBTYPES", "Span", "annotate", "blank_subtypes", "find_subtypes", "subtype_of"]
-
-SUBTYPES = tuple(load_gazetteer().labels)
+__all__ = ["Span", "annotate", "blank_subtypes", "find_subtypes", "subtype_of"]
 
 
 @dataclass(frozen=True)

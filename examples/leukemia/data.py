@@ -15,7 +15,7 @@ from typing import Any
 
 from examples.leukemia.clean import clean
 
-__all__ = ["SPLITS", "Record", "UserError", "clean", "read_abstracts", "side_of", "split"]
+__all__ = ["SPLITS", "Record", "UserError", "clean", "read_abstracts", "read_csv", "side_of", "split"]
 
 SPLITS = ("train", "validation", "test")
 _COLUMNS = ("pubmed_id", "title", "abstract")
@@ -103,11 +103,11 @@ def _rows(path: Path, id_column: str, subtype_column: str) -> Iterator[Record]:
         from examples.leukemia.pubmed import read_pubmed_xml
 
         return read_pubmed_xml(path)
-    read = _jsonl if path.suffix in (".jsonl", ".ndjson") else _csv
+    read = _jsonl if path.suffix in (".jsonl", ".ndjson") else read_csv
     return _from_fields(read(path, (id_column, *_COLUMNS[1:])), id_column, subtype_column)
 
 
-def _csv(path: Path, needed: Sequence[str]) -> Iterator[dict[str, Any]]:
+def read_csv(path: Path, needed: Sequence[str]) -> Iterator[dict[str, Any]]:
     try:
         with path.open(encoding="utf-8-sig", newline="") as file:
             csv.field_size_limit(min(sys.maxsize, 2**31 - 1))  # the default of 131,072 would refuse a long field

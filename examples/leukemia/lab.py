@@ -1,0 +1,80 @@
+"""Lab reports to read: values drawn from a table of reference ranges, and which of them are low, normal or high.
+
+They do not come from articles: every data set gets the same ones, and their labels follow from the table.
+"""
+
+from __future__ import annotations
+
+import json
+import random
+import re
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+
+from examples.leukemia.data import UserError
+
+__all__ = ["LAB_INSTRUCTION", "LAB_RANGES", "Range", "lab_reports", "load_ranges", "read_flags"]
+
+LAB_RANGES = Path(__file__).parent / "data" / "lab_ranges.json"
+LAB_INSTRUCTION = "Read this lab report. Is each value low, normal or high?"
+
+
+@dataclass(frozen=True)
+class Range:
+    """The reference range of an analyte, limits included, and how many decimals its values are written with."""
+
+    id: str
+    name: str
+    unit: str
+    low: float
+    high: float
+    decimals: int
+
+    def flag(self, value: float) -> str:
+        """low, normal or high."""
+        return "low" if value < self.low else "high" if value > self.high else "normal"
+
+
+@cache
+def load_ranges(path: Path = LAB_RANGES) -> tuple[Range, ...]:
+    """Read a file of reference ranges.
+
+    Raises:
+        UserError: it cannot be read or is not one.
+    """
+    try:
+        return tuple(Range(**row) for row in json.loads(path.read_text(encoding="utf-8"))["ranges"])
+    except OSError as error:
+        raise UserError(f"{path} cannot be read ({error.strerror}): give a file of ranges") from None
+    except (ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{path} holds no ranges ({type(error).__name__}: {error}): see data/lab_ranges.json") from None
+
+
+def lab_reports(ranges: tuple[Range, ...], count: int, seed: int) -> list[tuple[str, str, str]]:
+    """`count` reports as (id, report, answer); a third of the values each is low, normal and high."""
+    rng = random.Random(seed)
+    reports = []
+    for number in range(1, count + 1):
+        lines, answers = [], []
+        for analyte in rng.sample(ranges, rng.randrange(2, 5)):
+            value = _value(rng, analyte)
+            low, high = (f"{limit:.{analyte.decimals}f}" for limit in (analyte.low, analyte.high))
+            lines.append(f"{analyte.name} {value} {analyte.unit} ({low}-{high})")
+            answers.append(f"{analyte.name}: {analyte.flag(float(value))}")
+        reports.append((f"LAB-{number:04d}", "\n".join(lines), "\n".join(answers)))
+    return reports
+
+
+def _value(rng: random.Random, analyte: Range) -> str:
+    """A value as written: within the range, or up to a factor of four outside of it."""
+    low, high = rng.choice(
+        ((analyte.low / 4, analyte.low), (analyte.low, analyte.high), (analyte.high, 4 * analyte.high))
+    )
+    return f"{rng.uniform(low, high):.{analyte.decimals}f}"
+
+
+def read_flags(text: str) -> dict[str, str]:
+    """{analyte: flag} of an answer, whatever else it says; of an analyte that comes twice the first."""
+    found = re.findall(r"^\W*([^\n:]+?)\s*:\s*(low|normal|high)\b", text.lower(), re.MULTILINE)
+    return {name: flag for name, flag in reversed(found)}
