@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING
 
 from examples.leukemia.arguments import positive, share
 from examples.leukemia.data import UserError
+from examples.leukemia.dense import SentenceTransformerEmbedder
 from examples.leukemia.gazetteer import LEUKEMIA, Gazetteer, load_gazetteer, words_of
 from examples.leukemia.index import Hit, Index, query_units
 from examples.leukemia.notice import NOTICE
@@ -181,6 +182,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options of the command."""
     parser.add_argument("question", help="in your own words; not about a person")
     parser.add_argument("--index", type=Path, default=Path("data/index.sqlite"), help="what index made")
+    parser.add_argument("--dense", type=Path, metavar="FOLDER", help="that index had: find by vectors, too")
     parser.add_argument("--model", type=Path, default=_TINY_LLAMA, help="Llama folder, or an int8 one of run")
     parser.add_argument("--quote", action="store_true", help="no model: answer in the articles' own sentences")
     parser.add_argument("--articles", type=positive, default=ARTICLES, help="to answer from, at the most")
@@ -203,7 +205,8 @@ def main(options: argparse.Namespace) -> None:
     gazetteer = load_gazetteer(options.gazetteer)
     if options.subtype is not None and options.subtype not in gazetteer.labels:
         raise UserError(f"{options.subtype!r} is no subtype: take {', '.join(gazetteer.labels)}")
-    index = Index(options.index, gazetteer)
+    dense = SentenceTransformerEmbedder(options.dense) if options.dense else None
+    index = Index(options.index, gazetteer, dense=dense)
     if not query_units(question, gazetteer):
         raise UserError(f"{options.question!r} asks for nothing: name a disease, a drug, a gene or a finding")
     hits = index.search(question, options.articles, options.since, options.until, options.subtype)

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from examples.leukemia.ask import ARTICLES, THRESHOLD
 from examples.leukemia.data import UserError
+from examples.leukemia.dense import Embedder
 from examples.leukemia.gazetteer import Gazetteer
 from examples.leukemia.index import Index
 from examples.leukemia.prompt import answer_room, article_blocks, fit_articles, sentences_of
@@ -28,6 +29,7 @@ def retrieve_sources(
     gazetteer: Gazetteer | None = None,
     count: int = ARTICLES,
     threshold: float = THRESHOLD,
+    dense: Embedder | None = None,
 ) -> list[Item]:
     """The items, the source of each question replaced by what the index finds for it: by nothing if that is nothing.
 
@@ -38,11 +40,12 @@ def retrieve_sources(
         context: tokens of the model; room for an answer is left free.
         gazetteer: None takes leukemia's.
         count, threshold: at most so many articles, and of at least that coverage.
+        dense: of the index, to find by vectors, too.
 
     Raises:
         UserError: there is no such index, or a question alone does not fit.
     """
-    index = Index(index_path, gazetteer)
+    index = Index(index_path, gazetteer, dense=dense)
     try:
         return [
             _with_articles(item, index, tokenizer, context, count, threshold) if item.task == "question" else item
