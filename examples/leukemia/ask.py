@@ -17,8 +17,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from tqdm import tqdm
+
 from examples.leukemia.arguments import positive, share
-from examples.leukemia.data import UserError
+from examples.leukemia.data import UserError, as_text
 from examples.leukemia.dense import SentenceTransformerEmbedder
 from examples.leukemia.gazetteer import LEUKEMIA, Gazetteer, load_gazetteer, words_of
 from examples.leukemia.index import Hit, Index, query_units
@@ -108,6 +110,8 @@ def answer(
                 "Nothing that the model wrote was borne out, so these are sentences of the articles themselves:"
             )
         written = _quotes(question, kept, index.gazetteer)
+    if not written:
+        notes.append("What was found holds no sentence that may be quoted.")
     return Answer(written, list(hits), False, notes)
 
 
@@ -138,7 +142,10 @@ def _generate(question: str, sources: dict[str, list[str]], model: Llama, tokeni
     context = model.config.max_position_embeddings
     new = answer_room(context)
     ids = prompt_ids(question, sources, tokenizer, context - new)
-    return tokenizer.decode([int(token) for token in generate(model, ids, new, eos_ids=tokenizer.eos_ids)])
+    tokens = generate(model, ids, new, eos_ids=tokenizer.eos_ids)
+    return tokenizer.decode(
+        [int(token) for token in tqdm(tokens, "answering", new, unit=" token", delay=1, leave=False)]
+    )
 
 
 def _supported(text: str, sources: dict[str, list[str]]) -> tuple[list[tuple[str, str]], int]:
@@ -196,7 +203,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 def main(options: argparse.Namespace) -> None:
     """Answer, and print the answer with its articles and the notice."""
-    question = " ".join(options.question.split())
+    question = " ".join(as_text(options.question).split())
     identifiers = find_identifiers(question)
     if identifiers and not options.mask:
         kinds = ", ".join(sorted({each.kind for each in identifiers}))

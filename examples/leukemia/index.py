@@ -15,7 +15,7 @@ import sqlite3
 import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -28,6 +28,7 @@ from examples.leukemia.data import Record, UserError, read_abstracts
 from examples.leukemia.dense import Embedder, SentenceTransformerEmbedder, nearest, reciprocal_rank_fusion
 from examples.leukemia.gazetteer import LEUKEMIA, Gazetteer, load_gazetteer, words_of
 from examples.leukemia.notice import NOTICE
+from examples.leukemia.safety import mask_identifiers
 
 __all__ = ["Hit", "Index", "query_units"]
 
@@ -135,7 +136,7 @@ class Index:
             path.parent.mkdir(parents=True, exist_ok=True)
             self._database = sqlite3.connect(path, timeout=60, isolation_level=None)
             self._database.row_factory = sqlite3.Row
-            self._open()
+            self._open(create)
             if dense is not None:
                 self._open_dense(dense, create)
         except (sqlite3.Error, OSError) as error:
@@ -148,11 +149,11 @@ class Index:
     def __len__(self) -> int:
         return int(self._database.execute("SELECT count(*) FROM articles").fetchone()[0])
 
-    def _open(self) -> None:
+    def _open(self, create: bool) -> None:
         """Set the file up, or see that it is one of ours."""
-        with self._writing():
+        with self._writing() if create else nullcontext():
             mark = self._pragma("application_id")
-            if mark == 0 and self._database.execute("SELECT count(*) FROM sqlite_master").fetchone()[0] == 0:
+            if create and mark == 0 and self._database.execute("SELECT count(*) FROM sqlite_master").fetchone()[0] == 0:
                 for statement in _statements(_SCHEMA):
                     self._database.execute(statement)
                 self._database.execute(f"PRAGMA application_id = {_MARK}")
@@ -162,7 +163,7 @@ class Index:
 
     def _open_dense(self, dense: Embedder, create: bool) -> None:
         """Let the file hold vectors, or see that those it holds are of this model."""
-        with self._writing():
+        with self._writing() if create else nullcontext():
             held = self._held()
             if held is None and create:
                 for statement in _statements(_DENSE_SCHEMA):
@@ -206,7 +207,7 @@ class Index:
         """Add articles, or bring those that are there up to date; what has not changed is not written.
 
         Returns:
-            How many were added, changed and unchanged, and with `dense` how many got a vector.
+            How many were added, changed and unchanged; of how many a patient's data was masked; and with `dense` how many got a vector.
         """
         counts = Counter(dict.fromkeys(("added", "changed", "unchanged"), 0))
         with tqdm(total=len(records), desc="indexing", unit="article", disable=not progress) as bar:
@@ -214,6 +215,8 @@ class Index:
                 rows = [self._row(record) for record in records[start : start + BATCH]]
                 try:
                     counts.update(self._write(rows))
+                    pairs = zip(rows, records[start : start + BATCH])
+                    counts.update("masked" for row, record in pairs if row["abstract"] != record.abstract)
                 except sqlite3.Error as error:
                     raise UserError(f"{self.path} cannot be written ({error}): try again") from None
                 bar.update(len(rows))
@@ -258,11 +261,12 @@ class Index:
         return "changed" if found else "added"
 
     def _row(self, record: Record) -> dict[str, Any]:
-        spans = annotate(f"{record.title}\n{record.abstract}", self.gazetteer)
+        title, abstract = mask_identifiers(record.title), mask_identifiers(record.abstract)
+        spans = annotate(f"{title}\n{abstract}", self.gazetteer)
         row = {
             "pubmed_id": record.pubmed_id,
-            "title": record.title,
-            "abstract": record.abstract,
+            "title": title,
+            "abstract": abstract,
             "names": "; ".join(sorted({span.name for span in spans})),
             "year": record.year,
             "journal": record.journal,

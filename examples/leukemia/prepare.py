@@ -107,7 +107,7 @@ def _read(
 def without_identifiers(records: Sequence[Record]) -> tuple[list[Record], dict[str, int]]:
     """The records with what looks like a patient's data masked, and how many articles had some."""
     kept = []
-    for record in records:
+    for record in tqdm(records, desc="masking", unit=" article", delay=1):
         texts = (record.title, record.abstract, *(text for _, text in record.sections))
         if any(find_identifiers(text) for text in texts):
             sections = tuple((label, mask_identifiers(text)) for label, text in record.sections)

@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 from examples.leukemia.index import Hit
 from examples.leukemia.safety import as_data, reads_like_instruction
 
-__all__ = ["TAGS", "answer_room", "article_blocks", "fit_articles", "sentences_of"]
+__all__ = ["TAGS", "answer_room", "article_blocks", "article_id", "fit_articles", "sentences_of"]
 
 TAGS = ("article", "question")
 NEW_TOKENS = 160
@@ -28,10 +28,15 @@ def sentences_of(hit: Hit) -> tuple[list[str], list[str]]:
 def article_blocks(articles: Mapping[str, list[str]]) -> str:
     """The sentences of each article, {PubMed id: sentences}, between tags that nothing in them can close or open."""
     return "\n".join(
-        f'<article id="{as_data(pubmed_id, TAGS)}">\n{as_data(" ".join(sentences), TAGS)}\n</article>'
+        f'<article id="{article_id(pubmed_id)}">\n{as_data(" ".join(sentences), TAGS)}\n</article>'
         for pubmed_id, sentences in articles.items()
         if sentences
     )
+
+
+def article_id(pubmed_id: str) -> str:
+    """An id as it stands in a tag, where it can close neither."""
+    return re.sub(r"[^\w.:-]", "_", pubmed_id)
 
 
 def fit_articles(

@@ -14,7 +14,7 @@ from examples.leukemia.data import UserError
 from examples.leukemia.dense import Embedder
 from examples.leukemia.gazetteer import Gazetteer
 from examples.leukemia.index import Index
-from examples.leukemia.prompt import answer_room, article_blocks, fit_articles, sentences_of
+from examples.leukemia.prompt import answer_room, article_blocks, article_id, fit_articles, sentences_of
 from examples.leukemia.tasks import Item, encode_item, encode_prompt
 from llama_min import Tokenizer
 
@@ -58,7 +58,7 @@ def retrieve_sources(
 def gold_recall(items: Sequence[Item]) -> float | None:
     """Of items from `retrieve_sources`, the share of questions whose own article is among those the model reads."""
     questions = [item for item in items if item.task == "question"]
-    held = [f'<article id="{item.pubmed_id}">\n' in item.source for item in questions]
+    held = [f'<article id="{article_id(item.pubmed_id)}">\n' in item.source for item in questions]
     return sum(held) / len(held) if held else None
 
 

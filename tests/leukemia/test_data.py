@@ -75,6 +75,15 @@ def test_bad_files(tmp_path: Path, content: bytes, words: str) -> None:
     assert str(path) in str(caught.value) and words in str(caught.value)
 
 
+def test_half_a_character_and_half_a_section_do_no_harm(tmp_path: Path) -> None:
+    """JSON can spell half of a surrogate pair, which no file and no database takes."""
+    row = r'{"pubmed_id": "1\ud800", "title": "t\udfff", "abstract": "\\ud800 of imatinib", "journal": "\ud800"'
+    path = write(tmp_path / "a.jsonl", row + r', "sections": [["a"], 3, ["LABEL", "x\ud800"]]}')
+    (record,) = read_abstracts(path)[0]
+    str(record).encode()
+    assert record.pubmed_id == "1?" and record.sections == (("LABEL", "x?"),) and record.abstract == "LABEL: x?"
+
+
 def test_missing_file_and_folder(tmp_path: Path) -> None:
     for name, words in {"none.csv": "cannot be read", "none.xml": "cannot be read", ".": "holds no .xml file"}.items():
         with pytest.raises(UserError, match=words):

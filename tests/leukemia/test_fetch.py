@@ -274,6 +274,9 @@ def test_bad_input_is_one_line(serve, tmp_path: Path, capsys: pytest.CaptureFixt
     assert not out.exists()
     assert main(["fetch", "q", "--out", str(out), *line]) == 0
     refused(capsys, "holds the articles of 'q'", "other", "--out", out, *line)
+    (tmp_path / "file").touch()
+    refused(capsys, "is no folder: give another --out", "q", "--out", tmp_path / "file", *line)
+    refused(capsys, "'nonsense' is no address of a server", "q", "--out", tmp_path / "new", *line[:-1], "nonsense")
     (tmp_path / "thesis").mkdir()
     (tmp_path / "thesis" / "chapter.tex").touch()
     refused(capsys, "holds other files", "q", "--out", tmp_path / "thesis", *line)
