@@ -30,6 +30,8 @@ __all__ = ["PER_ROW", "BFloat16Linear", "Int4Linear", "Int8Embedding", "Int8Line
 
 PER_ROW = PerChannel(0)  # one scale an output channel
 _FEW = 4  # rows up to which a product is all about reading the weight; more are for matrix products
+_BLOCK = 2048  # rows of a weight from whose product a gradient is summed at a time
+_PIECE = 2**22  # numbers of a weight that are widened at a time for that: 8 MB in 16 bits
 _MOST_BYTES = 65_536  # numbers whose products of two bytes sum up within int32
 
 
@@ -242,12 +244,29 @@ class Int8Linear(_Stored):
         return y.to(x.dtype)
 
     def gradient(self, of_y: Tensor) -> Tensor:
-        """The gradient of x (T, K) from that of the product (T, N): grad w_hat."""
-        of_x = torch.zeros(len(of_y), self.in_features, dtype=torch.float32, device=of_y.device)
-        for rows in row_pieces(self.weight):
-            units, factor = self._units(rows, of_y.dtype)
-            of_x += (of_y[:, rows] * factor).to(of_y.dtype) @ units
+        """The gradient of x (T, K) from that of the product (T, N): grad w_hat, a piece of w_hat at a time."""
+        alone = self.out_features <= _BLOCK  # one block of rows: there is nothing to add up
+        of_x = of_y.new_zeros(len(of_y), self.in_features, dtype=of_y.dtype if alone else torch.float32)
+        group = self.group or 1
+        for rows in _slices(self.out_features, _BLOCK):
+            scaled = of_y[:, rows]
+            if self.group is None:  # the scale goes to the gradient; q - z is exact in every dtype
+                scale = self.scale if len(self.scale) == 1 else self.scale[rows]
+                scaled = torch.mul(scaled, scale.T, out=torch.empty_like(scaled))
+            for columns in _slices(self.in_features, max(1, _PIECE // _BLOCK // group) * group):
+                of_x[:, columns] += scaled @ self._columns(rows, columns, of_y.dtype)
         return (of_x if self.smooth is None else of_x / self.smooth).to(of_y.dtype)
+
+    def _columns(self, rows: slice, columns: slice, dtype: torch.dtype) -> Tensor:
+        """A block of w_hat; without the scale where that is a whole row's, with it where it is a group's."""
+        part = replace(self.quantized().rows(rows), dtype=dtype)
+        values = part.values[:, columns]
+        if self.group is None:
+            return values.to(dtype) if self.zero_point is None else values.to(dtype) - part.zero_point.to(dtype)
+        groups = slice(columns.start // self.group, -(-columns.stop // self.group))
+        return replace(
+            part, values=values, scale=part.scale[:, groups], zero_point=part.zero_point[:, groups]
+        ).dequantize()
 
     def _units(self, rows: slice, dtype: torch.dtype) -> tuple[Tensor, Tensor | float]:
         """Some rows of the weight in a float dtype, and what their products are to be multiplied by.
@@ -510,8 +529,11 @@ def put_layer(model: nn.Module, name: str, layer: nn.Module) -> None:
 
 def row_pieces(weight: Tensor) -> list[slice]:
     """Slices of the rows of a stored weight, about 2^20 numbers each: widened, they stay in the cache."""
-    step = max(1, 2**20 // max(weight.shape[1], 1))
-    return [slice(start, start + step) for start in range(0, weight.shape[0], step)]
+    return _slices(len(weight), max(1, 2**20 // max(weight.shape[1], 1)))
+
+
+def _slices(count: int, step: int) -> list[slice]:
+    return [slice(start, min(start + step, count)) for start in range(0, count, step)]
 
 
 def _linear(weight: Tensor, bias: Tensor | None) -> nn.Linear:

@@ -14,7 +14,9 @@ from hypothesis import strategies as st
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
+import quant_lite.linear as linear_module
 from llama_min import Llama
 from lora_lite import LoRAConfig, add_lora
 from quant_lite import (
@@ -85,6 +87,45 @@ def test_gradient_flows_to_the_input() -> None:
     layer(x).sum().backward()
     torch.testing.assert_close(x.grad, layer.to_linear().weight.detach().sum(0).expand(2, 6))
     assert not list(layer.parameters())
+
+
+@pytest.mark.parametrize(("scheme", "granularity"), [*KINDS, *((s, PerGroup(32)) for s in ("absmax", "zeropoint"))])
+@pytest.mark.parametrize("smooth", [False, True])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_the_gradient_by_blocks_is_the_product_with_w_hat(
+    scheme: str, granularity, smooth: bool, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Several blocks of rows and of columns, none of them whole; no more of the weight is ever widened than a block."""
+    monkeypatch.setattr(linear_module, "_BLOCK", 16)
+    monkeypatch.setattr(linear_module, "_PIECE", 16 * 33)
+    torch.manual_seed(0)
+    quantizer = absmax_quantize if scheme == "absmax" else zeropoint_quantize
+    weight = quantizer(torch.randn(40, 77), granularity)
+    divisor = torch.rand(77) + 0.5 if smooth else None
+    layer = Int8Linear(dataclasses.replace(weight, dtype=dtype), smooth=divisor)
+    x, of_y = torch.randn(4, 77).to(dtype).requires_grad_(), torch.randn(4, 40).to(dtype)
+    y = layer(x)
+    with _Sizes() as sizes:
+        y.backward(of_y)
+    w_hat = weight.dequantize().double() / (1 if divisor is None else divisor.double())
+    # rounded are the scale times the gradient (or w_hat, by groups), the sums of a block, their sum, and it by `smooth`
+    rounding = 0.5 * torch.finfo(dtype).eps * 4.1 + 0.5 * torch.finfo(torch.float32).eps * 44
+    assert ((x.grad.double() - of_y.double() @ w_hat).abs() <= rounding * of_y.double().abs() @ w_hat.abs()).all()
+    assert 4 * 77 < max(sizes.seen) <= 16 * 33
+
+
+class _Sizes(TorchDispatchMode):
+    """Inside, how many numbers each float tensor has that is made."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen: set[int] = set()
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        result = function(*args, **(kwargs or {}))
+        if isinstance(result, torch.Tensor) and result.is_floating_point():
+            self.seen.add(result.numel())
+        return result
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
