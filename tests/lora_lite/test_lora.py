@@ -21,6 +21,7 @@ from lora_lite import (
     remove_lora,
     trainable_summary,
 )
+from lora_lite.layers import _LowRankProduct
 from quant_lite import quantize_
 from tests.llama_min.test_model import SMALL
 
@@ -73,6 +74,56 @@ def test_only_a_and_b_get_gradients(model: Llama) -> None:
     # q and o are (32, 32), k and v (16, 32): 4 * (2 * 64 + 2 * 48) in each of two layers
     assert sum(p.numel() for p in lora_parameters(model)) == 2 * 4 * (2 * 64 + 2 * 48)
     assert "trainable: 1,792 of" in trainable_summary(model)
+
+
+@pytest.mark.parametrize("turned", [False, True])
+def test_the_products_gradient_is_that_of_finite_differences(turned: bool) -> None:
+    """In float64, over leading dimensions, of tensors and of a tied adapter's transposes; and its own gradient."""
+    torch.manual_seed(0)
+    x, A, B = (torch.randn(*shape, dtype=torch.float64, requires_grad=True) for shape in ((2, 4, 5), (3, 5), (6, 3)))
+
+    def product(x: torch.Tensor, A: torch.Tensor, B: torch.Tensor) -> torch.Tensor:
+        A, B = (A.mT.contiguous().mT, B.mT.contiguous().mT) if turned else (A, B)
+        return _LowRankProduct.apply(x, A, B, 0.7)
+
+    torch.testing.assert_close(product(x, A, B), 0.7 * torch.einsum("btk,rk,nr->btn", x, A, B))
+    assert torch.autograd.gradcheck(product, (x, A, B)) and torch.autograd.gradgradcheck(product, (x, A, B))
+    # of each example by itself, as torch.func takes it
+    of_each = torch.func.vmap(torch.func.grad(lambda A, x: product(x, A, B).square().sum()), (None, 0))(A, x)
+    whole = torch.autograd.grad(product(x, A, B).square().sum(), A)[0]
+    torch.testing.assert_close(of_each.sum(0), whole)
+
+
+def test_x_waits_for_the_backward_pass_once_and_in_16_bits() -> None:
+    """Three layers read one bfloat16 x; the gradients are those of PyTorch over float32 copies of it, to rounding."""
+    torch.manual_seed(0)
+    layers = [LoRALinear(nn.Linear(48, 32, dtype=torch.bfloat16), rank=4, alpha=4.0) for _ in range(3)]
+    filled(nn.ModuleList(layers))
+    x = torch.randn(2, 10, 48).bfloat16().requires_grad_()
+    kept: list[torch.Tensor] = []
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t) or t, lambda t: t):
+        y = sum(layer(x) for layer in layers)
+    own = {t.data_ptr() for layer in layers for t in layer.parameters()}
+    assert {t.data_ptr() for t in kept} - own == {x.data_ptr()}
+    of_y = torch.randn_like(y)
+    y.backward(of_y)
+
+    u, u32 = torch.finfo(torch.bfloat16).eps / 2, torch.finfo(torch.float32).eps / 2
+    X, G = x.detach().double().view(20, 48), of_y.double().view(20, 32)
+    of_x, size = torch.zeros_like(X), torch.zeros_like(X)
+    for layer in layers:
+        W, A, B = (t.detach().double() for t in (layer.base.weight, layer.lora_A, layer.lora_B))
+        of_inner, most = G @ B, G.abs() @ B.abs()
+        for found, exact, bound in (
+            (layer.lora_A.grad, of_inner.T @ X, most.T @ X.abs()),
+            (layer.lora_B.grad, G.T @ (X @ A.T), G.T.abs() @ (X.abs() @ A.T.abs())),
+        ):
+            # float32 sums of at most 32 + 20 or 48 + 20 numbers, a product each and the scale
+            assert ((found - exact).abs() <= 72 * u32 * bound).all()
+        of_x += G @ W + of_inner @ A
+        size += G.abs() @ W.abs() + most @ A.abs()
+    # each product is rounded to bfloat16 and then added to the others: six parts, five sums
+    assert ((x.grad.double().view(20, 48) - of_x).abs() <= 6.2 * u * size).all()
 
 
 def test_disabled_is_the_base_bit_for_bit_and_nests(model: Llama) -> None:
