@@ -52,9 +52,14 @@ def _multiply(layer: _HasProduct, x: Tensor, bias: Tensor | None) -> Tensor:
     if rows.requires_grad and torch.is_grad_enabled():
         y = _Product.apply(rows, layer)
     else:
-        y = layer.product(rows)
+        y = _product(layer, rows)
     y = y.view(*x.shape[:-1], layer.out_features)
     return y if bias is None else y + bias.to(x.dtype)
+
+
+def _product(layer: _HasProduct, x: Tensor) -> Tensor:
+    """The layer's, which widens no weight where there is no row: a trainer asks a head so for the size of its output."""
+    return layer.product(x) if len(x) else x.new_empty(0, layer.out_features)
 
 
 class _Product(torch.autograd.Function):
@@ -63,11 +68,12 @@ class _Product(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, layer: _HasProduct) -> Tensor:
         ctx.layer = layer
-        return layer.product(x)
+        return _product(layer, x)
 
     @staticmethod
     def backward(ctx: Any, *of_y: Tensor) -> tuple[Tensor, None]:
-        return ctx.layer.gradient(of_y[0]), None
+        (G,) = of_y
+        return ctx.layer.gradient(G) if len(G) else G.new_empty(0, ctx.layer.in_features), None
 
 
 class _Stored(nn.Module):

@@ -114,6 +114,18 @@ def test_the_gradient_by_blocks_is_the_product_with_w_hat(
     assert 4 * 77 < max(sizes.seen) <= 16 * 33
 
 
+@pytest.mark.parametrize("config", [QuantConfig(), QuantConfig(activations="int8"), QuantConfig(bits=4)])
+def test_no_rows_cost_nothing(config: QuantConfig) -> None:
+    """A trainer asks a head for the width of its logits with no rows: of a large head that would take gigabytes."""
+    model = nn.Sequential(nn.Linear(6, 5, bias=False))
+    quantize_(model, config)
+    x = torch.zeros(2, 0, 6, requires_grad=True)
+    with _Sizes() as sizes:
+        y = model(x)
+        y.sum().backward()
+    assert y.shape == (2, 0, 5) and x.grad.shape == x.shape and max(sizes.seen) <= 1  # the sum
+
+
 class _Sizes(TorchDispatchMode):
     """Inside, how many numbers each float tensor has that is made."""
 
