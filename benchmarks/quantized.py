@@ -7,7 +7,9 @@ The model has the shape of Llama 3.2 1B with random weights. Each peer starts fr
 loaded from int8 weights that were quantized and saved before, as a user would who does so more than once. A round starts
 every peer once, because how fast memory is read depends on where a process got it, and when; the table gives medians over
 the rounds. The limit is the time in which two threads read as many bytes as the int8 weights have: each process measures it
-right after its tokens, so that a share of it compares like with like. Peers that are not installed are named and left out.
+right after its tokens, so that a share of it compares like with like. For prefill it is the time in which PyTorch multiplies
+as many integers. Below the table stands what is claimed, each ratio beside what it shall be. Peers that are not installed are
+named and left out: the table in docs/quantization.md says what to install.
 """
 
 from __future__ import annotations
@@ -31,8 +33,9 @@ from benchmarks.loading import peak
 Step = Callable[[list[int]], int]  # new tokens -> the next one, greedily
 Start = Callable[[int], Step]  # the length of a text -> a new text
 
-GGUF = llama_1b.FOLDER / "q8_0.gguf"
+PEAK_GB = 1.3  # at most, of a process that loads int8 weights and runs them, beside the interpreter with torch
 INT8 = llama_1b.FOLDER / "int8"
+LOADED = "ours int8 act., loaded"
 
 
 def ours(scheme: str, activations: str) -> tuple[Start, float]:
@@ -118,7 +121,7 @@ def quanto() -> tuple[Start, float]:
 
 
 def bitsandbytes() -> tuple[Start, float]:
-    """LLM.int8() as transformers loads it."""
+    """LLM.int8() as transformers loads it. It leaves the head in bfloat16."""
     from transformers import BitsAndBytesConfig
 
     return transformers_model(quantization_config=BitsAndBytesConfig(load_in_8bit=True), device_map={"": "cpu"})
@@ -131,18 +134,17 @@ def torchao() -> tuple[Start, float]:
     return transformers_model(lambda model: quantize_(model, Int8WeightOnlyConfig()))
 
 
-def llama_cpp() -> tuple[Start, float]:
-    """Q8_0: blocks of 32 weights with a float16 scale, activations quantized alike."""
+def llama_cpp(kind: str) -> tuple[Start, float]:
+    """Q8_0: blocks of 32 weights with a float16 scale, activations quantized alike; or BF16."""
     import llama_cpp
 
+    path = llama_1b.FOLDER / f"{kind}.gguf"
+    if not path.is_file():
+        write_gguf(path, kind)
     started = time.perf_counter()
-    written = write_gguf() if not GGUF.is_file() else 0.0
     how = llama_cpp.llama_model_default_params()
-    how.use_mmap = (
-        False  # memory of its own, as the others have: where the file's pages lie would be the same each time
-    )
-    model = llama_cpp.llama_load_model_from_file(str(GGUF).encode(), how)
-    seconds = written + time.perf_counter() - started
+    model = llama_cpp.llama_load_model_from_file(str(path).encode(), how)
+    seconds = time.perf_counter() - started
 
     def start(length: int) -> Step:
         settings = llama_cpp.llama_context_default_params()
@@ -160,14 +162,13 @@ def llama_cpp() -> tuple[Start, float]:
     return start, seconds
 
 
-def write_gguf() -> float:
-    """The folder as a GGUF file in Q8_0, without a vocabulary; returns seconds."""
+def write_gguf(path: Path, kind: str) -> None:
+    """The folder as a GGUF file, without a vocabulary: llama.cpp's quantizing is not timed, in Python it is slow."""
     import gguf
     from safetensors import safe_open
 
-    started = time.perf_counter()
     config = llama_1b.CONFIG
-    writer = gguf.GGUFWriter(GGUF.with_suffix(".part"), "llama")
+    writer = gguf.GGUFWriter(path.with_suffix(".part"), "llama")
     writer.add_context_length(4096)
     writer.add_embedding_length(config.hidden_size)
     writer.add_block_count(config.num_hidden_layers)
@@ -178,7 +179,7 @@ def write_gguf() -> float:
     writer.add_rope_freq_base(config.rope_theta)
     writer.add_layer_norm_rms_eps(config.rms_norm_eps)
     writer.add_vocab_size(config.vocab_size)
-    writer.add_file_type(gguf.LlamaFileType.MOSTLY_Q8_0)
+    writer.add_file_type(gguf.LlamaFileType[f"MOSTLY_{kind}"])
     writer.add_tokenizer_model("no_vocab")
     names = {
         "embed_tokens": "token_embd",
@@ -200,42 +201,68 @@ def write_gguf() -> float:
             weight = file.get_tensor(name).float().numpy()
             target = f"{block}{names[parts[-2]]}.weight"
             if weight.ndim == 2:
-                q8 = gguf.GGMLQuantizationType.Q8_0
-                writer.add_tensor(target, gguf.quants.quantize(weight, q8), raw_dtype=q8)
+                stored = gguf.GGMLQuantizationType[kind]
+                writer.add_tensor(target, gguf.quants.quantize(weight, stored), raw_dtype=stored)
             else:
                 writer.add_tensor(target, weight)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
     writer.close()
-    GGUF.with_suffix(".part").rename(GGUF)
-    return time.perf_counter() - started
+    path.with_suffix(".part").rename(path)
 
 
 PEERS: dict[str, Callable[[], tuple[Start, float]]] = {
     "ours int8 activations": lambda: ours("absmax", "int8"),
-    "ours int8 act., loaded": ours_loaded,
+    LOADED: ours_loaded,
     "ours int8": lambda: ours("absmax", "float"),
     "ours bfloat16": lambda: ours("bfloat16", "float"),
-    "llama.cpp Q8_0": llama_cpp,
+    "llama.cpp Q8_0": lambda: llama_cpp("Q8_0"),
+    "llama.cpp BF16": lambda: llama_cpp("BF16"),
     "optimum-quanto int8": quanto,
     "bitsandbytes int8": bitsandbytes,
     "torchao int8": torchao,
     "transformers bfloat16": transformers_model,
 }
+CLAIMS = (  # how many times faster, at least
+    ("decode", "ours int8 activations", "llama.cpp Q8_0", 1.4),
+    ("decode", "ours int8 activations", "optimum-quanto int8", 2.5),
+    ("decode", "ours int8 activations", "bitsandbytes int8", 2.5),
+    ("decode", "ours int8 activations", "transformers bfloat16", 4.5),
+    ("decode", "ours int8", "llama.cpp Q8_0", 1.0),
+    ("decode", "ours bfloat16", "llama.cpp BF16", 1.0),
+    ("prefill", "ours int8 activations", "bitsandbytes int8", 1.4),
+    ("prefill", "ours int8 activations", "llama.cpp Q8_0", 2.5),
+    ("load", "ours int8 activations", "optimum-quanto int8", 1.0),
+    ("load", "ours int8 activations", "bitsandbytes int8", 1.0),
+    ("load", "ours int8 activations", "torchao int8", 1.0),
+)
 
 
 @torch.inference_mode()
 def worker(name: str, prompt: int, new: int) -> None:
     """Measure one peer in this process; its figures go to stdout as JSON."""
     torch.set_num_threads(2)
+    interpreter = peak()
     start, load = PEERS[name]()
     turns = [turn(start, prompt, new, seed) for seed in range(3)]
     prefill, decode = (statistics.mean(column) for column in zip(*turns[1:]))  # the first turn warms up
-    figures = {"load": load, "prefill": prefill, "decode": decode, "peak": peak()}
-    numbers = torch.ones(sum(p.numel() for p in _shapes()) // 8, dtype=torch.int64)  # as many bytes as int8 weights
-    reading = statistics.median(seconds(numbers.sum) for _ in range(16))
-    print(json.dumps(figures | {"reading": reading, "of limit": reading / decode}))
+    figures = {"load": load, "prefill": prefill, "decode": decode, "peak": peak(), "interpreter": interpreter}
+    print(json.dumps(figures | limits(prompt)))
+
+
+def limits(prompt: int) -> dict[str, float]:
+    """Seconds to read as many bytes as the int8 weights have, and to multiply all but the embedding with `prompt` rows."""
+    weights = sum(parameter.numel() for parameter in _shapes())
+    numbers = torch.ones(weights // 8, dtype=torch.int64)
+    matrix = torch.ones(2 * llama_1b.CONFIG.intermediate_size, llama_1b.CONFIG.hidden_size, dtype=torch.int8)
+    rows = torch.ones(prompt, llama_1b.CONFIG.hidden_size, dtype=torch.int8)
+    product = statistics.median(seconds(lambda: torch._int_mm(matrix, rows.T)) for _ in range(16))
+    table = llama_1b.CONFIG.vocab_size * llama_1b.CONFIG.hidden_size
+    return {
+        "reading": statistics.median(seconds(numbers.sum) for _ in range(16)),
+        "multiplying": product * (weights - table) / matrix.numel(),
+    }
 
 
 def turn(start: Start, prompt: int, new: int, seed: int) -> tuple[float, float]:
@@ -276,33 +303,46 @@ def main(names: list[str], prompt: int, new: int, rounds: int, picture: Path | N
     medians = {
         name: {key: statistics.median(row[key] for row in rows) for key in rows[0]} for name, rows in samples.items()
     }
-    limit = statistics.median(row["reading"] for rows in samples.values() for row in rows)
+    everything = [row for rows in samples.values() for row in rows]
+    reading, multiplying = (statistics.median(row[key] for row in everything) for key in ("reading", "multiplying"))
     print(
-        f"prompt {prompt}, {new} new tokens, {rounds} rounds, 2 threads; reading the int8 weights takes {limit:.4f} s"
+        f"prompt {prompt}, {new} new tokens, {rounds} rounds, 2 threads; limits: reading the int8 weights {reading:.4f} s,"
     )
+    print(f"multiplying them with the prompt {multiplying:.3f} s")
+    heads = ("load s", "prefill tok/s", "decode tok/s", "(from-to)", "of reading", "peak GB", "less python")
     print(
-        f"{'':22} {'load s':>7} {'prefill tok/s':>14} {'decode tok/s':>13} {'(from-to)':>13} {'of limit':>9} {'peak GB':>8}"
+        f"{'':22} {heads[0]:>7} {heads[1]:>14} {heads[2]:>13} {heads[3]:>13} {heads[4]:>10} {heads[5]:>8} {heads[6]:>11}"
     )
     for name, row in medians.items():
         rates = sorted(1 / sample["decode"] for sample in samples[name])
         speeds = f"{prompt / row['prefill']:14.1f} {1 / row['decode']:13.2f} {rates[0]:6.1f}-{rates[-1]:6.1f}"
-        print(f"{name:22} {row['load']:7.1f} {speeds} {row['of limit']:9.2f} {row['peak']:8.2f}")
+        share = statistics.median(sample["reading"] / sample["decode"] for sample in samples[name])
+        memory = f"{row['peak']:8.2f} {row['peak'] - row['interpreter']:11.2f}"
+        print(f"{name:22} {row['load']:7.1f} {speeds} {share:10.2f} {memory}")
+    for what, one, other, least in CLAIMS:
+        if one in medians and other in medians:
+            print(f"{what}: {one} {medians[other][what] / medians[one][what]:.2f} x {other} (at least {least})")
+    if LOADED in medians:
+        row = medians[LOADED]
+        print(f"peak: {LOADED} {row['peak'] - row['interpreter']:.2f} GB beside the interpreter (at most {PEAK_GB})")
     if picture is not None:
-        draw(medians, prompt, limit, picture)
+        draw(medians, prompt, reading, multiplying, picture)
 
 
-def draw(medians: dict[str, dict[str, float]], prompt: int, limit: float, picture: Path) -> None:
-    """Bars of decode and prefill, the read limit of int8 as a line."""
+def draw(medians: dict[str, dict[str, float]], prompt: int, reading: float, multiplying: float, picture: Path) -> None:
+    """Bars of decode and prefill beside what the machine can do at most in int8."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(10, 4), layout="constrained")
     left, right = figure.subplots(1, 2, sharey=True)
     names = list(medians)[::-1]
     left.barh(names, [1 / medians[name]["decode"] for name in names])
-    left.axvline(1 / limit, color="black", linestyle="--", label="reading int8 weights")
+    left.axvline(1 / reading, color="black", linestyle="--", label="reading int8 weights")
     left.set_xlabel("decode, tokens/s")
     left.legend()
     right.barh(names, [prompt / medians[name]["prefill"] for name in names])
+    right.axvline(prompt / multiplying, color="black", linestyle="--", label="multiplying int8 weights")
+    right.legend()
     right.set_xlabel(f"prefill of {prompt}, tokens/s")
     figure.savefig(picture, dpi=150)
 
