@@ -36,6 +36,7 @@ METRICS = {
     "f1": "F1",
     "f1_closed_book": "F1, nothing to read",
     "f1_retrieved": "F1, with retrieval",
+    "gold_recall": "own article among those retrieved",
     "sari": "SARI",
     "reading_grade": "reading grade",
     "source_grade": "reading grade of the source",
