@@ -293,7 +293,7 @@ def test_the_key_comes_from_the_environment(serve, tmp_path: Path, capsys, monke
     assert "no medical device" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize(("sent", "code"), [(signal.SIGKILL, -9), (signal.SIGINT, 130)])
+@pytest.mark.parametrize(("sent", "code"), [(signal.SIGKILL, -9), (signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_stopped_and_started_again(serve, tmp_path: Path, root: Path, sent: signal.Signals, code: int) -> None:
     """What had arrived is whole and is not asked for again."""
     server = serve({date(2019, 1, 1): 12 * BATCH})
