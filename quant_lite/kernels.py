@@ -130,7 +130,6 @@ def bfloat16_float(weight: Tensor, x: Tensor) -> Tensor:
 
     Raises:
         KernelError: there are no kernels.
-        MemoryError: there is no memory for a float32 copy of x.
     """
     return _call(_required().bfloat16_float, (weight,), x)
 
