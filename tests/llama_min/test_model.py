@@ -302,6 +302,22 @@ def test_stacked_products_take_other_linear_layers(model: Llama) -> None:
         torch.testing.assert_close(model(ids(2, 12)), logits, atol=1e-5, rtol=1e-4)
 
 
+@pytest.mark.parametrize("bias", [False, True])
+def test_stacked_products_without_numbers(bias: bool) -> None:
+    """A model on the meta device is stacked to the same shapes, for a file of stacked products to be loaded into."""
+    config = replace(SMALL, attention_bias=bias, mlp_bias=bias)
+    with torch.device("meta"):
+        empty = Llama(config)
+    model = Llama(config)
+    stack_products(empty)
+    stack_products(model)
+    assert {name: t.shape for name, t in empty.state_dict().items()} == {
+        n: t.shape for n, t in model.state_dict().items()
+    }
+    empty.load_state_dict(model.state_dict(), assign=True)
+    assert torch.equal(empty(ids(1, 5)), model(ids(1, 5)))
+
+
 def test_what_is_no_plain_linear_is_not_stacked(model: Llama) -> None:
     names = model.state_dict().keys()
     with pytest.raises(ValueError, match=r"layers.0.self_attn.qkv_proj is NoneType, not Linear"):
