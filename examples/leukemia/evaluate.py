@@ -223,7 +223,7 @@ def _lab(items: Sequence[Item], texts: Sequence[str], _: Gazetteer) -> tuple[Sco
     counts = []
     for item, text in zip(items, texts):
         given, wanted = read_flags(text), read_flags(item.completion)
-        counts.append((sum(given.get(name) == flag for name, flag in wanted.items()), len(wanted)))
+        counts.append((sum(told == flag for told, flag in zip(given, wanted)), len(wanted)))
     accuracy = bootstrap(lambda sums: sums[..., 0] / sums[..., 1], counts)
     whole = mean_score([float(right == wanted) for right, wanted in counts])
     return {"accuracy": accuracy, "exact_match": whole}, [right / wanted for right, wanted in counts]

@@ -17,7 +17,7 @@ from examples.leukemia.data import UserError
 __all__ = ["LAB_INSTRUCTION", "LAB_RANGES", "Range", "lab_reports", "load_ranges", "read_flags"]
 
 LAB_RANGES = Path(__file__).parent / "data" / "lab_ranges.json"
-LAB_INSTRUCTION = "Read this lab report. Is each value low, normal or high?"
+LAB_INSTRUCTION = "Is each value of this lab report low, normal or high? Answer in their order."
 
 
 @dataclass(frozen=True)
@@ -61,8 +61,8 @@ def lab_reports(ranges: tuple[Range, ...], count: int, seed: int) -> list[tuple[
             value = _value(rng, analyte)
             low, high = (f"{limit:.{analyte.decimals}f}" for limit in (analyte.low, analyte.high))
             lines.append(f"{analyte.name} {value} {analyte.unit} ({low}-{high})")
-            answers.append(f"{analyte.name}: {analyte.flag(float(value))}")
-        reports.append((f"LAB-{number:04d}", "\n".join(lines), "\n".join(answers)))
+            answers.append(analyte.flag(float(value)))
+        reports.append((f"LAB-{number:04d}", "\n".join(lines), ", ".join(answers)))
     return reports
 
 
@@ -74,7 +74,6 @@ def _value(rng: random.Random, analyte: Range) -> str:
     return f"{rng.uniform(low, high):.{analyte.decimals}f}"
 
 
-def read_flags(text: str) -> dict[str, str]:
-    """{analyte: flag} of an answer, whatever else it says; of an analyte that comes twice the first."""
-    found = re.findall(r"^\W*([^\n:]+?)\s*:\s*(low|normal|high)\b", text.lower(), re.MULTILINE)
-    return {name: flag for name, flag in reversed(found)}
+def read_flags(text: str) -> list[str]:
+    """The flags of an answer in their order, whatever else it says."""
+    return re.findall(r"\b(?:low|normal|high)\b", text.lower())

@@ -1,10 +1,11 @@
 """The recipe of the embedded tiny Llama 3.1: its corpus, its tokenizer, its training. Two runs give the same bits.
 
-    python -m examples.leukemia.pretrain --out FOLDER      # about 10 minutes on 2 cores
+    python -m examples.leukemia.pretrain --out FOLDER      # about 25 minutes of one core
     python -m examples.leukemia.pretrain                   # the same, over the folder that ships
 
 The model sees synthetic abstracts (synthetic.py, with another seed than the shipped set) as plain text and in chats that
-ask to write, to finish or to repeat text. None of the application's tasks is among them: those are LoRA's to teach.
+ask for skills: to write, finish, repeat, find and fill in text, to say what terms mean, to sort and to place numbers.
+None of the application's tasks is among them: those are LoRA's to teach.
 """
 
 from __future__ import annotations
@@ -14,12 +15,12 @@ import json
 import math
 import random
 import re
-import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import torch
 
+from examples.leukemia.lab import Range, lab_reports, load_ranges
 from examples.leukemia.plain import load_glossary, sentences_of
 from examples.leukemia.synthetic import DISEASES, FORMS, Forms, SyntheticAbstract, fill, slots, write_abstract
 from llama_min import Llama, LlamaConfig, RopeScaling, Tokenizer, load_tokenizer, save_llama
@@ -29,7 +30,7 @@ from lora_lite import Example, TrainConfig, Trainer
 __all__ = ["CONFIG", "TINY_LLAMA", "corpus", "pretrain", "train_tokenizer"]
 
 TINY_LLAMA = Path(__file__).parent / "data" / "tiny-llama"
-DOCUMENTS, VOCABULARY, SEED, THREADS = 40_000, 2048, 1, 1
+DOCUMENTS, NUMBER_DOCUMENTS, VOCABULARY, SEED, THREADS = 40_000, 8_000, 2048, 1, 1
 
 # The parts of Llama 3.1 in small: grouped-query attention, stretched rotary wavelengths, a tied head.
 CONFIG = LlamaConfig(
@@ -156,6 +157,46 @@ def _define(rng: random.Random, plain: Mapping[str, str]) -> Turns:
     return [(f'What does "{term}" mean?', plain[term]) for term in rng.sample(list(plain), 4)]
 
 
+def number_corpus(documents: int) -> Iterator[list[dict[str, str]]]:
+    """Chats on where numbers lie, half of them beside the names and units of lab reports; a quarter is `corpus` again."""
+    rng = random.Random(SEED + 1)
+    others = corpus(documents)
+    for _ in range(documents):
+        turns = rng.choice((_place, _place, _lines))(rng, load_ranges())
+        numbers = [{"role": role, "content": x} for turn in turns for role, x in zip(("user", "assistant"), turn)]
+        yield next(others) if rng.random() < 0.25 else numbers
+
+
+def _place(rng: random.Random, ranges: Sequence[Range]) -> Turns:
+    """Whether numbers lie below, within or above two others, which may be those of an analyte."""
+    turns = []
+    for _ in range(6):
+        analyte = rng.choice(ranges)
+        name, unit, places, low, high = analyte.name, analyte.unit, analyte.decimals, analyte.low, analyte.high
+        if rng.random() < 0.5:
+            name, unit, places = "", "", rng.randrange(3)
+            low = 10 ** rng.uniform(0, 3 - places)
+            high = low * rng.uniform(1.2, 4)
+        value = rng.choice((rng.uniform(low / 4, low), rng.uniform(low, high), rng.uniform(high, 4 * high)))
+        written = [f"{number:.{places}f}" for number in (value, low, high)]
+        number, least, most = map(float, written)
+        where = "below" if number < least else "above" if number > most else "within"
+        line = f"{name} {written[0]} {unit} ({written[1]}-{written[2]})".strip().replace("  ", " ")
+        turns.append((f"Below, within or above? {line}", where))
+    return turns
+
+
+def _lines(rng: random.Random, ranges: Sequence[Range]) -> Turns:
+    """The values of a lab report, by name."""
+    (_, report, _), *_ = lab_reports(tuple(ranges), 1, rng.randrange(2**30))
+    lines = report.split("\n")
+    turns = []
+    for line in rng.sample(lines, len(lines)):
+        name = next(analyte.name for analyte in ranges if line.startswith(f"{analyte.name} "))
+        turns.append((f"Copy the line on {name}.", line))
+    return [(f"{turns[0][0]}\n\n{report}", turns[0][1]), *turns[1:]]
+
+
 def train_tokenizer(texts: Sequence[str], folder: Path) -> None:
     """Learn a byte-level BPE as Llama 3's and write `tokenizer.json` and `tokenizer_config.json` to `folder`."""
     from tokenizers import Regex, decoders, models, pre_tokenizers, processors, trainers
@@ -200,8 +241,10 @@ def as_example(tokenizer: Tokenizer, document: list[dict[str, str]]) -> Example:
     return Example(ids, [1] * len(ids))
 
 
-def pretrain(folder: Path, documents: int = DOCUMENTS, progress: bool = True) -> None:
-    """Train tokenizer and model and write them to `folder` as a Hugging Face folder.
+def pretrain(
+    folder: Path, documents: int = DOCUMENTS, number_documents: int = NUMBER_DOCUMENTS, progress: bool = True
+) -> None:
+    """Train tokenizer and model, on text and then on numbers, and write them to `folder` as a Hugging Face folder.
 
     The number of threads is part of the recipe: sums over threads are rounded in another order with another number.
     """
@@ -209,7 +252,6 @@ def pretrain(folder: Path, documents: int = DOCUMENTS, progress: bool = True) ->
     chats = list(corpus(documents))
     train_tokenizer([message["content"] for chat in chats for message in chat], folder)
     tokenizer = load_tokenizer(folder)
-    examples = [as_example(tokenizer, chat) for chat in chats]
 
     torch.set_num_threads(THREADS)
     generator = torch.Generator().manual_seed(SEED)
@@ -218,24 +260,29 @@ def pretrain(folder: Path, documents: int = DOCUMENTS, progress: bool = True) ->
     for parameter in model.parameters():
         if parameter.dim() > 1:
             torch.nn.init.normal_(parameter, std=0.02, generator=generator)
+    train(model, [as_example(tokenizer, chat) for chat in chats], 2e-3, progress)
+    train(model, [as_example(tokenizer, chat) for chat in number_corpus(number_documents)], 1e-3, progress)
+    save_llama(model, folder)
+    print(f"wrote {folder}")
+
+
+def train(model: Llama, examples: Sequence[Example], learning_rate: float, progress: bool = True) -> None:
+    """One pass over the examples."""
     settings = TrainConfig(
         epochs=1,
         batch_size=16,
         packing=CONFIG.max_position_embeddings,
-        learning_rate=2e-3,
+        learning_rate=learning_rate,
         final_learning_rate=0.05,
         weight_decay=0.01,
         seed=SEED,
         progress=progress,
     )
-    started = time.perf_counter()
     history = Trainer(model, settings).fit(examples)
-    save_llama(model, folder)
-    tokens = sum(step.tokens for step in history)
+    tokens, last = sum(step.tokens for step in history), history[-20:]
     print(
-        f"{len(history)} steps, {tokens:,} tokens in {time.perf_counter() - started:.0f} s; "
-        f"loss {history[0].loss:.3f} -> {sum(step.loss for step in history[-20:]) / len(history[-20:]):.3f}; "
-        f"wrote {folder}"
+        f"{len(history)} steps, {tokens:,} tokens; "
+        f"loss {history[0].loss:.3f} -> {sum(step.loss for step in last) / len(last):.3f}"
     )
 
 
@@ -243,5 +290,6 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(prog="python -m examples.leukemia.pretrain", description=__doc__)
     parser.add_argument("--out", type=Path, default=TINY_LLAMA, help="folder to write (default: the one that ships)")
     parser.add_argument("--documents", type=int, default=DOCUMENTS, help="size of the corpus (default: the recipe's)")
+    parser.add_argument("--number-documents", type=int, default=NUMBER_DOCUMENTS, help="of the one that follows it")
     arguments = parser.parse_args()
-    pretrain(arguments.out, arguments.documents)
+    pretrain(arguments.out, arguments.documents, arguments.number_documents)

@@ -19,6 +19,8 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 
+from tqdm import tqdm
+
 from examples.leukemia.annotate import blank_subtypes, subtype_of
 from examples.leukemia.conclusions import part_conclusion
 from examples.leukemia.data import Record, UserError
@@ -91,7 +93,7 @@ def build_items(
     labels = tuple(knowledge.gazetteer.labels)
     asked = by_article(knowledge.questions)
     items = []
-    for record in records:
+    for record in tqdm(records, desc="building items", unit="article", delay=1):
         passages = _passages(record.abstract, tokenizer, context)
         items += [Item(record.pubmed_id, "text", "", "", passage) for passage in passages]
         for item in _unfitted(record, knowledge, asked.get(record.pubmed_id)):

@@ -18,7 +18,7 @@ import torch
 
 from examples.leukemia.__main__ import main
 from examples.leukemia.folders import load_int8
-from examples.leukemia.pretrain import TINY_LLAMA, pretrain
+from examples.leukemia.pretrain import DOCUMENTS, NUMBER_DOCUMENTS, TINY_LLAMA, pretrain
 from examples.leukemia.synthetic import ABSTRACTS, LYMPHOMA
 from llama_min import load_llama, load_tokenizer, save_llama
 from lora_lite import load_adapter
@@ -192,7 +192,7 @@ def test_a_sharded_folder_of_another_llama(tmp_path: Path, capsys: pytest.Captur
     assert set(metrics(out)["inference"]) == {"bfloat16", "int8"} and not (out / "bfloat16").exists()
     assert None in [layer["sqnr"] for layer in metrics(out)["quantization"]["layers"]]
     scores = metrics(out)["scores"]
-    assert scores["base+LoRA"]["perplexity"]["value"] < scores["base"]["perplexity"]["value"]
+    assert scores["base+LoRA"]["text"]["perplexity"]["value"] < scores["base"]["text"]["perplexity"]["value"]
     again = transformers.LlamaForCausalLM.from_pretrained(out / "merged", dtype=torch.bfloat16)
     with torch.no_grad():
         ids = torch.arange(20)[None]
@@ -355,7 +355,7 @@ def test_the_recipe_gives_the_same_bits_twice(tmp_path: Path, capsys: pytest.Cap
     threads = torch.get_num_threads()
     try:
         for name in ("a", "b"):
-            pretrain(tmp_path / name, documents=96, progress=False)
+            pretrain(tmp_path / name, documents=96, number_documents=32, progress=False)
     finally:
         torch.set_num_threads(threads)
     for file in ("model.safetensors", "tokenizer.json", "config.json", "tokenizer_config.json"):
@@ -363,8 +363,32 @@ def test_the_recipe_gives_the_same_bits_twice(tmp_path: Path, capsys: pytest.Cap
     capsys.readouterr()
 
 
+def test_the_model_card_says_what_the_default_run_measures(default_run) -> None:
+    """Each value of the card's table lies in the interval that the run found, and base perplexity is the same."""
+    card = (TINY_LLAMA / "README.md").read_text(encoding="utf-8")
+    scores = metrics(default_run[1])["scores"]
+    rows = re.findall(r"^\| (\w+) \| (\w+) \| ([\d.]+) \| ([\d.]+) \| ([\d.]+) \|$", card, re.MULTILINE)
+    assert {task for task, *_ in rows} == {"text", *(task for task, _ in GAINS)}
+    for task, metric, *values in rows:
+        for value, row in zip(values, scores.values()):
+            found = row[task][metric]
+            slack = 0.005 * max(1, found["value"])  # the card is rounded
+            assert found["low"] - slack <= float(value) <= found["high"] + slack, (task, metric, value, found)
+    base = next(float(value) for task, metric, value, *_ in rows if metric == "perplexity")
+    assert base == pytest.approx(scores["base"]["text"]["perplexity"]["value"], rel=0.01)
+    size = (TINY_LLAMA / "model.safetensors").stat().st_size
+    parameters = sum(p.numel() for p in load_llama(TINY_LLAMA, torch.float32).parameters())
+    for words in (
+        f"{parameters:,} parameters",
+        f"{size / 1e6:.1f} MB",
+        f"{DOCUMENTS:,} documents",
+        f"{NUMBER_DOCUMENTS:,} more",
+    ):
+        assert words in card, words
+
+
 def test_the_tiny_llama_is_what_it_claims(tmp_path: Path) -> None:
-    assert sum(path.stat().st_size for path in TINY_LLAMA.iterdir()) <= 8_000_000
+    assert sum(path.stat().st_size for path in TINY_LLAMA.iterdir()) <= 16_000_000
     model = load_llama(TINY_LLAMA, torch.float32)
     config = model.config
     assert config.num_key_value_heads < config.num_attention_heads
