@@ -18,7 +18,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from examples.leukemia.gazetteer import Gazetteer
-from examples.leukemia.lab import read_flags
+from examples.leukemia.lab import read_flag
 from examples.leukemia.metrics import (
     CONFIDENCE,
     Score,
@@ -219,14 +219,9 @@ def _plain(items: Sequence[Item], texts: Sequence[str], _: Gazetteer) -> tuple[S
 
 
 def _lab(items: Sequence[Item], texts: Sequence[str], _: Gazetteer) -> tuple[Scores, list[float]]:
-    """Share of values that are told rightly to be low, normal or high, and of reports of which all are."""
-    counts = []
-    for item, text in zip(items, texts):
-        given, wanted = read_flags(text), read_flags(item.completion)
-        counts.append((sum(told == flag for told, flag in zip(given, wanted)), len(wanted)))
-    accuracy = bootstrap(lambda sums: sums[..., 0] / sums[..., 1], counts)
-    whole = mean_score([float(right == wanted) for right, wanted in counts])
-    return {"accuracy": accuracy, "exact_match": whole}, [right / wanted for right, wanted in counts]
+    """Share of values that are told rightly to be low, normal or high."""
+    right = [float(read_flag(text) == item.completion) for item, text in zip(items, texts)]
+    return {"accuracy": mean_score(right)}, right
 
 
 WRITTEN = {"summary": _summaries, "question": _questions, "terms": _terms, "plain": _plain, "lab": _lab}

@@ -1,4 +1,4 @@
-"""Lab reports to read: values drawn from a table of reference ranges, and which of them are low, normal or high.
+"""Lab reports to read, a line at a time: values drawn from reference ranges, and whether they are low, normal or high.
 
 They do not come from articles: every data set gets the same ones, and their labels follow from the table.
 """
@@ -14,10 +14,10 @@ from pathlib import Path
 
 from examples.leukemia.data import UserError
 
-__all__ = ["LAB_INSTRUCTION", "LAB_RANGES", "Range", "lab_reports", "load_ranges", "read_flags"]
+__all__ = ["LAB_INSTRUCTION", "LAB_RANGES", "Range", "lab_line", "lab_reports", "load_ranges", "read_flag"]
 
 LAB_RANGES = Path(__file__).parent / "data" / "lab_ranges.json"
-LAB_INSTRUCTION = "Is each value of this lab report low, normal or high? Answer in their order."
+LAB_INSTRUCTION = "Read this line of a lab report: is the value low, normal or high?"
 
 
 @dataclass(frozen=True)
@@ -52,18 +52,23 @@ def load_ranges(path: Path = LAB_RANGES) -> tuple[Range, ...]:
 
 
 def lab_reports(ranges: tuple[Range, ...], count: int, seed: int) -> list[tuple[str, str, str]]:
-    """`count` reports as (id, report, answer); a third of the values each is low, normal and high."""
+    """`count` lines of reports as (id, line, flag), such as "hemoglobin 9.8 g/dL (12.0-16.0)" and "low".
+
+    A third of them each is low, normal and high, to rounding.
+    """
     rng = random.Random(seed)
     reports = []
     for number in range(1, count + 1):
-        lines, answers = [], []
-        for analyte in rng.sample(ranges, rng.randrange(2, 5)):
-            value = _value(rng, analyte)
-            low, high = (f"{limit:.{analyte.decimals}f}" for limit in (analyte.low, analyte.high))
-            lines.append(f"{analyte.name} {value} {analyte.unit} ({low}-{high})")
-            answers.append(analyte.flag(float(value)))
-        reports.append((f"LAB-{number:04d}", "\n".join(lines), ", ".join(answers)))
+        line, flag = lab_line(rng, rng.choice(ranges))
+        reports.append((f"LAB-{number:04d}", line, flag))
     return reports
+
+
+def lab_line(rng: random.Random, analyte: Range) -> tuple[str, str]:
+    """A line with a value of an analyte and its range, and the value's flag."""
+    value = _value(rng, analyte)
+    low, high = (f"{limit:.{analyte.decimals}f}" for limit in (analyte.low, analyte.high))
+    return f"{analyte.name} {value} {analyte.unit} ({low}-{high})", analyte.flag(float(value))
 
 
 def _value(rng: random.Random, analyte: Range) -> str:
@@ -74,6 +79,7 @@ def _value(rng: random.Random, analyte: Range) -> str:
     return f"{rng.uniform(low, high):.{analyte.decimals}f}"
 
 
-def read_flags(text: str) -> list[str]:
-    """The flags of an answer in their order, whatever else it says."""
-    return re.findall(r"\b(?:low|normal|high)\b", text.lower())
+def read_flag(text: str) -> str:
+    """The first of low, normal and high in an answer, whatever else it says; empty where there is none."""
+    found = re.search(r"\b(?:low|normal|high)\b", text.lower())
+    return found.group() if found else ""

@@ -20,7 +20,7 @@ from pathlib import Path
 
 import torch
 
-from examples.leukemia.lab import Range, lab_reports, load_ranges
+from examples.leukemia.lab import Range, lab_line, load_ranges
 from examples.leukemia.plain import load_glossary, sentences_of
 from examples.leukemia.synthetic import DISEASES, FORMS, Forms, SyntheticAbstract, fill, slots, write_abstract
 from llama_min import Llama, LlamaConfig, RopeScaling, Tokenizer, load_tokenizer, save_llama
@@ -188,9 +188,9 @@ def _place(rng: random.Random, ranges: Sequence[Range]) -> Turns:
 
 def _lines(rng: random.Random, ranges: Sequence[Range]) -> Turns:
     """The values of a lab report, by name."""
-    (_, report, _), *_ = lab_reports(tuple(ranges), 1, rng.randrange(2**30))
-    lines = report.split("\n")
-    turns = []
+    drawn = random.Random(rng.randrange(2**30))
+    lines = [lab_line(drawn, analyte)[0] for analyte in drawn.sample(ranges, drawn.randrange(2, 5))]
+    report, turns = "\n".join(lines), []
     for line in rng.sample(lines, len(lines)):
         name = next(analyte.name for analyte in ranges if line.startswith(f"{analyte.name} "))
         turns.append((f"Copy the line on {name}.", line))

@@ -48,7 +48,7 @@ from quant_lite import QuantConfig, kernel_path, quantize_
 __all__ = ["Settings", "run"]
 
 REHEARSAL = 0.1  # share of the passages that the tasks' stage reads again
-LAB_REPORTS = 300
+LAB_REPORTS = 600
 # every linear layer of a block: seven tasks want more than attention's four (Dettmers et al. 2023, section 4)
 TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 

@@ -105,7 +105,7 @@ def test_default_has_no_article_on_two_sides(default_run) -> None:
         lines = (default_run[1] / "data" / f"{name}.jsonl").read_text(encoding="utf-8").splitlines()
         sides[name] = {json.loads(line)["pubmed_id"] for line in lines}
         assert sides[name] and all(pubmed_id.startswith(("SYN-", "LAB-")) for pubmed_id in sides[name])
-    assert len(set.union(*sides.values())) == sum(map(len, sides.values())) == 600 + 300  # articles and lab reports
+    assert len(set.union(*sides.values())) == sum(map(len, sides.values())) == 600 + 600  # articles, lab reports
 
 
 def test_default_checkpoints_agree(default_run) -> None:
