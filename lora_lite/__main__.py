@@ -18,7 +18,7 @@ from typing import Any, get_args, get_type_hints
 import torch
 from torch import nn
 
-from lora_lite.checkpoints import CheckpointError
+from lora_lite.checkpoints import CheckpointError, checkpoint_steps
 from lora_lite.data import ChatTokenizer, encode_rows, read_rows
 from lora_lite.files import save_adapter
 from lora_lite.lora import LoRAConfig, add_lora
@@ -28,6 +28,7 @@ from lora_lite.trainer import Example, TrainConfig, Trainer
 __all__ = ["load_by", "main"]
 
 TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj")
+DTYPES = ("bfloat16", "float32")
 DEFAULTS: dict[str, Any] = {
     "model": None,
     "data": None,
@@ -64,6 +65,8 @@ def _train(settings: dict[str, Any], resume: bool, first: bool) -> None:
     """Load, say what will be done, do it, save the adapter."""
     config = TrainConfig(**{field.name: settings[field.name] for field in fields(TrainConfig)})
     out = Path(settings["out"])
+    if settings["dtype"] not in DTYPES:
+        raise ValueError(f"dtype {settings['dtype']!r} is not known: take {' or '.join(DTYPES)}")
     model, tokenizer = load_by(settings["loader"], Path(settings["model"]), getattr(torch, settings["dtype"]))
     examples = encode_rows(read_rows(settings["data"]), tokenizer)
     held_out = encode_rows(read_rows(settings["eval_data"]), tokenizer) if settings["eval_data"] else []
@@ -80,7 +83,8 @@ def _train(settings: dict[str, Any], resume: bool, first: bool) -> None:
             warnings.simplefilter("ignore")  # fit says it, too
             print(plan(trainer, examples, held_out), file=sys.stderr, flush=True)
         out.mkdir(parents=True, exist_ok=True)
-        _write(out / "config.json", json.dumps(settings, indent=2) + "\n")
+        if not checkpoint_steps(out / "checkpoints"):  # else it is of the run that is there, which this may not be
+            _write(out / "config.json", json.dumps(settings, indent=2) + "\n")
     history = trainer.fit(examples, held_out, resume=resume)
     if first:
         save_adapter(model, out / "adapter", base_model=str(settings["model"]))
@@ -126,7 +130,9 @@ def _split(
         raise ValueError("--eval-data and --eval-share both say what is held out: give one of them")
     if not 0 < share < 1:
         raise ValueError(f"--eval-share {share} must lie between 0 and 1")
-    count = max(1, round(share * len(examples)))
+    if len(examples) < 2:
+        raise ValueError("--eval-share needs two rows or more: one to train on, one to hold out")
+    count = min(max(1, round(share * len(examples))), len(examples) - 1)
     order = torch.randperm(len(examples), generator=torch.Generator().manual_seed(seed)).tolist()
     aside = set(order[:count])
     return [e for i, e in enumerate(examples) if i not in aside], [examples[i] for i in sorted(aside)]
@@ -144,11 +150,30 @@ def _settings(options: dict[str, Any]) -> dict[str, Any]:
             if name not in DEFAULTS:
                 near = difflib.get_close_matches(name, DEFAULTS, 3)
                 raise ValueError(f"--config {path}: {name!r} is no setting; near it: {', '.join(near) or 'none'}")
+            _check_type(path, name, found[name])
     settings = DEFAULTS | found | {name: value for name, value in options.items() if name in DEFAULTS}
     missing = [f"--{name}" for name in ("model", "data", "out") if settings[name] is None]
     if missing:
         raise ValueError(f"{', '.join(missing)} must be given, here or in --config")
     return settings
+
+
+def _check_type(path: str, name: str, value: Any) -> None:
+    """Refuse a value of a config file that is of another type than the option's."""
+    kinds = _types()[name]
+    fits = type(value) in kinds or (float in kinds and type(value) is int)  # true is no 1
+    if not fits or (type(value) is list and not all(isinstance(part, str) for part in value)):
+        wanted = " or ".join("null" if kind is type(None) else kind.__name__ for kind in kinds)
+        raise ValueError(f"--config {path}: {name} is {json.dumps(value)}, and must be {wanted}")
+
+
+def _types() -> dict[str, tuple[type, ...]]:
+    """The types that each setting may have."""
+    hints = get_type_hints(TrainConfig)
+    found: dict[str, tuple[type, ...]] = {name: get_args(hint) or (hint,) for name, hint in hints.items()}
+    for name, default in DEFAULTS.items():
+        found.setdefault(name, (str, type(None)) if default is None else (type(default),))
+    return found
 
 
 def _write(path: Path, text: str) -> None:
@@ -173,7 +198,7 @@ def _parser() -> argparse.ArgumentParser:
     train.add_argument("--config", help="JSON file of these settings; DIR/config.json is one; options come before it")
     train.add_argument("--resume", action="store_true", help="go on from the newest checkpoint in --out, if any")
     train.add_argument("--loader", help="llama_min (the default), transformers, or MODULE:FUNCTION(folder, dtype)")
-    train.add_argument("--dtype", choices=("bfloat16", "float32"), help="of the base; adapters are float32")
+    train.add_argument("--dtype", choices=DTYPES, help="of the base; adapters are float32")
     train.add_argument("--rank", type=int, help=f"of the adapters (default: {DEFAULTS['rank']})")
     train.add_argument("--alpha", type=float, help=f"of the adapters (default: {DEFAULTS['alpha']})")
     train.add_argument("--dropout", type=float, help=f"of the adapters (default: {DEFAULTS['dropout']})")

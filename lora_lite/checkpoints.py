@@ -41,6 +41,8 @@ def save_checkpoint(
 ) -> None:
     """Write the checkpoint of `step`, then delete all but the last `keep` of them and that of step `best`.
 
+    Later ones are deleted, too: a run that is at this step again went back past them, because they are damaged.
+
     Raises:
         CheckpointError: it cannot be written, such as on a full disk; those before it stay as they are.
     """
@@ -61,9 +63,11 @@ def save_checkpoint(
         whole = [_path(folder, step).name for step in checkpoint_steps(folder)[-1:]]
         left = f"the last whole checkpoint is {whole[0]}" if whole else "there is no checkpoint before it"
         raise CheckpointError(f"{place} could not be written ({error}); {left}") from error
-    for old in checkpoint_steps(folder)[:-keep]:
-        if old != best:
-            _path(folder, old).unlink(missing_ok=True)
+    steps = checkpoint_steps(folder)
+    kept = {*[earlier for earlier in steps if earlier <= step][-keep:], best}
+    for other in steps:
+        if other not in kept:
+            _path(folder, other).unlink(missing_ok=True)
 
 
 def load_newest(folder: Path) -> tuple[dict[str, Tensor], dict[str, Any]] | None:

@@ -10,6 +10,7 @@ Which tokens are supervised comes from the parts that they were made of, never f
 from __future__ import annotations
 
 import csv
+import io
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -46,25 +47,50 @@ def read_rows(path: str | Path) -> list[tuple[str, Any]]:
     path = Path(path)
     if path.suffix.lower() not in (".jsonl", ".csv"):
         raise DataError(f"{path}: the file's name must end in .jsonl or .csv")
-    rows: list[tuple[str, Any]] = []
-    bad: list[str] = []
     try:
-        with path.open(encoding="utf-8-sig", newline="") as file:
-            if path.suffix.lower() == ".csv":
-                table = csv.DictReader(file, strict=True)
-                rows = [(f"{path}:{table.line_num}", row) for row in table]
-            else:
-                for number, line in enumerate(file, 1):
-                    try:
-                        rows += [(f"{path}:{number}", json.loads(line))] if line.strip() else []
-                    except ValueError as error:
-                        bad.append(f"{path}:{number} is no JSON ({error})")
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        data = path.read_bytes()
+    except OSError as error:
         raise DataError(f"{path} cannot be read ({error})") from None
+    try:
+        text = data.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = data[: error.start].count(b"\n") + 1
+        raise DataError(f"{path}:{line} is no UTF-8 ({error.reason}): save the file as UTF-8") from None
+    rows, bad = _of_csv(path, text) if path.suffix.lower() == ".csv" else _of_jsonl(path, text)
     _raise(bad)
     if not rows:
         raise DataError(f"{path} holds no row")
     return rows
+
+
+def _of_jsonl(path: Path, text: str) -> tuple[list[tuple[str, Any]], list[str]]:
+    """Named rows, and what is wrong with lines that are none."""
+    rows: list[tuple[str, Any]] = []
+    bad = []
+    for number, line in enumerate(io.StringIO(text), 1):
+        try:
+            rows += [(f"{path}:{number}", json.loads(line))] if line.strip() else []
+        except (ValueError, RecursionError) as error:
+            bad.append(f"{path}:{number} is no JSON ({error})")
+    return rows, bad
+
+
+def _of_csv(path: Path, text: str) -> tuple[list[tuple[str, Any]], list[str]]:
+    """Named rows, and what is wrong with lines that are none."""
+    rows: list[tuple[str, Any]] = []
+    bad = []
+    usual = csv.field_size_limit(2**31 - 1)  # a text may be longer than the 128 KB that the module takes
+    table = csv.DictReader(io.StringIO(text, newline=""), strict=True)
+    try:
+        for row in table:
+            if None in row:
+                bad.append(f"{path}:{table.line_num} has more cells than the header: quote a text that has commas")
+            rows.append((f"{path}:{table.line_num}", row))
+    except csv.Error as error:
+        bad.append(f"{path}:{table.line_num} is no CSV ({error})")
+    finally:
+        csv.field_size_limit(usual)
+    return rows, bad
 
 
 def encode_rows(rows: Iterable[tuple[str, Any]], tokenizer: ChatTokenizer) -> list[Example]:

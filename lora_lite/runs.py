@@ -23,6 +23,7 @@ __all__ = [
     "limits",
     "random_states_kept",
     "seed_step",
+    "trained_hash",
 ]
 
 
@@ -43,6 +44,15 @@ def base_hash(model: nn.Module, trained: Collection[str]) -> str:
             few = tensor.detach().flatten()[:: max(1, tensor.numel() // 64)].cpu().contiguous()
             digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
             digest.update(few.view(torch.uint8).numpy().data)
+    return digest.hexdigest()
+
+
+def trained_hash(model: nn.Module, trained: Sequence[str]) -> str:
+    """sha256 of names and shapes of all that is trained, and of what its modules say of themselves, as scale and dropout."""
+    digest = hashlib.sha256()
+    for name in trained:
+        said = model.get_submodule(name.rpartition(".")[0]).extra_repr()
+        digest.update(f"{name} {tuple(model.get_parameter(name).shape)} {said}".encode())
     return digest.hexdigest()
 
 

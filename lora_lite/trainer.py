@@ -39,6 +39,7 @@ from lora_lite.runs import (
     limits,
     random_states_kept,
     seed_step,
+    trained_hash,
 )
 from lora_lite.watch import Watch, draw_curve, peak_memory, read_metrics
 
@@ -457,7 +458,6 @@ class Trainer:
     def _score(self, eval_set: Sequence[Example]) -> bool:
         """Score the held-out examples, keep the parameters if they are the best so far, and tell whether they are."""
         found, state = self.evaluate(eval_set), self._state
-        self._check_finite("loss on eval_set", found.loss, [])
         improved, state.evaluated = found.loss < state.best_loss, state.step
         if improved:
             state.best_loss, state.best_step, state.waited = found.loss, state.step, 0
@@ -471,14 +471,21 @@ class Trainer:
         return improved
 
     def evaluate(self, examples: Sequence[Example]) -> Evaluation:
-        """Score `examples`, dropout off."""
+        """Score `examples`, dropout off.
+
+        Raises:
+            FloatingPointError: the loss is not finite; the message names the examples.
+        """
         loss, hits = 0.0, 0
+        suspects: list[str] = []
         with torch.no_grad(), evaluating(self.model):
             for batch, weight in self.passes(examples):
                 batch_loss, batch_hits = self.loss_sum(batch)
                 loss, hits = loss + weight * batch_loss.item(), hits + weight * int(batch_hits)
+                suspects += [] if math.isfinite(batch_loss.item()) else [example.name for example in batch]
                 self._heed_signal()
         (loss, right), supervised = self._sum_over_ranks([loss, hits]), _supervised(examples)
+        self._check_finite("loss on eval_set", loss, suspects)
         return Evaluation(loss / supervised, right / supervised, supervised)
 
     def _accumulate(self, examples: Sequence[Example]) -> float:
@@ -549,7 +556,9 @@ class Trainer:
         hook = head.register_forward_pre_hook(lambda _, arguments: caught.append(arguments[0]))
         with evaluating(self.model), self._precision():
             try:
-                logits = self._logits(torch.zeros(1, 2, dtype=torch.long, device=self.device), None)
+                # two tokens, because the first may be padding, whose embedding is often zero and would hide what comes
+                # after the head
+                logits = self._logits(torch.tensor([[0, 1]], device=self.device), None)
             finally:
                 hook.remove()
             return head if len(caught) == 1 and torch.equal(head(caught[0]), logits) else None
@@ -561,8 +570,9 @@ class Trainer:
             name = type(self.model).__name__
             raise ValueError(f"{name}.forward takes no position_ids, so examples cannot be packed: set packing=None")
         positions = torch.tensor([[0, 1, 2, 3, 0, 1, 2, 3]], device=self.device)
-        rows = torch.zeros(2, 1, 8, dtype=torch.long, device=self.device)
-        rows[1, :, :4] = 1
+        # token 0 may be padding, whose embedding is often zero: neither text is of it alone
+        texts = [[0, 1, 0, 1, 1, 0, 1, 1], [1, 1, 1, 0, 1, 0, 1, 1]]  # which begin otherwise, and end alike
+        rows = torch.tensor(texts, device=self.device)[:, None]
         with evaluating(self.model):
             one, other = (self._logits(row, positions)[:, 4:] for row in rows)
         if not torch.equal(one, other):
@@ -651,6 +661,7 @@ class Trainer:
             "settings": settings,
             "data": data_hash(train_set, eval_set),
             "base": base_hash(self.model, self.names),
+            "adapters": trained_hash(self.model, self.names),
         }
         first, out = self.ranks.rank == 0, self.out
         found = self._find_checkpoint(out, resume) if first and out is not None else None
@@ -675,7 +686,7 @@ class Trainer:
         tensors, stored = found
         now = json.loads(json.dumps(self._of_run))
         other = [name for name, value in now["settings"].items() if stored["settings"].get(name) != value]
-        other += [f"the {part}" for part in ("data", "base") if stored[part] != now[part]]
+        other += [f"the {part}" for part in ("data", "base", "adapters") if stored.get(part) != now[part]]
         if other:
             raise ValueError(f"the run in {out} began otherwise: {', '.join(other)} differ; give another folder")
         state = stored["state"]

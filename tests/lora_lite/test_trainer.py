@@ -31,10 +31,10 @@ EXAMPLES = [
 ]
 
 
-def model() -> Llama:
+def model(rank: int = 4, **of_adapters: float) -> Llama:
     torch.manual_seed(0)
     net = Llama(SMALL)
-    add_lora(net, LoRAConfig(rank=4))
+    add_lora(net, LoRAConfig(rank, **of_adapters))
     with torch.no_grad():
         for parameter in lora_parameters(net):
             parameter.normal_(std=0.1)

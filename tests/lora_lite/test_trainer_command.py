@@ -93,10 +93,20 @@ def test_bad_lines_are_named(tokenizer, tmp_path: Path) -> None:
         encode_rows(read_rows(path), tokenizer)
     for number, (line, (_, reason)) in enumerate(zip(str(caught.value).splitlines(), wrong, strict=True), 1):
         assert f"data.jsonl:{number}: " in line and reason in line
-    for name, content in (("data.txt", "a"), ("empty.jsonl", "\n"), ("bytes.jsonl", None)):
-        (tmp_path / name).write_bytes(b"\xff\xfe" if content is None else content.encode())
-        with pytest.raises(DataError, match=name):
+    for name, content, words in (
+        ("data.txt", b"a", "data.txt: the file's name must end"),
+        ("empty.jsonl", b"\n", "empty.jsonl holds no row"),
+        ("bytes.jsonl", b'{"text": "a"}\n{"text": "\xff"}\n', "bytes.jsonl:2 is no UTF-8"),
+        ("deep.jsonl", b'{"text": "a"}\n' + b"[" * 10**5 + b"\n", "deep.jsonl:2 is no JSON"),
+        ("more.csv", b'prompt,completion\na,b\na drug,"one, two"\na drug,one, two\n', "more.csv:4 has more cells"),
+        ("quote.csv", b'text\nfine\n"half\n', "quote.csv:2 is no CSV"),
+    ):
+        (tmp_path / name).write_bytes(content)
+        with pytest.raises(DataError, match=words):
             read_rows(tmp_path / name)
+    (tmp_path / "long.csv").write_text("text\n" + "a" * 200_000 + "\n")
+    ((_, row),) = read_rows(tmp_path / "long.csv")
+    assert len(row["text"]) == 200_000
 
 
 def test_a_template_that_never_ends_a_turn_or_begins_twice() -> None:
@@ -164,6 +174,25 @@ def test_options_and_config_file(data: Path, tmp_path: Path, capsys: pytest.Capt
     ):
         assert main(["train", "--config", str(config), *more]) == 2
         assert message in capsys.readouterr().err
+    for setting, message in (
+        ('"learning_rate": "2e-4"', 'learning_rate is "2e-4", and must be float'),
+        ('"epochs": true', "epochs is true, and must be int"),
+        ('"packing": 2.5', "packing is 2.5, and must be int or null"),
+        ('"targets": "q_proj"', 'targets is "q_proj", and must be list'),
+        ('"dtype": "foo"', "dtype 'foo' is not known: take bfloat16 or float32"),
+    ):
+        config.write_text(f'{{"model": "{TINY}", "data": "{data}", "out": "{tmp_path / "y"}", {setting}}}')
+        assert main(["train", "--config", str(config)]) == 2
+        assert message in capsys.readouterr().err
+    one = tmp_path / "one.jsonl"
+    one.write_text('{"text": "a"}\n')
+    options = ["train", "--model", str(TINY), "--data", str(one), "--eval-share", "0.5", "--out", str(tmp_path / "z")]
+    assert main(options) == 2
+    assert "--eval-share needs two rows or more" in capsys.readouterr().err
+    assert (
+        main(["train", "--config", str(out / "config.json"), "--seed", "7"]) == 2
+    )  # a run is there, which is not this
+    assert json.loads((out / "config.json").read_text()) == written
     config.write_text('{"learning_rat": 1}')
     assert main(["train", "--config", str(config)]) == 2
     assert "'learning_rat' is no setting; near it: learning_rate" in capsys.readouterr().err

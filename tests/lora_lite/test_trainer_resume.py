@@ -205,6 +205,9 @@ def test_which_checkpoints_are_kept(tmp_path: Path) -> None:
     for step in range(1, 6):
         save_checkpoint(tmp_path, step, {"half": torch.ones(3, dtype=torch.bfloat16)}, {}, keep=2, best=min(step, 2))
     assert checkpoint_steps(tmp_path) == [2, 4, 5]
+    # a run that went back to 2, because 4 and 5 are damaged, is at 3
+    save_checkpoint(tmp_path, 3, {"half": torch.ones(3, dtype=torch.bfloat16)}, {}, keep=1, best=2)
+    assert checkpoint_steps(tmp_path) == [2, 3]
 
 
 def test_another_run_is_not_resumed(tmp_path: Path) -> None:
@@ -219,6 +222,9 @@ def test_another_run_is_not_resumed(tmp_path: Path) -> None:
         trainer(model(), out=tmp_path, batch_size=4, seed=1).fit(EXAMPLES, resume=True)
     with pytest.raises(ValueError, match="the data differ"):
         trainer(model(), out=tmp_path, batch_size=5).fit(EXAMPLES[::-1], resume=True)
+    for change in ({"alpha": 64.0}, {"dropout": 0.5}, {"rank": 3}):
+        with pytest.raises(ValueError, match="the adapters differ"):
+            trainer(model(**change), out=tmp_path, batch_size=5).fit(EXAMPLES, resume=True)
     other = model()
     with torch.no_grad():
         other.model.norm.weight[0] = 2
