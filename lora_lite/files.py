@@ -572,7 +572,7 @@ def _read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
         raise AdapterError(f"{path} does not exist: give a folder that save_adapter or PEFT wrote")
     try:
         with safe_open(path, framework="pt") as file:
-            return {key: file.get_tensor(key) for key in file.keys()}, file.metadata() or {}  # noqa: SIM118 (no dict)
+            return {key: file.get_tensor(key) for key in sorted(file.keys())}, file.metadata() or {}
     except (OSError, SafetensorError) as error:
         raise AdapterError(f"{path} is not a whole safetensors file ({error}): copy it again") from None
 

@@ -241,7 +241,8 @@ def find_layers(model: nn.Module, config: LoRAConfig) -> list[str]:
     if not sizes:
         raise ValueError("there is no linear layer or embedding inside the model; a bare layer takes LoRALinear(layer)")
     if config.targets == "all-linear":
-        head = model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None  # type: ignore[operator]
+        find = getattr(model, "get_output_embeddings", None)
+        head = None if find is None else find()
         head = head.base if isinstance(head, LoRALinear) else head
         wanted = {name for name, layer in sizes.items() if not isinstance(layer, nn.Embedding) and layer is not head}
     else:

@@ -236,7 +236,7 @@ def check_levels(quantizer: Quantizer) -> None:
         largest = zeros.scatter_reduce(0, sets, x.double().flatten().abs(), "amax")
         used = torch.maximum(high, -low) if quantizer.symmetric else high - low
         all_of_them = 2 ** (quantizer.bits - 1) - 1 if quantizer.symmetric else 2**quantizer.bits - 2
-        fine = largest > 1e-36  # below, the scale itself has few bits
+        fine = largest > 1.5e-36  # below, the scale is a subnormal number, which has fewer bits
         assert (used[fine] >= all_of_them).all(), (
             f"the largest number is {int(used[fine].min())} steps, {all_of_them} are there: levels are lost"
         )
@@ -307,10 +307,11 @@ def check_independent(quantizer: Quantizer) -> None:
 
     def holds(x: Tensor) -> None:
         others = _sets(x, quantizer.granularity) != 0
-        before, after = _call(quantizer, x), _call(quantizer, torch.where(others, x, torch.zeros_like(x)))
+        limit = min(100 * float(x.abs().max()), torch.finfo(x.dtype).max) if x.numel() else 0.0
+        silent, loud = (torch.where(others, x, torch.full_like(x, number)) for number in (0.0, limit))
         same = all(
             torch.equal(one.expand(x.shape)[others], other.expand(x.shape)[others])
-            for one, other in zip(_steps(quantizer, x, *before), _steps(quantizer, x, *after))
+            for one, other in zip(*(_steps(quantizer, x, *_call(quantizer, changed)) for changed in (silent, loud)))
         )
         assert same, (
             f"a change where others share a scale changes these, too: scales are not those of {quantizer.granularity}; "

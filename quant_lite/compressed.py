@@ -471,7 +471,7 @@ def _read(folder: Path) -> dict[str, Tensor]:
             raise QuantizedFileError(f"{path} does not exist: give a folder in the compressed-tensors layout")
         try:
             with safe_open(path, framework="pt") as file:
-                tensors |= {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no dict)
+                tensors |= {name: file.get_tensor(name) for name in sorted(file.keys())}
         except (OSError, SafetensorError) as error:
             raise QuantizedFileError(f"{path} is not a whole safetensors file ({error}): write it again") from None
     return tensors

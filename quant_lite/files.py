@@ -202,7 +202,7 @@ def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, dict[str, Any]], dic
             about = json.loads((file.metadata() or {})["quant_lite"])
             layers = {str(name): dict(layer) for name, layer in about["layers"].items()}
             shared = {str(name): str(known) for name, known in about["shared"].items()}
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no dict)
+            tensors = {name: file.get_tensor(name) for name in sorted(file.keys())}
     except (OSError, SafetensorError) as error:
         raise QuantizedFileError(f"{path} is not a whole safetensors file ({error}): write it again") from None
     except (KeyError, TypeError, ValueError, AttributeError):

@@ -92,7 +92,7 @@ def int8_float(
         KernelError: there are no kernels.
         MemoryError: there is no memory for a float32 copy of x.
     """
-    return _call(_required().int8_float, (weight, scale, zero_point), x, (_size(group, weight),))
+    return _call(_required().int8_float, weight, (scale, zero_point), x, (_size(group, weight),))
 
 
 def int8_fixed(
@@ -102,7 +102,7 @@ def int8_fixed(
 
     Args, Raises: as `int8_float`, K at most 65,536.
     """
-    return _call(_required().int8_fixed, (weight, scale, zero_point), x, (_size(group, weight),))
+    return _call(_required().int8_fixed, weight, (scale, zero_point), x, (_size(group, weight),))
 
 
 def int8_int8(
@@ -122,7 +122,7 @@ def int8_int8(
         ValueError: x holds NaN or infinity.
     """
     fixed = ctypes.c_float(input_scale or 0.0)
-    return _call(_required().int8_int8, (weight, scale), x, (_size(group, weight),), fixed)
+    return _call(_required().int8_int8, weight, (scale,), x, (_size(group, weight),), fixed)
 
 
 def bfloat16_float(weight: Tensor, x: Tensor) -> Tensor:
@@ -131,7 +131,7 @@ def bfloat16_float(weight: Tensor, x: Tensor) -> Tensor:
     Raises:
         KernelError: there are no kernels.
     """
-    return _call(_required().bfloat16_float, (weight,), x)
+    return _call(_required().bfloat16_float, weight, (), x)
 
 
 def quantize_rows(x: Tensor, input_scale: float | None = None) -> tuple[Tensor, Tensor]:
@@ -167,7 +167,8 @@ def scale_sums(sums: Tensor, scale: Tensor, input_scale: Tensor, y: Tensor, colu
 
 def _call(
     product: Callable[..., int],
-    stored: tuple[Tensor | None, ...],
+    weight: Tensor,
+    of_groups: tuple[Tensor | None, ...],
     x: Tensor,
     sizes: tuple[int, ...] = (),
     *more: ctypes.c_float,
@@ -175,15 +176,14 @@ def _call(
     """y (T, N) by one of the products of kernels.c, which read and write float32 and bfloat16.
 
     Args:
-        stored: the weight (N, K) and what belongs to it, in the order of the product's arguments.
+        of_groups: what the weight (N, K) comes with, in the order of the product's arguments.
     """
     if x.dtype not in (torch.float32, torch.bfloat16):
-        return _call(product, stored, x.float(), sizes, *more).to(x.dtype)
+        return _call(product, weight, of_groups, x.float(), sizes, *more).to(x.dtype)
     x = x.contiguous()
-    assert stored[0] is not None
-    (N, K), T = stored[0].shape, x.shape[0]
+    (N, K), T = weight.shape, x.shape[0]
     y = torch.empty(T, N, dtype=x.dtype)
-    places = [None if tensor is None else tensor.data_ptr() for tensor in (*stored, x, y)]
+    places = [None if tensor is None else tensor.data_ptr() for tensor in (weight, *of_groups, x, y)]
     _check(product(*places, N, K, T, *sizes, x.dtype == torch.bfloat16, *more), T, K)
     return y
 

@@ -139,12 +139,8 @@ class Int8Linear(_Stored):
             if number is not None and not (isinstance(number, (int, float)) and 0 < number < math.inf):
                 raise ValueError(f"{argument}={number!r} must be a positive finite number")
         self.out_features, self.in_features = weight.values.shape
-        self.dtype, self.group, self.measured, self.activations = (
-            weight.dtype,
-            weight.group,
-            weight.measured,
-            activations,
-        )
+        self.dtype, self.group, self.measured = weight.dtype, weight.group, weight.measured
+        self.activations = activations
         self.outliers, self.input_scale = outliers, input_scale
         self.register_buffer("weight", weight.values.contiguous())
         self.register_buffer("scale", weight.scale.contiguous())
@@ -349,11 +345,6 @@ class Int4Linear(_Stored):
         """The float layer that this one stands for, weight dequantized."""
         return _linear(self.quantized().dequantize(), self.bias)
 
-    @property
-    def weight(self) -> Tensor:
-        """w_hat, dequantized at each reading, for modules that look at a layer's weight."""
-        return self.quantized().dequantize()
-
     def forward(self, x: Tensor) -> Tensor:  # (..., K) -> (..., N)
         return _multiply(self, x, self.bias)
 
@@ -499,8 +490,8 @@ def _check_shapes(layer: str, weight: QuantizedTensor) -> None:
 
 def _for_kernels(weight: Tensor, x: Tensor, few: bool = True) -> bool:
     """Whether kernels.c multiplies these: some rows, and only a few where so asked, on the CPU, if it could be built."""
-    fits = 0 < len(x) and not (few and len(x) > _FEW) and weight.numel() > 0 and x.device.type == "cpu"
-    fits = fits and weight.is_contiguous()
+    fits = 0 < len(x) and not (few and len(x) > _FEW) and x.device.type == "cpu"
+    fits = fits and weight.numel() > 0 and weight.is_contiguous()
     return fits and not torch.compiler.is_compiling() and kernels.library() is not None
 
 

@@ -98,9 +98,6 @@ class QuantConfig:
 _OBSERVERS = {"minmax": MinMaxObserver, "percentile": PercentileObserver, "mse": MSEObserver}
 
 
-_LARGEST_HALF = float(torch.finfo(torch.bfloat16).max) * (1 + 2**-9)  # what is above may round to infinity
-
-
 @dataclass(frozen=True)
 class LayerReport:
     """One layer: its scheme, sizes in bytes, the largest error of a weight and its bound, and the SQNR in dB."""
@@ -413,15 +410,15 @@ def _layer(
     """The layer that takes the place of `old`, and what its weight lost."""
     weight = old.weight.detach()
     if config.scheme == "bfloat16":
-        if not weight.isfinite().all():
+        largest = _largest(weight)
+        if not math.isfinite(largest):
             raise ValueError("cannot round NaN or infinity: the weight holds at least one")
         halves = weight.to(torch.bfloat16)
-        if not halves.isfinite().all():
-            raise ValueError(
-                f"a weight of {float(weight.abs().max())} is past bfloat16's range: scale it down or skip it"
-            )
-        # half a unit of the largest number, or of a subnormal one
-        bound = max(float(weight.abs().max()) / 256 if weight.numel() else 0.0, 2.0**-134)
+        if not math.isfinite(_largest(halves)):
+            raise ValueError(f"a weight of {largest} is past bfloat16's range: scale it down or skip it")
+        if halves is weight:
+            return BFloat16Linear(halves, old.bias, weight.dtype), (0.0, 0.0, math.inf)
+        bound = max(largest / 256, 2.0**-134)  # half a unit of the largest number, or of a subnormal one
         return BFloat16Linear(halves, old.bias, weight.dtype), _error(weight, lambda rows: halves[rows], bound)
     smooth = seen.smooth.get(name)
     if smooth is not None:
@@ -433,6 +430,12 @@ def _layer(
         return Int4Linear(q, old.bias), error
     scale = seen.input_scale.get(name)
     return Int8Linear(q, old.bias, config.activations, config.outliers, scale, smooth), error
+
+
+def _largest(weight: Tensor) -> float:
+    """max|w| without a copy of the weight; NaN where there is one, 0 where there is none at all."""
+    low, high = (float(end) for end in weight.aminmax()) if weight.numel() else (0.0, 0.0)
+    return max(-low, high)
 
 
 def _times(weight: Tensor, smooth: Tensor) -> Tensor:

@@ -299,6 +299,23 @@ def test_clipping_bounds_the_step() -> None:
     assert step.grad_norm > 1e-2 and norm == pytest.approx(1e-3, rel=1e-3)
 
 
+def test_packing_is_refused_where_only_what_is_not_padding_sees_its_neighbours() -> None:
+    """Each position times the sum of all before it: nothing of that shows in a text of token 0, whose embedding is 0."""
+
+    class Gated(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.table, self.head = nn.Embedding(32, 8, padding_idx=0), nn.Linear(8, 32)
+
+        def forward(self, ids: torch.Tensor, position_ids: torch.Tensor | None = None) -> torch.Tensor:
+            x = self.table(ids)
+            return self.head(x * x.cumsum(1))
+
+    torch.manual_seed(0)
+    with pytest.raises(ValueError, match="attention of Gated crosses the examples of a packed row"):
+        trainer(Gated(), packing=32).fit(EXAMPLES)
+
+
 def test_models_whose_logits_are_taken_as_they_come() -> None:
     """Without `get_output_embeddings`, and with logits that are more than what the head gives."""
     net = model()
@@ -316,6 +333,10 @@ def test_models_whose_logits_are_taken_as_they_come() -> None:
     capped = Capped(SMALL)
     add_lora(capped)
     assert trainer(capped).head is None
+    padded = Capped(SMALL)
+    with torch.no_grad():
+        padded.model.embed_tokens.weight[0] = 0  # as of padding: its logits are 0, and so is their tanh
+    assert trainer(padded).head is None
     logits = capped(torch.tensor([EXAMPLES[1].ids]))
     loss = F.cross_entropy(logits[0, 1:2], torch.tensor([EXAMPLES[1].ids[2]]))
     assert trainer(capped).evaluate(EXAMPLES[1:2]).loss == pytest.approx(loss.item(), rel=1e-6)
@@ -346,8 +367,8 @@ def test_a_loss_that_is_not_finite_stops() -> None:
     examples = [*EXAMPLES, Example([20, 1], [0, 1], "data.jsonl:6")]
     with pytest.raises(FloatingPointError, match="step 0: loss nan on data.jsonl:6: "):
         trainer(net, micro_batch_size=1).fit(examples)
-    with pytest.raises(FloatingPointError, match="step 1: loss on eval_set nan"):
-        trainer(net).fit(EXAMPLES, examples[-1:])
+    with pytest.raises(FloatingPointError, match="step 1: loss on eval_set nan on data.jsonl:6: "):
+        trainer(net, micro_batch_size=1).fit(EXAMPLES, [EXAMPLES[0], examples[-1]])
 
 
 def test_what_learns_nothing_is_named() -> None:

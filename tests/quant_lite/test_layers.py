@@ -15,7 +15,6 @@ from quant_lite import (
     Int8Linear,
     PerChannel,
     PerGroup,
-    PerTensor,
     QuantConfig,
     absmax_quantize,
     error_bound,
@@ -181,6 +180,18 @@ def test_bfloat16s_own_limits() -> None:
     nn.init.constant_(large[0].weight, 3.4028e38)
     with pytest.raises(ValueError, match="0: a weight of 3.4.*e.38 is past bfloat16's range"):
         quantize_(large, QuantConfig("bfloat16"))
+    nn.init.constant_(large[0].weight, float("nan"))
+    with pytest.raises(ValueError, match="0: cannot round NaN or infinity"):
+        quantize_(large, QuantConfig("bfloat16"))
+
+
+def test_what_is_bfloat16_already_is_neither_copied_nor_measured() -> None:
+    model = nn.Sequential(nn.Linear(512, 2048, bias=False)).to(torch.bfloat16)
+    place, size = model[0].weight.data_ptr(), model[0].weight.nbytes
+    with torch.profiler.profile(profile_memory=True) as profile:
+        (row,) = quantize_(model, QuantConfig("bfloat16")).layers
+    assert model[0].weight.data_ptr() == place and (row.max_error, row.bound) == (0, 0)
+    assert sum(max(0, event.self_cpu_memory_usage) for event in profile.key_averages()) < size / 16
 
 
 def test_a_layer_remembers_that_its_scale_was_given(tmp_path) -> None:
@@ -282,11 +293,3 @@ def test_a_view_of_a_saved_tensor_is_saved_as_it_is(tmp_path) -> None:
     again = make()
     load_quantized(again, tmp_path)
     assert torch.equal(again[1].turned, model[1].turned) and torch.equal(again[1].square, model[1].square)
-
-
-def test_whoever_reads_a_4_bit_layers_weight_gets_numbers() -> None:
-    model = net()
-    weight = model[0].weight.detach().clone()
-    quantize_(model, QuantConfig("nf4", PerTensor()))
-    assert model[0].weight.dtype == torch.float32 and model[0].weight.shape == weight.shape
-    assert torch.equal(model[0].weight, model[0].to_linear().weight)
