@@ -1,10 +1,11 @@
 """Retrieval: time to build an index and to answer from it, and its quality, beside bm25s on the same texts.
 
-python -m benchmarks.retrieval [--articles 9000] [--real FOLDER] [--rounds 5]
+python -m benchmarks.retrieval [--articles 9000] [--real FOLDER] [--rounds 5] [--dense FOLDER]
 
 Time is taken on made-up abstracts (examples/leukemia/synthetic.py). Quality is taken where FOLDER holds the real sets:
 MedQuAD's questions against its answers (an answer to the same question counts), and titles against the abstracts
-without their titles. recall@k, MRR (Voorhees 1999) and nDCG (Järvelin and Kekäläinen 2002), at 10.
+without their titles: recall@k, MRR (Voorhees 1999) and nDCG (Järvelin and Kekäläinen 2002), at 10. With --dense, a
+sentence-transformers folder, the same by vectors alone and by both, fused.
 bm25s stems with the same Porter family, but knows no gazetteer and keeps its index in memory.
 """
 
@@ -23,6 +24,7 @@ from pathlib import Path
 from examples.leukemia.ask import THRESHOLD
 from examples.leukemia.clean import clean
 from examples.leukemia.data import Record
+from examples.leukemia.dense import Embedder, SentenceTransformerEmbedder
 from examples.leukemia.index import Index
 from examples.leukemia.synthetic import write_abstract
 
@@ -70,9 +72,11 @@ def bm25s_search(records: Sequence[Record]) -> Callable[[str], list[str]]:
     return search
 
 
-def index_search(records: Sequence[Record], path: Path) -> tuple[Index, Callable[[str], list[str]]]:
+def index_search(
+    records: Sequence[Record], path: Path, dense: Embedder | None = None
+) -> tuple[Index, Callable[[str], list[str]]]:
     """An index of the records in a new file, and its search."""
-    index = Index(path, create=True)
+    index = Index(path, create=True, dense=dense)
     index.add(records)
     return index, lambda question: [hit.pubmed_id for hit in index.search(question, 10)]
 
@@ -97,11 +101,15 @@ def real_sets(folder: Path) -> dict[str, tuple[list[Record], list[tuple[str, set
     }
 
 
-def quality(folder: Path, work: Path) -> None:
+def quality(folder: Path, work: Path, dense: Embedder | None) -> None:
     """Print the quality on the real sets, and how well the threshold parts questions on leukemia from others."""
     for name, (records, questions) in real_sets(folder).items():
         index, search = index_search(records, work / f"{name}.sqlite")
-        for library, find in (("index", search), ("bm25s", bm25s_search(records))):
+        searches = {"BM25": search, "bm25s": bm25s_search(records)}
+        if dense is not None:
+            both, fused = index_search(records, work / f"{name} with vectors.sqlite", dense)
+            searches |= {"dense": both.by_meaning, "fused": fused}
+        for library, find in searches.items():
             results = [scores(find(question), relevant) for question, relevant in questions]
             means = {key: statistics.mean(result[key] for result in results) for key in results[0]}
             line = "  ".join(f"{key} {value:.3f}" for key, value in means.items())
@@ -112,7 +120,7 @@ def quality(folder: Path, work: Path) -> None:
         print(f"  answered: {answered:.0%} of these, {sum(v >= THRESHOLD for v in off)} of {len(off)} on other matters")
 
 
-def speed(count: int, rounds: int, work: Path) -> None:
+def speed(count: int, rounds: int, work: Path, dense: Embedder | None) -> None:
     """Print the time to build and to answer, interleaved with bm25s."""
     rng = random.Random(0)
     made = [write_abstract(rng) for _ in range(count)]
@@ -129,10 +137,15 @@ def speed(count: int, rounds: int, work: Path) -> None:
     started = time.perf_counter()
     index.add(records)
     print(f"nothing new to add: {time.perf_counter() - started:.1f} s")
-    samples: dict[str, list[float]] = {"index": [], "bm25s": []}
+    searches = {"index": ours, "bm25s": theirs}
+    if dense is not None:
+        started = time.perf_counter()
+        both, searches["fused"] = index_search(records, work / "dense.sqlite", dense)
+        print(f"with vectors: built in {time.perf_counter() - started:.1f} s ({both.path.stat().st_size / 1e6:.0f} MB)")
+    samples: dict[str, list[float]] = {name: [] for name in searches}
     for _ in range(rounds):
         for title in (one.title for one in made[:100]):
-            for name, find in (("index", ours), ("bm25s", theirs)):
+            for name, find in searches.items():
                 started = time.perf_counter()
                 find(title)
                 samples[name].append(1000 * (time.perf_counter() - started))
@@ -148,8 +161,10 @@ if __name__ == "__main__":
     parser.add_argument("--articles", type=int, default=9000)
     parser.add_argument("--real", type=Path, default=Path(__file__).parents[2] / "shared" / "real")
     parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--dense", type=Path, help="sentence-transformers folder")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
-        speed(options.articles, options.rounds, Path(folder))
+        embedder = SentenceTransformerEmbedder(options.dense) if options.dense else None
+        speed(options.articles, options.rounds, Path(folder), embedder)
         if options.real.is_dir():
-            quality(options.real, Path(folder))
+            quality(options.real, Path(folder), embedder)

@@ -8,6 +8,7 @@ import signal
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NoReturn
 
 from examples.leukemia.data import UserError
 from examples.leukemia.notice import NOTICE
@@ -66,16 +67,17 @@ COMMANDS = {
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command; 0 where it succeeded, 2 where the input cannot be used, 130 after Ctrl-C, 143 after SIGTERM."""
     arguments = sys.argv[1:] if arguments is None else arguments
-    options = _parser(arguments).parse_args(arguments)
-    command = COMMANDS[options.command]
+    name = arguments[0] if arguments else ""
+    stopped = COMMANDS[name].stopped if name in COMMANDS else "nothing was changed"
     try:
-        importlib.import_module(f"examples.leukemia.{command.module}").main(options)
+        options = _parser(arguments).parse_args(arguments)
+        importlib.import_module(f"examples.leukemia.{COMMANDS[options.command].module}").main(options)
     except (UserError, FloatingPointError) as error:
         return _refused(str(error))
     except OSError as error:
-        return _refused(f"{error.filename or options.command}: {error.strerror or error}; {command.stopped}")
+        return _refused(f"{error.filename or name}: {error.strerror or error}; {stopped}")
     except KeyboardInterrupt as stop:
-        print(f"stopped; {command.stopped}", file=sys.stderr)
+        print(f"stopped; {stopped}", file=sys.stderr)
         return 143 if stop.args else 130
     return 0
 
@@ -90,9 +92,16 @@ def _terminated(signum: int, frame: object) -> None:
     raise KeyboardInterrupt(signum)
 
 
+class _Parser(argparse.ArgumentParser):
+    """Says in one line what is wrong with a command line, and not in the ten of its usage."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"error: {message}; see {self.prog} --help\n")
+
+
 def _parser(arguments: Sequence[str]) -> argparse.ArgumentParser:
     """All commands with one line each; only the one that is called is imported for its options."""
-    parser = argparse.ArgumentParser(
+    parser = _Parser(
         prog="python -m examples.leukemia",
         description=f"From PubMed abstracts to a fine-tuned, quantized and measured Llama. {NOTICE}",
     )

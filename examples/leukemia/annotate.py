@@ -12,9 +12,7 @@ from dataclasses import dataclass
 
 from examples.leukemia.gazetteer import Entity, Gazetteer, load_gazetteer, words_of
 
-__all__ = ["SUBTYPES", "Span", "annotate", "blank_subtypes", "find_subtypes", "subtype_of"]
-
-SUBTYPES = tuple(load_gazetteer().labels)
+__all__ = ["Span", "annotate", "blank_subtypes", "find_subtypes", "subtype_of"]
 
 
 @dataclass(frozen=True)
@@ -73,7 +71,8 @@ def _matches(text: str, gazetteer: Gazetteer) -> Iterator[tuple[int, int, Entity
         node, start, found = gazetteer.trie, words[place][1], None
         for position in range(place, len(words)):
             key, end = keys[position], words[position][1] + len(words[position][0])
-            names = [*node.get(key, {}).get("", ()), *node.get(key.removesuffix("s"), {}).get("", ())]
+            singular = key.removesuffix("s") or key  # a lone s is no plural of nothing
+            names = [*node.get(key, {}).get("", ()), *node.get(singular, {}).get("", ())]
             for entity, name in names:
                 if _as_written(text[start:end], entity, name) and _in_place(lowered, start, entity):
                     found = (start, end, entity), position + 1

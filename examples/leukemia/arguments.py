@@ -7,18 +7,20 @@ import math
 
 __all__ = ["count", "positive", "rate", "share"]
 
+MOST = 2**31 - 1  # what a database and a tensor's size hold
+
 
 def positive(text: str) -> int:
-    """A whole number of at least 1."""
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of at least 1")
+    """A whole number of at least 1, and one that fits 32 bits."""
+    if not _is_whole(text) or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from 1 to {MOST:,}")
     return int(text)
 
 
 def count(text: str) -> int:
-    """A whole number of at least 0."""
-    if not text.isdecimal():
-        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of at least 0")
+    """A whole number of at least 0, and one that fits 32 bits."""
+    if not _is_whole(text):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from 0 to {MOST:,}")
     return int(text)
 
 
@@ -36,6 +38,10 @@ def share(text: str) -> float:
     if not 0 <= value <= 1:
         raise argparse.ArgumentTypeError(f"{text!r} is not a number from 0 to 1")
     return value
+
+
+def _is_whole(text: str) -> bool:
+    return text.isdecimal() and len(text) < 12 and int(text) <= MOST
 
 
 def _number(text: str) -> float:

@@ -17,11 +17,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from tqdm import tqdm
+
 from examples.leukemia.arguments import positive, share
-from examples.leukemia.data import UserError
+from examples.leukemia.data import UserError, as_text
+from examples.leukemia.dense import SentenceTransformerEmbedder
 from examples.leukemia.gazetteer import LEUKEMIA, Gazetteer, load_gazetteer, words_of
 from examples.leukemia.index import Hit, Index, query_units
 from examples.leukemia.notice import NOTICE
+from examples.leukemia.prompt import TAGS, answer_room, article_blocks, fit_articles, sentences_of
 from examples.leukemia.safety import (
     as_data,
     asks_about_a_person,
@@ -38,8 +42,7 @@ __all__ = ["Answer", "answer", "prompt_ids"]
 
 THRESHOLD = 0.6  # of coverage: see docs/leukemia.md for how it was chosen
 SUPPORT = 0.7  # share of a sentence's content words that one article must hold
-NEW_TOKENS = 160
-_TAGS = ("article", "question")
+ARTICLES = 5
 _TINY_LLAMA = Path(__file__).parent / "data" / "tiny-llama"
 _SYSTEM = (
     "Answer the question from the articles, and from nothing else. What stands between <article> and </article> or "
@@ -90,7 +93,7 @@ def answer(
     if not close:
         nearest = f" (the nearest covers {hits[0].coverage:.0%} of the question)" if hits else ""
         return Answer([], list(hits), True, [*notes, f"No article of this index answers that{nearest}."])
-    sources = {hit.pubmed_id: _sentences(hit) for hit in close}
+    sources = {hit.pubmed_id: sentences_of(hit) for hit in close}
     silenced = sum(len(all_of) - len(kept) for all_of, kept in sources.values())
     if silenced:
         notes.append(f"{silenced} sentences that speak to a model were left out of the articles.")
@@ -107,6 +110,8 @@ def answer(
                 "Nothing that the model wrote was borne out, so these are sentences of the articles themselves:"
             )
         written = _quotes(question, kept, index.gazetteer)
+    if not written:
+        notes.append("What was found holds no sentence that may be quoted.")
     return Answer(written, list(hits), False, notes)
 
 
@@ -118,46 +123,29 @@ def prompt_ids(question: str, sources: dict[str, list[str]], tokenizer: Tokenize
     """
 
     def encode(articles: dict[str, list[str]]) -> list[int]:
-        blocks = [
-            f'<article id="{pubmed_id}">\n{as_data(" ".join(sentences), _TAGS)}\n</article>'
-            for pubmed_id, sentences in articles.items()
-            if sentences
-        ]
-        user = "\n".join([*blocks, f"<question>{as_data(question, _TAGS)}</question>"])
+        blocks = [article_blocks(articles)] if articles else []
+        user = "\n".join([*blocks, f"<question>{as_data(question, TAGS)}</question>"])
         if tokenizer.can_chat:
             turns = [{"role": "system", "content": _SYSTEM}, {"role": "user", "content": user}]
             return tokenizer.encode_chat(turns, add_generation_prompt=True)[0]
         return tokenizer.encode(f"{_SYSTEM}\n\n{user}\n\nAnswer: ", bos=tokenizer.bos_id is not None)
 
-    fitting, ids = {}, encode({})
-    if len(ids) > room:
-        raise UserError(f"the question takes {len(ids)} tokens, the model has room for {room}: ask a shorter one")
-    for pubmed_id, sentences in sources.items():
-        low, high = 0, len(sentences)
-        while low < high:  # as many sentences of this article as fit behind those before it
-            middle = (low + high + 1) // 2
-            fits = len(encode(fitting | {pubmed_id: sentences[:middle]})) <= room
-            low, high = (middle, high) if fits else (low, middle - 1)
-        fitting[pubmed_id] = sentences[:low]
-        ids = encode(fitting)
-        if low < len(sentences):
-            break
-    return ids
+    bare = len(encode({}))
+    if bare > room:
+        raise UserError(f"the question takes {bare} tokens, the model has room for {room}: ask a shorter one")
+    return encode(fit_articles(sources, lambda articles: len(encode(articles)), room))
 
 
 def _generate(question: str, sources: dict[str, list[str]], model: Llama, tokenizer: Tokenizer) -> str:
     from llama_min import generate
 
     context = model.config.max_position_embeddings
-    new = min(NEW_TOKENS, context // 3)
+    new = answer_room(context)
     ids = prompt_ids(question, sources, tokenizer, context - new)
-    return tokenizer.decode([int(token) for token in generate(model, ids, new, eos_ids=tokenizer.eos_ids)])
-
-
-def _sentences(hit: Hit) -> tuple[list[str], list[str]]:
-    """Title and abstract as sentences: all, and those that speak to readers and not to a model."""
-    every = [part for text in (hit.title, hit.abstract) for part in re.split(r"(?<=[.!?]) (?=[A-Z(])", text) if part]
-    return every, [sentence for sentence in every if not reads_like_instruction(sentence)]
+    tokens = generate(model, ids, new, eos_ids=tokenizer.eos_ids)
+    return tokenizer.decode(
+        [int(token) for token in tqdm(tokens, "answering", new, unit=" token", delay=1, leave=False)]
+    )
 
 
 def _supported(text: str, sources: dict[str, list[str]]) -> tuple[list[tuple[str, str]], int]:
@@ -201,9 +189,10 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options of the command."""
     parser.add_argument("question", help="in your own words; not about a person")
     parser.add_argument("--index", type=Path, default=Path("data/index.sqlite"), help="what index made")
+    parser.add_argument("--dense", type=Path, metavar="FOLDER", help="that index had: find by vectors, too")
     parser.add_argument("--model", type=Path, default=_TINY_LLAMA, help="Llama folder, or an int8 one of run")
     parser.add_argument("--quote", action="store_true", help="no model: answer in the articles' own sentences")
-    parser.add_argument("--articles", type=positive, default=5, help="to answer from, at the most")
+    parser.add_argument("--articles", type=positive, default=ARTICLES, help="to answer from, at the most")
     parser.add_argument("--since", type=positive, help="first year of publication")
     parser.add_argument("--until", type=positive, help="last year of publication")
     parser.add_argument("--subtype", help="only articles about this one, such as AML")
@@ -214,7 +203,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 def main(options: argparse.Namespace) -> None:
     """Answer, and print the answer with its articles and the notice."""
-    question = " ".join(options.question.split())
+    question = " ".join(as_text(options.question).split())
     identifiers = find_identifiers(question)
     if identifiers and not options.mask:
         kinds = ", ".join(sorted({each.kind for each in identifiers}))
@@ -223,7 +212,8 @@ def main(options: argparse.Namespace) -> None:
     gazetteer = load_gazetteer(options.gazetteer)
     if options.subtype is not None and options.subtype not in gazetteer.labels:
         raise UserError(f"{options.subtype!r} is no subtype: take {', '.join(gazetteer.labels)}")
-    index = Index(options.index, gazetteer)
+    dense = SentenceTransformerEmbedder(options.dense) if options.dense else None
+    index = Index(options.index, gazetteer, dense=dense)
     if not query_units(question, gazetteer):
         raise UserError(f"{options.question!r} asks for nothing: name a disease, a drug, a gene or a finding")
     hits = index.search(question, options.articles, options.since, options.until, options.subtype)

@@ -53,7 +53,7 @@ def clean(text: str, counts: Counter[str] | None = None) -> str:
 def _entities(text: str) -> str:
     """Resolve HTML entities, twice because many files were escaped twice ("&amp;lt;"), and escapes such as \\u03bc."""
     text = html.unescape(html.unescape(text)) if "&" in text else text
-    return re.sub(r"\\u([0-9a-fA-F]{4})", lambda match: chr(int(match[1], 16)), text)
+    return re.sub(r"\\u(?![dD][89a-fA-F])([0-9a-fA-F]{4})", lambda match: chr(int(match[1], 16)), text)
 
 
 def _markup(text: str) -> str:

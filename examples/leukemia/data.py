@@ -13,9 +13,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from tqdm import tqdm
+
 from examples.leukemia.clean import clean
 
-__all__ = ["SPLITS", "Record", "UserError", "clean", "read_abstracts", "side_of", "split"]
+__all__ = ["SPLITS", "Record", "UserError", "as_text", "clean", "read_abstracts", "read_csv", "side_of", "split"]
 
 SPLITS = ("train", "validation", "test")
 _COLUMNS = ("pubmed_id", "title", "abstract")
@@ -69,7 +71,7 @@ def read_abstracts(
     counts = dict.fromkeys(
         ("rows", "left out: no pubmed_id or no abstract", "left out: pubmed_id came before", "without a title"), 0
     )
-    for raw in _rows(path, id_column, subtype_column):
+    for raw in tqdm(_rows(path, id_column, subtype_column), desc="reading", unit=" article", delay=1):
         counts["rows"] += 1
         record = _cleaned(raw, cleaning)
         if not record.pubmed_id or not record.abstract:
@@ -103,11 +105,11 @@ def _rows(path: Path, id_column: str, subtype_column: str) -> Iterator[Record]:
         from examples.leukemia.pubmed import read_pubmed_xml
 
         return read_pubmed_xml(path)
-    read = _jsonl if path.suffix in (".jsonl", ".ndjson") else _csv
+    read = _jsonl if path.suffix in (".jsonl", ".ndjson") else read_csv
     return _from_fields(read(path, (id_column, *_COLUMNS[1:])), id_column, subtype_column)
 
 
-def _csv(path: Path, needed: Sequence[str]) -> Iterator[dict[str, Any]]:
+def read_csv(path: Path, needed: Sequence[str]) -> Iterator[dict[str, Any]]:
     try:
         with path.open(encoding="utf-8-sig", newline="") as file:
             csv.field_size_limit(min(sys.maxsize, 2**31 - 1))  # the default of 131,072 would refuse a long field
@@ -146,17 +148,26 @@ def _jsonl(path: Path, needed: Sequence[str]) -> Iterator[dict[str, Any]]:
 def _from_fields(rows: Iterable[dict[str, Any]], id_column: str, subtype_column: str) -> Iterator[Record]:
     for row in rows:
         year = str(row.get("year") or "")[:4]
-        sections = row.get("sections") or ()
+        sections = row.get("sections")
         yield Record(
-            pubmed_id=str(row.get(id_column) or ""),
-            title=str(row.get("title") or ""),
-            abstract=str(row.get("abstract") or ""),
-            subtype=clean(str(row.get(subtype_column) or "")) or None,
+            pubmed_id=as_text(row.get(id_column)),
+            title=as_text(row.get("title")),
+            abstract=as_text(row.get("abstract")),
+            subtype=clean(as_text(row.get(subtype_column))) or None,
             year=int(year) if year.isdecimal() else None,
-            journal=str(row.get("journal") or ""),
+            journal=as_text(row.get("journal")),
             retracted=str(row.get("retracted") or "").lower() in ("true", "1", "yes"),
-            sections=tuple((str(label), str(text)) for label, text in sections) if isinstance(sections, list) else (),
+            sections=tuple(
+                (as_text(part[0]), as_text(part[1]))
+                for part in (sections if isinstance(sections, list) else ())
+                if isinstance(part, list) and len(part) == 2
+            ),
         )
+
+
+def as_text(value: object) -> str:
+    """`value` as text that files and databases take: half of a surrogate pair becomes a question mark."""
+    return ("" if value is None else str(value)).encode("utf-8", "replace").decode()
 
 
 def split(records: Sequence[Record], seed: int = 0) -> dict[str, list[Record]]:

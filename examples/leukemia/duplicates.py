@@ -12,6 +12,8 @@ import re
 from collections import Counter, defaultdict
 from collections.abc import Sequence
 
+from tqdm import tqdm
+
 __all__ = ["near_duplicates", "shingles"]
 
 WIDTH = 5
@@ -24,7 +26,7 @@ def near_duplicates(texts: Sequence[str], threshold: float = 0.8) -> dict[int, i
     frequency = Counter(shingle for each in sets for shingle in each)
     index: defaultdict[int, list[int]] = defaultdict(list)
     repeats: dict[int, int] = {}
-    for place, each in enumerate(sets):
+    for place, each in enumerate(tqdm(sets, desc="comparing", unit=" article", delay=1)):
         prefix = sorted(each, key=lambda shingle: (frequency[shingle], shingle))
         prefix = prefix[: len(each) - math.ceil(threshold * len(each)) + 1]
         candidates = sorted({other for shingle in prefix for other in index[shingle]})

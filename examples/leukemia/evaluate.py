@@ -1,11 +1,13 @@
-"""Score a model on held-out items: perplexity of text, accuracy on subtypes, ROUGE-L of titles, each with its interval."""
+"""Score a model on held-out items: perplexity of text, accuracy on subtypes, and what it writes for the other tasks.
+
+Each score has its 95% interval; the metrics themselves are in metrics.py.
+"""
 
 from __future__ import annotations
 
 import math
-import warnings
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from itertools import groupby
 from typing import Any
 
@@ -15,56 +17,125 @@ import torch.nn.functional as F
 from torch import Tensor
 from tqdm import tqdm
 
-from examples.leukemia.annotate import SUBTYPES
-from examples.leukemia.tasks import Item, encode_item, encode_prompt
+from examples.leukemia.gazetteer import Gazetteer
+from examples.leukemia.lab import read_flag
+from examples.leukemia.metrics import (
+    CONFIDENCE,
+    Score,
+    bootstrap,
+    exact_match,
+    faithful,
+    macro_f1,
+    mean_score,
+    reading_counts,
+    reading_grade,
+    sari,
+    shares,
+    token_f1,
+)
+from examples.leukemia.retrieved import own_article_found
+from examples.leukemia.tasks import TASKS, Item, encode_item, encode_prompt
+from examples.leukemia.terms import read_terms
 from llama_min import Llama, Tokenizer, generate_batch
 from lora_lite import Example
 
-__all__ = ["Score", "completion_log_probs", "evaluate", "perplexity", "subtype_accuracy", "title_rouge"]
+__all__ = ["Evaluation", "completion_log_probs", "evaluate", "perplexity", "subtype_scores", "worst", "write_answers"]
 
-CONFIDENCE = 0.95
-MAX_TITLE_TOKENS = 48
-TITLES_AT_ONCE = 8
-
-
-@dataclass(frozen=True)
-class Score:
-    """A measured value with its 95% confidence interval (None for n = 1) and how many articles it rests on."""
-
-    value: float
-    low: float | None
-    high: float | None
-    n: int
+MAX_ANSWER_TOKENS = 128
+ANSWERS_AT_ONCE = 16
+Scores = dict[str, Any]  # metric: Score, or a plain value
+Done = Callable[[int], Any]  # told how many items more are done
+Answer = tuple[Item, str, float]  # what was asked, what the model said, and its score: more is better
 
 
-def evaluate(model: Llama, tokenizer: Tokenizer, items: Sequence[Item], max_titles: int, name: str) -> dict[str, Any]:
-    """All scores of `model` on held-out items, for metrics.json; a task without items has the score None.
+@dataclass
+class Evaluation:
+    """What a model scored, by task (None without items), and its answers, by task."""
+
+    scores: dict[str, Scores | None] = field(default_factory=dict)
+    answers: dict[str, list[Answer]] = field(default_factory=dict)
+
+    def as_json(self) -> dict[str, Any]:
+        """The scores, each `Score` as an object."""
+        return {
+            task: row and {name: vars(value) if isinstance(value, Score) else value for name, value in row.items()}
+            for task, row in self.scores.items()
+        }
+
+
+def evaluate(
+    model: Llama,
+    tokenizer: Tokenizer,
+    gazetteer: Gazetteer,
+    items: Sequence[Item],
+    most: int,
+    name: str,
+    retrieve: Callable[[list[Item]], list[Item]] | None = None,
+) -> Evaluation:
+    """All scores of `model` on held-out items.
 
     Args:
-        max_titles: titles are written for that many items at the most, the first ones (writing is the slow part).
+        most: answers are written for that many items of a task at the most, the first ones (writing is the slow part).
+            Questions that come with no text to read are one task more.
         name: of the model, for the progress bar.
+        retrieve: puts passages that it finds in place of the sources of questions; None leaves that comparison out.
     """
-    of_task: dict[str, list[Item]] = {task: [] for task in ("text", "subtype", "title")}
-    for item in items:
-        of_task[item.task].append(item)
-    total = len(of_task["text"]) + len(of_task["subtype"]) + min(max_titles, len(of_task["title"]))
+    of_task = {task: [item for item in items if item.task == task] for task in TASKS}
+    closed_book = [item for item in of_task["question"] if not item.source][:most]
+    of_task["question"] = [item for item in of_task["question"] if item.source][:most]
+    for task in WRITTEN:
+        of_task[task] = of_task[task][:most]
+    of_articles = len(of_task["question"])
+    closed_book = [replace(item, source="") for item in of_task["question"]] + closed_book
+    result = Evaluation()
+    total = sum(map(len, of_task.values())) + len(closed_book) * (2 if retrieve else 1)
     with tqdm(total=total, desc=f"evaluating {name}", unit="item") as bar:
-        result: dict[str, Any] = {}
-        result |= perplexity(model, tokenizer, of_task["text"], bar.update)
-        result |= subtype_accuracy(model, tokenizer, of_task["subtype"], bar.update)
-        result |= title_rouge(model, tokenizer, of_task["title"][:max_titles], bar.update)
-    return {key: vars(value) if isinstance(value, Score) else value for key, value in result.items()}
+        result.scores["text"] = perplexity(model, tokenizer, of_task["text"], bar.update)
+        if of_task["subtype"]:
+            labels = tuple(gazetteer.labels)
+            scored = subtype_scores(model, tokenizer, labels, of_task["subtype"], bar.update)
+            result.scores["subtype"], result.answers["subtype"] = scored
+        for task, score in WRITTEN.items():
+            if of_task[task]:
+                texts = write_answers(model, tokenizer, of_task[task], bar.update)
+                result.scores[task], points = score(of_task[task], texts, gazetteer)
+                result.answers[task] = list(zip(of_task[task], texts, points))
+        if closed_book:
+            asked = {"closed_book": closed_book} | ({"retrieved": retrieve(closed_book)} if retrieve else {})
+            row = result.scores.get("question") or {}
+            for way, rows in asked.items():
+                texts = write_answers(model, tokenizer, rows, bar.update)
+                row |= {f"{metric}_{way}": value for metric, value in _questions(rows, texts, gazetteer)[0].items()}
+            if retrieve and of_articles:
+                row["gold_recall"] = mean_score(own_article_found(asked["retrieved"][:of_articles]))
+            result.scores["question"] = row
+    result.scores = {task: result.scores.get(task) for task in TASKS}
+    return result
 
 
-def perplexity(
-    model: Llama, tokenizer: Tokenizer, items: Sequence[Item], done: Callable[[int], Any]
-) -> dict[str, Score | float | None]:
+def worst(evaluations: dict[str, Evaluation], judge: str, most: int = 3) -> dict[str, list[dict[str, Any]]]:
+    """Of each task that is answered the items on which `judge` scores lowest, with what every model said."""
+    found = {}
+    for task, answers in evaluations[judge].answers.items():
+        places = sorted(range(len(answers)), key=lambda place: answers[place][2])[:most]
+        found[task] = [
+            {
+                "pubmed_id": answers[place][0].pubmed_id,
+                "prompt": answers[place][0].prompt,
+                "expected": answers[place][0].completion,
+                "answers": {name: each.answers[task][place][1] for name, each in evaluations.items()},
+                "score": {name: each.answers[task][place][2] for name, each in evaluations.items()},
+            }
+            for place in places
+        ]
+    return found
+
+
+def perplexity(model: Llama, tokenizer: Tokenizer, items: Sequence[Item], done: Done) -> Scores | None:
     """exp of the mean negative log-likelihood of a token, and the same in bits a byte of text.
 
-    Bits a byte can be compared between tokenizers. The interval resamples whole articles (percentile bootstrap).
+    Bits a byte can be compared between tokenizers. The intervals resample whole articles.
     """
-    if not items:
-        return {"perplexity": None, "bits_per_byte": None}
     articles: dict[str, np.ndarray[Any, Any]] = {}  # per article: negative log-likelihood, tokens, bytes
     for item in items:
         example = encode_item(item, tokenizer)
@@ -72,68 +143,121 @@ def perplexity(
         counts = np.array([nll, example.supervised, len(item.completion.encode())])
         articles[item.pubmed_id] = articles.get(item.pubmed_id, np.zeros(3)) + counts
         done(1)
-    table = np.stack(list(articles.values()))
-    score = _bootstrap(lambda rows: math.exp(rows[:, 0].sum() / rows[:, 1].sum()), table)
-    return {"perplexity": score, "bits_per_byte": float(table[:, 0].sum() / table[:, 2].sum() / math.log(2))}
-
-
-def subtype_accuracy(
-    model: Llama, tokenizer: Tokenizer, items: Sequence[Item], done: Callable[[int], Any]
-) -> dict[str, Any]:
-    """Share of items whose right label is the likeliest of all, by the log-probability of the label and its end token.
-
-    The interval is Wilson's (1927). Beside it: the share that the most frequent label would get, and the confusions
-    {true label: {chosen label: count}}.
-    """
-    from scipy.stats import binomtest
-
-    if not items:
-        return {"subtype_accuracy": None, "subtype_majority": None, "subtype_confusion": {}}
-    confusion = {label: dict.fromkeys(SUBTYPES, 0) for label in SUBTYPES}
-    for item in items:
-        examples = [encode_item(item, tokenizer, completion=label) for label in SUBTYPES]
-        best = int(completion_log_probs(model, examples).argmax())
-        confusion[item.completion][SUBTYPES[best]] += 1
-        done(1)
-    right = sum(confusion[label][label] for label in SUBTYPES)
-    interval = binomtest(right, len(items)).proportion_ci(CONFIDENCE, method="wilson")
-    majority = max(sum(row.values()) for row in confusion.values()) / len(items)
+    if not articles:
+        return None
+    rows = list(articles.values())
     return {
-        "subtype_accuracy": Score(right / len(items), float(interval.low), float(interval.high), len(items)),
-        "subtype_majority": majority,
-        "subtype_confusion": confusion,
+        "perplexity": bootstrap(lambda sums: np.exp(sums[..., 0] / sums[..., 1]), rows),
+        "bits_per_byte": bootstrap(lambda sums: sums[..., 0] / sums[..., 2] / math.log(2), rows),
     }
 
 
-def title_rouge(
-    model: Llama, tokenizer: Tokenizer, items: Sequence[Item], done: Callable[[int], Any]
-) -> dict[str, Score | None]:
-    """ROUGE-L (Lin 2004), the F-measure of the longest common subsequence, of greedily written titles."""
+def subtype_scores(
+    model: Llama, tokenizer: Tokenizer, labels: Sequence[str], items: Sequence[Item], done: Done
+) -> tuple[Scores, list[Answer]]:
+    """How often the right label is the likeliest of all, by the log-probability of the label and its end token.
+
+    The interval of the accuracy is Wilson's (1927). Beside it: macro-F1, the share that the most frequent label would
+    get, and the confusions {true label: {chosen label: count}}.
+    """
+    from scipy.stats import binomtest
+
+    answers: list[Answer] = []
+    table = np.zeros((len(items), len(labels), len(labels)))
+    for row, item in enumerate(items):
+        examples = [encode_item(item, tokenizer, completion=label) for label in labels]
+        best = int(completion_log_probs(model, examples).argmax())
+        table[row, labels.index(item.completion), best] = 1
+        answers.append((item, labels[best], float(labels[best] == item.completion)))
+        done(1)
+    confusion = table.sum(0)
+    right = round(confusion.trace())
+    interval = binomtest(right, len(items)).proportion_ci(CONFIDENCE, method="wilson")
+    return {
+        "accuracy": Score(right / len(items), float(interval.low), float(interval.high), len(items)),
+        "macro_f1": bootstrap(macro_f1, table.reshape(len(items), -1).tolist()),
+        "majority": float(confusion.sum(1).max()) / len(items),
+        "confusion": {label: dict(zip(labels, map(int, confusion[row]))) for row, label in enumerate(labels)},
+    }, answers
+
+
+# Each of these scores the texts that were written for items: {metric: Score}, and a number an item.
+
+
+def _summaries(items: Sequence[Item], texts: Sequence[str], gazetteer: Gazetteer) -> tuple[Scores, list[float]]:
+    """ROUGE-1, -2 and -L (Lin 2004), F-measures; shares of numbers and entities that the source holds."""
     from rouge_score.rouge_scorer import RougeScorer
 
-    if not items:
-        return {"title_rouge_l": None}
-    scorer = RougeScorer(["rougeL"], use_stemmer=True)
+    names = {"rouge_1": "rouge1", "rouge_2": "rouge2", "rouge_l": "rougeL"}
+    scorer = RougeScorer(list(names.values()), use_stemmer=True)
+    found = [scorer.score(item.completion, text) for item, text in zip(items, texts)]
+    scores: Scores = {name: mean_score([row[key].fmeasure for row in found]) for name, key in names.items()}
+    held = [faithful(text, item.source, gazetteer) for item, text in zip(items, texts)]
+    for kind in ("numbers", "entities"):
+        rows = [row[kind] for row in held if row[kind][1]]  # a text without any cannot be false in that
+        ratio = bootstrap(lambda sums: sums[..., 0] / sums[..., 1], rows) if rows else None
+        scores[f"{kind}_faithful"] = ratio
+    return scores, [row["rougeL"].fmeasure for row in found]
+
+
+def _questions(items: Sequence[Item], texts: Sequence[str], _: Gazetteer) -> tuple[Scores, list[float]]:
+    """Exact match and F1 of words, as for SQuAD (Rajpurkar et al. 2016)."""
+    f1 = [token_f1(text, item.completion) for item, text in zip(items, texts)]
+    same = [exact_match(text, item.completion) for item, text in zip(items, texts)]
+    return {"exact_match": mean_score(same), "f1": mean_score(f1)}, f1
+
+
+def _terms(items: Sequence[Item], texts: Sequence[str], _: Gazetteer) -> tuple[Scores, list[float]]:
+    """Precision, recall and F1 of the terms listed."""
+    pairs = [(read_terms(text), read_terms(item.completion)) for item, text in zip(items, texts)]
+    counts = [(len(given & wanted), len(given), len(wanted)) for given, wanted in pairs]
+    return dict(shares(counts)), [2 * right / (given + wanted) for right, given, wanted in counts]
+
+
+def _plain(items: Sequence[Item], texts: Sequence[str], _: Gazetteer) -> tuple[Scores, list[float]]:
+    """SARI, and the reading grade of what was written and of what it was written from."""
+    values = [sari(item.source, text, [item.completion]) for item, text in zip(items, texts)]
+    grade = bootstrap(reading_grade, [reading_counts(text) for text in texts])
+    source = bootstrap(reading_grade, [reading_counts(item.source) for item in items])
+    return {"sari": mean_score(values), "reading_grade": grade, "source_grade": source.value}, values
+
+
+def _lab(items: Sequence[Item], texts: Sequence[str], _: Gazetteer) -> tuple[Scores, list[float]]:
+    """Share of values that are told rightly to be low, normal or high."""
+    right = [float(read_flag(text) == item.completion) for item, text in zip(items, texts)]
+    return {"accuracy": mean_score(right)}, right
+
+
+WRITTEN = {"summary": _summaries, "question": _questions, "terms": _terms, "plain": _plain, "lab": _lab}
+
+
+def write_answers(model: Llama, tokenizer: Tokenizer, items: Sequence[Item], done: Done) -> list[str]:
+    """What the model says, greedily, to each prompt, in the order of the items.
+
+    It may write as many tokens as the longest expected answer has and a few more, and what the context has room for.
+    """
     prompts = [encode_prompt(item, tokenizer) for item in items]
-    scores = np.zeros((len(items), 1))
-    for room, batch in _title_batches(prompts, model.config.max_position_embeddings):
-        titles = generate_batch(model, [prompts[i] for i in batch], room, eos_ids=tokenizer.eos_ids)
-        for i, title in zip(batch, titles):
-            scores[i] = scorer.score(items[i].completion, tokenizer.decode(title))["rougeL"].fmeasure
+    longest = max(len(tokenizer.encode(item.completion)) for item in items)
+    most = min(MAX_ANSWER_TOKENS, longest + 8)
+    texts = [""] * len(items)
+    for room, batch in _batches(prompts, model.config.max_position_embeddings, most):
+        written = generate_batch(model, [prompts[i] for i in batch], room, eos_ids=tokenizer.eos_ids)
+        for i, tokens in zip(batch, written):
+            texts[i] = tokenizer.decode(tokens).strip()
         done(len(batch))
-    return {"title_rouge_l": _bootstrap(lambda rows: float(rows.mean()), scores)}
+    return texts
 
 
-def _title_batches(prompts: Sequence[Sequence[int]], context: int) -> Iterator[tuple[int, list[int]]]:
+def _batches(prompts: Sequence[Sequence[int]], context: int, most: int) -> Iterator[tuple[int, list[int]]]:
     """Which prompts are continued together, and by how many tokens: those with the same room, of similar length."""
 
     def room(i: int) -> int:
-        return min(MAX_TITLE_TOKENS, context - len(prompts[i]))
+        return min(most, context - len(prompts[i]))
 
     by_length = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
     for tokens, group in groupby(by_length, room):
         same = list(group)
-        yield from ((tokens, same[i : i + TITLES_AT_ONCE]) for i in range(0, len(same), TITLES_AT_ONCE))
+        yield from ((tokens, same[i : i + ANSWERS_AT_ONCE]) for i in range(0, len(same), ANSWERS_AT_ONCE))
 
 
 @torch.inference_mode()
@@ -168,24 +292,3 @@ def _shared_prompt(examples: Sequence[Example]) -> int:
     while same < min(starts) and len({example.ids[same] for example in examples}) == 1:
         same += 1
     return same
-
-
-def _bootstrap(statistic: Callable[[np.ndarray[Any, Any]], float], rows: np.ndarray[Any, Any]) -> Score:
-    """The statistic of `rows` and its percentile bootstrap interval over rows (Efron 1979), 2,000 seeded resamples."""
-    from scipy.stats import bootstrap
-
-    value = statistic(rows)
-    if len(rows) < 2:  # nothing to resample
-        return Score(value, None, None, len(rows))
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", RuntimeWarning)  # all rows alike: the interval has no width, which is right
-        interval = bootstrap(
-            (np.arange(len(rows)),),
-            lambda index: statistic(rows[index]),
-            n_resamples=2000,
-            confidence_level=CONFIDENCE,
-            method="percentile",
-            vectorized=False,
-            rng=np.random.default_rng(0),
-        ).confidence_interval
-    return Score(value, float(interval.low), float(interval.high), len(rows))

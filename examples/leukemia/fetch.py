@@ -16,6 +16,7 @@ import argparse
 import importlib.util
 import json
 import os
+import sys
 import time
 from collections import Counter
 from collections.abc import Iterator
@@ -93,6 +94,8 @@ class Eutils:
             except _Passing as error:
                 problem, pause = str(error), max(error.retry_after, self.wait * 2**attempt)
             if attempt + 1 < self.tries:
+                if pause > 2:
+                    tqdm.write(f"{utility}: {problem}; the next try is in {pause:.0f} s", file=sys.stderr)
                 time.sleep(pause)
         raise UserError(f"{self.base}: {utility} failed {self.tries} times ({problem}): try again later")
 
@@ -103,6 +106,8 @@ class Eutils:
         form |= {"api_key": self.api_key} if self.api_key else {}
         try:
             answer = self._session.post(f"{self.base}/{utility}.fcgi", data=form | parameters, timeout=60)
+        except (requests.exceptions.MissingSchema, requests.exceptions.InvalidSchema, requests.exceptions.InvalidURL):
+            raise UserError(f"{self.base!r} is no address of a server: give another --base-url") from None
         except requests.RequestException as error:  # no connection, a cut one, fewer bytes than promised
             raise _Passing(type(error).__name__) from None
         if answer.status_code == 429 or answer.status_code >= 500:
@@ -192,6 +197,8 @@ def _plan(eutils: Eutils, query: str, out: Path, update: bool) -> list[Part]:
             raise UserError(f"{out} holds the articles of {planned!r}: give another --out")
         if not update:
             return parts
+    elif out.exists() and not out.is_dir():
+        raise UserError(f"{out} is no folder: give another --out")
     elif out.exists() and any(out.iterdir()):
         raise UserError(f"{out} holds other files: give an --out that is new or empty")
     print(f"searching PubMed for {query!r}", flush=True)

@@ -1,7 +1,8 @@
 """A searchable index of abstracts in one SQLite file: FTS5 and BM25, updated in place, safe for several writers.
 
 Beside title and abstract it holds the preferred names of what each article mentions, so that a question about Gleevec
-finds an article about imatinib. BM25: Robertson and Zaragoza 2009; SQLite's k1 = 1.2, b = 0.75.
+finds an article about imatinib. BM25: Robertson and Zaragoza 2009; SQLite's k1 = 1.2, b = 0.75. With `--dense` it also
+holds a vector an article, written in the same transaction, and the two rankings are fused (dense.py).
 """
 
 from __future__ import annotations
@@ -14,23 +15,28 @@ import sqlite3
 import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from tqdm import tqdm
 
 from examples.leukemia.annotate import annotate, subtype_of
 from examples.leukemia.data import Record, UserError, read_abstracts
+from examples.leukemia.dense import Embedder, SentenceTransformerEmbedder, nearest, reciprocal_rank_fusion
 from examples.leukemia.gazetteer import LEUKEMIA, Gazetteer, load_gazetteer, words_of
 from examples.leukemia.notice import NOTICE
+from examples.leukemia.safety import mask_identifiers
 
 __all__ = ["Hit", "Index", "query_units"]
 
 WEIGHTS = (2.0, 1.0, 0.5)  # of title, abstract and names in BM25
 PLAIN = 0.5  # weight in coverage of a word that names no entity: "Gleevec" says what is asked more than "help" does
+DEPTH = 100  # places of each ranking that are fused
 BATCH = 200  # articles of one transaction: what a kill can lose of a call, and the next call adds
+Units = dict[tuple[str, ...], float]
 _MARK = 0x6C65756B  # "leuk", in the file's header: this file is one of ours
 _VERSION = 1
 _SCHEMA = """
@@ -49,6 +55,14 @@ CREATE TRIGGER article_changed AFTER UPDATE ON articles BEGIN
     INSERT INTO search (search, rowid, title, abstract, names)
         VALUES ('delete', old.id, old.title, old.abstract, old.names);
     INSERT INTO search (rowid, title, abstract, names) VALUES (new.id, new.title, new.abstract, new.names);
+END;
+"""
+_DENSE_SCHEMA = """
+CREATE TABLE IF NOT EXISTS dense (model TEXT NOT NULL, name TEXT NOT NULL);
+CREATE TABLE IF NOT EXISTS embeddings (id INTEGER PRIMARY KEY REFERENCES articles (id), vector BLOB NOT NULL);
+CREATE TRIGGER IF NOT EXISTS text_changed AFTER UPDATE OF title, abstract ON articles
+    WHEN old.title <> new.title OR old.abstract <> new.abstract BEGIN
+    DELETE FROM embeddings WHERE id = old.id;
 END;
 """
 _UPSERT = """
@@ -75,7 +89,7 @@ class Hit:
     """An article that was found.
 
     Attributes:
-        score: BM25, higher is better; it can be compared within one query only.
+        score: BM25, or where vectors take part the sum of reciprocal ranks; higher is better, within one query only.
         coverage: the share, from 0 to 1, of what was asked that the article mentions, rare words counting more.
     """
 
@@ -90,23 +104,41 @@ class Hit:
     coverage: float
 
 
+@dataclass(frozen=True)
+class _Where:
+    """A condition on articles `a`, and the values in it."""
+
+    sql: str = "1"
+    values: tuple[int | str, ...] = ()
+
+
 class Index:
     """The index in the file `path`; made where it is not there yet.
 
+    Args:
+        gazetteer: None takes leukemia's.
+        dense: makes vectors of the articles that are added, and of questions.
+
     Raises:
-        UserError: the file is something else, cannot be opened, or stays locked by another writer.
+        UserError: the file is something else, cannot be opened, stays locked by another writer, or holds vectors of
+            another model, or none where it is not to be made.
     """
 
-    def __init__(self, path: Path, gazetteer: Gazetteer | None = None, create: bool = False) -> None:
+    def __init__(
+        self, path: Path, gazetteer: Gazetteer | None = None, create: bool = False, dense: Embedder | None = None
+    ) -> None:
         self.path = path
         self.gazetteer = gazetteer or load_gazetteer()
+        self.dense = dense
         if not create and not path.is_file():
             raise UserError(f"{path} does not exist: make it with python -m examples.leukemia index ABSTRACTS")
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             self._database = sqlite3.connect(path, timeout=60, isolation_level=None)
             self._database.row_factory = sqlite3.Row
-            self._open()
+            self._open(create)
+            if dense is not None:
+                self._open_dense(dense, create)
         except (sqlite3.Error, OSError) as error:
             raise UserError(f"{path} cannot be used as an index ({error}): give another file") from None
 
@@ -117,17 +149,45 @@ class Index:
     def __len__(self) -> int:
         return int(self._database.execute("SELECT count(*) FROM articles").fetchone()[0])
 
-    def _open(self) -> None:
+    def _open(self, create: bool) -> None:
         """Set the file up, or see that it is one of ours."""
-        with self._writing():
+        with self._writing() if create else nullcontext():
             mark = self._pragma("application_id")
-            if mark == 0 and self._database.execute("SELECT count(*) FROM sqlite_master").fetchone()[0] == 0:
+            if create and mark == 0 and self._database.execute("SELECT count(*) FROM sqlite_master").fetchone()[0] == 0:
                 for statement in _statements(_SCHEMA):
                     self._database.execute(statement)
                 self._database.execute(f"PRAGMA application_id = {_MARK}")
                 self._database.execute(f"PRAGMA user_version = {_VERSION}")
             elif (mark, self._pragma("user_version")) != (_MARK, _VERSION):
                 raise sqlite3.DatabaseError("it is another kind of database")
+
+    def _open_dense(self, dense: Embedder, create: bool) -> None:
+        """Let the file hold vectors, or see that those it holds are of this model."""
+        with self._writing() if create else nullcontext():
+            held = self._held()
+            if held is None and create:
+                for statement in _statements(_DENSE_SCHEMA):
+                    self._database.execute(statement)
+                self._database.execute("INSERT INTO dense VALUES (?, ?)", (dense.model, dense.name))
+            elif held is None:
+                raise UserError(f"{self.path} holds no vectors: make them with index ABSTRACTS --dense {dense.name}")
+            elif held["model"] != dense.model:
+                raise UserError(
+                    f"{self.path} holds vectors of another model than {dense.name}: give the one that was at "
+                    f"{held['name']}, or another --index"
+                )
+
+    def _held(self) -> Any:
+        """Which model the vectors in the file are of; None where it holds none."""
+        named = self._database.execute("SELECT 1 FROM sqlite_master WHERE name = 'dense'").fetchone()
+        return self._database.execute("SELECT model, name FROM dense").fetchone() if named else None
+
+    def without_vector(self) -> int:
+        """How many articles have no vector, of a file that holds vectors: those that came without `dense`; else 0."""
+        if self._held() is None:
+            return 0
+        query = "SELECT count(*) FROM articles WHERE id NOT IN (SELECT id FROM embeddings)"
+        return int(self._database.execute(query).fetchone()[0])
 
     def _pragma(self, name: str) -> Any:
         return self._database.execute(f"PRAGMA {name}").fetchone()[0]
@@ -147,19 +207,49 @@ class Index:
         """Add articles, or bring those that are there up to date; what has not changed is not written.
 
         Returns:
-            How many were added, changed and unchanged.
+            How many were added, changed and unchanged; of how many a patient's data was masked; and with `dense` how many got a vector.
         """
         counts = Counter(dict.fromkeys(("added", "changed", "unchanged"), 0))
         with tqdm(total=len(records), desc="indexing", unit="article", disable=not progress) as bar:
             for start in range(0, len(records), BATCH):
                 rows = [self._row(record) for record in records[start : start + BATCH]]
                 try:
-                    with self._writing():
-                        counts.update(self._upsert(row) for row in rows)
+                    counts.update(self._write(rows))
+                    pairs = zip(rows, records[start : start + BATCH])
+                    counts.update("masked" for row, record in pairs if row["abstract"] != record.abstract)
                 except sqlite3.Error as error:
                     raise UserError(f"{self.path} cannot be written ({error}): try again") from None
                 bar.update(len(rows))
         return counts
+
+    def _write(self, rows: Sequence[dict[str, Any]]) -> Counter[str]:
+        """A batch in one transaction. Vectors are made before it, so that no other writer has to wait for a model."""
+        vectors: dict[str, bytes] = {}
+        while True:
+            lacking = [row for row in rows if row["pubmed_id"] not in vectors and self._lacks_vector(row)]
+            if self.dense is not None and lacking:
+                made = self.dense.documents([f"{row['title']}\n{row['abstract']}" for row in lacking])
+                vectors |= {row["pubmed_id"]: vector.astype("<f4").tobytes() for row, vector in zip(lacking, made)}
+            with self._writing():
+                # another writer may have changed an article in between, and its vector with it
+                if all(row["pubmed_id"] in vectors or not self._lacks_vector(row) for row in rows):
+                    counts = Counter(self._upsert(row) for row in rows)
+                    counts.update("embedded" for row in rows if self._put_vector(row["pubmed_id"], vectors))
+                    return counts
+
+    def _lacks_vector(self, row: dict[str, Any]) -> bool:
+        """Whether a vector of this very text is wanted and not in the file."""
+        query = (
+            "SELECT 1 FROM articles JOIN embeddings USING (id) "
+            "WHERE pubmed_id = :pubmed_id AND title = :title AND abstract = :abstract"
+        )
+        return self.dense is not None and self._database.execute(query, row).fetchone() is None
+
+    def _put_vector(self, pubmed_id: str, vectors: dict[str, bytes]) -> bool:
+        if pubmed_id in vectors:
+            query = "INSERT OR REPLACE INTO embeddings SELECT id, ? FROM articles WHERE pubmed_id = ?"
+            self._database.execute(query, (vectors[pubmed_id], pubmed_id))
+        return pubmed_id in vectors
 
     def _upsert(self, row: dict[str, Any]) -> str:
         found = self._database.execute(
@@ -171,11 +261,12 @@ class Index:
         return "changed" if found else "added"
 
     def _row(self, record: Record) -> dict[str, Any]:
-        spans = annotate(f"{record.title}\n{record.abstract}", self.gazetteer)
+        title, abstract = mask_identifiers(record.title), mask_identifiers(record.abstract)
+        spans = annotate(f"{title}\n{abstract}", self.gazetteer)
         row = {
             "pubmed_id": record.pubmed_id,
-            "title": record.title,
-            "abstract": record.abstract,
+            "title": title,
+            "abstract": abstract,
             "names": "; ".join(sorted({span.name for span in spans})),
             "year": record.year,
             "journal": record.journal,
@@ -193,7 +284,7 @@ class Index:
         subtype: str | None = None,
         retracted: bool = False,
     ) -> list[Hit]:
-        """The articles that fit `question` best, by BM25.
+        """The articles that fit `question` best: by BM25, or with `dense` by the fusion of BM25 and vectors.
 
         Args:
             since, until: years, both included; an article without a year fits neither.
@@ -203,23 +294,51 @@ class Index:
         units = query_units(question, self.gazetteer)
         if not units:
             return []
-        conditions, values = ["search MATCH ?"], [" OR ".join(_phrase(name) for unit in units for name in unit)]
+        conditions, values = ["1"], []
         for condition, value in (("a.year >= ?", since), ("a.year <= ?", until), ("a.subtype = ?", subtype)):
             if value is not None:
                 conditions.append(condition)
                 values.append(value)
         if not retracted:
             conditions.append("a.retracted = 0")
+        where = _Where(" AND ".join(conditions), tuple(values))
+        if self.dense is None:
+            scores = self._by_words(units, where, count)
+        else:
+            rankings = [list(self._by_words(units, where, DEPTH)), self.by_meaning(question, where, DEPTH)]
+            scores = reciprocal_rank_fusion(rankings)
+        best = sorted(scores, key=lambda pubmed_id: (-scores[pubmed_id], pubmed_id))[:count]
+        return self._hits(best, scores, units)
+
+    def _by_words(self, units: Units, where: _Where, count: int) -> dict[str, float]:
+        """{PubMed id: BM25}, the best first."""
         weights = ", ".join(map(str, WEIGHTS))
         rows = self._database.execute(
-            f"SELECT a.*, bm25(search, {weights}) AS bm25 FROM search JOIN articles a ON a.id = search.rowid "
-            f"WHERE {' AND '.join(conditions)} ORDER BY bm25, a.pubmed_id LIMIT ?",
-            (*values, count),
-        ).fetchall()
-        coverage = self._coverage(units, [row["id"] for row in rows])
-        return [_hit(row, coverage[row["id"]]) for row in rows]
+            f"SELECT a.pubmed_id, -bm25(search, {weights}) AS score FROM search JOIN articles a ON a.id = search.rowid "
+            f"WHERE search MATCH ? AND {where.sql} ORDER BY score DESC, a.pubmed_id LIMIT ?",
+            (" OR ".join(_phrase(name) for unit in units for name in unit), *where.values, count),
+        )
+        return {row["pubmed_id"]: row["score"] for row in rows}
 
-    def _coverage(self, units: dict[tuple[str, ...], float], ids: Sequence[int]) -> dict[int, float]:
+    def by_meaning(self, question: str, where: _Where = _Where(), count: int = 10) -> list[str]:
+        """The PubMed ids whose vectors are nearest to the question's; needs `dense`."""
+        assert self.dense is not None
+        rows = self._database.execute(
+            f"SELECT a.pubmed_id, e.vector FROM embeddings e JOIN articles a USING (id) WHERE {where.sql} ORDER BY 1",
+            where.values,
+        ).fetchall()
+        query = self.dense.query(question)
+        vectors = np.frombuffer(b"".join(row["vector"] for row in rows), "<f4").reshape(-1, len(query))
+        return nearest(query, vectors, [row["pubmed_id"] for row in rows], count)
+
+    def _hits(self, pubmed_ids: Sequence[str], scores: dict[str, float], units: Units) -> list[Hit]:
+        places = ",".join("?" * len(pubmed_ids))
+        found = self._database.execute(f"SELECT * FROM articles WHERE pubmed_id IN ({places})", tuple(pubmed_ids))
+        rows = {row["pubmed_id"]: row for row in found}
+        coverage = self._coverage(units, [row["id"] for row in rows.values()])
+        return [_hit(rows[one], scores[one], coverage[rows[one]["id"]]) for one in pubmed_ids]
+
+    def _coverage(self, units: Units, ids: Sequence[int]) -> dict[int, float]:
         """For each article the inverse document frequency of the units that it holds, as a share of that of all."""
         total, covered, places = len(self), dict.fromkeys(ids, 0.0), ",".join(map(str, ids))
         whole = 0.0
@@ -234,9 +353,9 @@ class Index:
         return {place: weight / whole if whole else 0.0 for place, weight in covered.items()}
 
 
-def query_units(question: str, gazetteer: Gazetteer) -> dict[tuple[str, ...], float]:
+def query_units(question: str, gazetteer: Gazetteer) -> Units:
     """What a question asks for: the names of each thing that it names, and each other word; and how much each counts."""
-    units: dict[tuple[str, ...], float] = {}
+    units: Units = {}
     place = 0
     for span in annotate(question, gazetteer):
         units |= {(word,): PLAIN for word in _content_words(question[place : span.start])}
@@ -255,7 +374,7 @@ def _phrase(text: str) -> str:
     return '"' + text.replace('"', '""') + '"'
 
 
-def _hit(row: sqlite3.Row, coverage: float) -> Hit:
+def _hit(row: sqlite3.Row, score: float, coverage: float) -> Hit:
     return Hit(
         row["pubmed_id"],
         row["title"],
@@ -264,7 +383,7 @@ def _hit(row: sqlite3.Row, coverage: float) -> Hit:
         row["journal"],
         row["subtype"],
         bool(row["retracted"]),
-        -row["bm25"],
+        score,
         coverage,
     )
 
@@ -280,6 +399,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--index", type=Path, default=Path("data/index.sqlite"), help="file to make or to bring up to date"
     )
+    parser.add_argument("--dense", type=Path, metavar="FOLDER", help="sentence-transformers folder: also keep vectors")
     parser.add_argument("--gazetteer", type=Path, default=LEUKEMIA, help="the names that are looked for")
     parser.add_argument("--id-column", default="pubmed_id", help="column of the ids")
     parser.add_argument(
@@ -291,11 +411,14 @@ def main(options: argparse.Namespace) -> None:
     """Add the articles of all files, and print what changed."""
     started = time.perf_counter()
     files = [read_abstracts(path, options.id_column, options.subtype_column)[0] for path in options.abstracts]
-    index = Index(options.index, load_gazetteer(options.gazetteer), create=True)
+    dense = SentenceTransformerEmbedder(options.dense) if options.dense else None
+    index = Index(options.index, load_gazetteer(options.gazetteer), create=True, dense=dense)
     total: Counter[str] = Counter()
     for records in files:
         total.update(index.add(records, progress=True))
     for name, number in total.items():
         print(f"{number:8,}  {name}")
+    if lacking := index.without_vector():
+        print(f"{lacking:8,}  articles without a vector: give --dense, with all files, to add it")
     print(f"{len(index):8,}  articles in {options.index}, {time.perf_counter() - started:.1f} s\n{NOTICE}")
     index.close()

@@ -29,7 +29,7 @@ from examples.leukemia.normalize import normalize
 from examples.leukemia.notice import NOTICE
 from examples.leukemia.safety import find_identifiers, mask_identifiers
 
-__all__ = ["counts_table", "prepare", "prepare_records"]
+__all__ = ["counts_table", "prepare", "prepare_records", "without_identifiers", "without_repeats"]
 
 SIMILARITY = 0.8  # Jaccard similarity of 5-word shingles from which an abstract counts as a repeat
 
@@ -44,8 +44,8 @@ def prepare(paths: Sequence[Path], out: Path, options: argparse.Namespace) -> di
     counts: dict[str, dict[str, int]] = {}
     with new_folder(out, mark="counts.json") as folder:
         records, counts["read"], counts["clean"] = _read(paths, options.id_column, options.subtype_column)
-        records, counts["identifiers"] = _without_identifiers(records)
-        records, counts["duplicates"] = _unique(records)
+        records, counts["identifiers"] = without_identifiers(records)
+        records, counts["duplicates"] = without_repeats(records)
         rows = prepare_records(records, gazetteer, options.seed, counts)
         usable = [row for row in rows if not row["retracted"]]
         sides = {side: [row for row in usable if row["side"] == side] for side in SPLITS}
@@ -104,10 +104,10 @@ def _read(
     return sorted(records.values(), key=lambda r: (len(r.pubmed_id), r.pubmed_id)), total, cleaning
 
 
-def _without_identifiers(records: Sequence[Record]) -> tuple[list[Record], dict[str, int]]:
+def without_identifiers(records: Sequence[Record]) -> tuple[list[Record], dict[str, int]]:
     """The records with what looks like a patient's data masked, and how many articles had some."""
     kept = []
-    for record in records:
+    for record in tqdm(records, desc="masking", unit=" article", delay=1):
         texts = (record.title, record.abstract, *(text for _, text in record.sections))
         if any(find_identifiers(text) for text in texts):
             sections = tuple((label, mask_identifiers(text)) for label, text in record.sections)
@@ -118,7 +118,7 @@ def _without_identifiers(records: Sequence[Record]) -> tuple[list[Record], dict[
     return kept, {"articles in which a patient's data was masked": masked}
 
 
-def _unique(records: Sequence[Record]) -> tuple[list[Record], dict[str, int]]:
+def without_repeats(records: Sequence[Record]) -> tuple[list[Record], dict[str, int]]:
     """The records less those whose abstract nearly repeats that of a lower id."""
     repeats = near_duplicates([record.abstract for record in records], SIMILARITY)
     same = sum(records[place].abstract == records[first].abstract for place, first in repeats.items())

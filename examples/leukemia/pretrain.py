@@ -1,24 +1,28 @@
 """The recipe of the embedded tiny Llama 3.1: its corpus, its tokenizer, its training. Two runs give the same bits.
 
-    python -m examples.leukemia.pretrain --out FOLDER      # about 10 minutes on 2 cores
+    python -m examples.leukemia.pretrain --out FOLDER      # about 25 minutes of one core
     python -m examples.leukemia.pretrain                   # the same, over the folder that ships
 
 The model sees synthetic abstracts (synthetic.py, with another seed than the shipped set) as plain text and in chats that
-ask to write, to finish or to repeat text. None of the application's tasks is among them: those are LoRA's to teach.
+ask for skills: to write, finish, repeat, find and fill in text, to say what terms mean, to sort and to place numbers.
+None of the application's tasks is among them: those are LoRA's to teach.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import math
 import random
-import time
-from collections.abc import Iterator, Sequence
+import re
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import torch
 
-from examples.leukemia.synthetic import write_abstract
+from examples.leukemia.lab import Range, lab_line, load_ranges
+from examples.leukemia.plain import load_glossary, sentences_of
+from examples.leukemia.synthetic import DISEASES, FORMS, Forms, SyntheticAbstract, fill, slots, write_abstract
 from llama_min import Llama, LlamaConfig, RopeScaling, Tokenizer, load_tokenizer, save_llama
 from llama_min.tokenizer import LLAMA3_SPLIT
 from lora_lite import Example, TrainConfig, Trainer
@@ -26,7 +30,7 @@ from lora_lite import Example, TrainConfig, Trainer
 __all__ = ["CONFIG", "TINY_LLAMA", "corpus", "pretrain", "train_tokenizer"]
 
 TINY_LLAMA = Path(__file__).parent / "data" / "tiny-llama"
-DOCUMENTS, VOCABULARY, SEED, THREADS = 24_000, 2048, 1, 2
+DOCUMENTS, NUMBER_DOCUMENTS, VOCABULARY, SEED, THREADS = 40_000, 8_000, 2048, 1, 1
 
 # The parts of Llama 3.1 in small: grouped-query attention, stretched rotary wavelengths, a tied head.
 CONFIG = LlamaConfig(
@@ -53,28 +57,144 @@ CHAT_TEMPLATE = (
 )
 
 
+# The model has met all forms of sentences but every third: on those, fine-tuning on text has something to learn.
+MET = Forms(*(tuple(form for place, form in enumerate(forms) if place % 3 != 2) for forms in vars(FORMS).values()))
+
+
 def corpus(documents: int) -> Iterator[list[dict[str, str]]]:
     """Chats, and plain texts as a single message of the role "text"."""
     rng = random.Random(SEED)
+    plain = load_glossary().plain
+    about_texts = (_text, _text, _text, _write, _finish, _repeat, _find, _gaps, _gaps, _gaps, _replace, _numbers)
     for _ in range(documents):
-        record = write_abstract(rng)
-        sentences = record.abstract.split(". ")
-        cut = rng.randrange(1, len(sentences))
-        first, rest = ". ".join(sentences[:cut]) + ".", ". ".join(sentences[cut:])
-        repeated = rng.choice(sentences).rstrip(".") + "."
-        ask, answer = rng.choice(
-            (
-                ("", f"{record.title}\n{record.abstract}"),
-                ("", record.abstract),
-                (f"Write an abstract with this title: {record.title}", record.abstract),
-                (f"Finish this abstract: {first}", rest),
-                (f"Repeat this sentence: {repeated}", repeated),
-            )
-        )
-        if ask:
-            yield [{"role": "user", "content": ask}, {"role": "assistant", "content": answer}]
+        kind = rng.choice((*about_texts, None, None))
+        turns = kind(rng, write_abstract(rng, forms=MET)) if kind else rng.choice((_sort, _define))(rng, plain)
+        if turns[0][0]:
+            yield [{"role": role, "content": x} for turn in turns for role, x in zip(("user", "assistant"), turn)]
         else:
-            yield [{"role": "text", "content": answer}]
+            yield [{"role": "text", "content": turns[0][1]}]
+
+
+Turns = list[tuple[str, str]]  # what is asked and what is answered
+
+
+def _text(rng: random.Random, record: SyntheticAbstract) -> Turns:
+    return [("", rng.choice((f"{record.title}\n{record.abstract}", record.abstract)))]
+
+
+def _write(rng: random.Random, record: SyntheticAbstract) -> Turns:
+    return [(f"Write an abstract with this title: {record.title}", record.abstract)]
+
+
+def _finish(rng: random.Random, record: SyntheticAbstract) -> Turns:
+    sentences = sentences_of(record.abstract)
+    cut = rng.randrange(1, len(sentences))
+    return [(f"Finish this abstract: {' '.join(sentences[:cut])}", " ".join(sentences[cut:]))]
+
+
+def _repeat(rng: random.Random, record: SyntheticAbstract) -> Turns:
+    sentence = rng.choice(sentences_of(record.abstract))
+    return [(f"Repeat this sentence: {sentence}", sentence)]
+
+
+def _find(rng: random.Random, record: SyntheticAbstract) -> Turns:
+    """Sentences of a text, each by something that it alone says."""
+    sentences = sentences_of(record.abstract)
+    facts = [fact for fact in record.facts.values() if sum(fact in sentence for sentence in sentences) == 1]
+    turns = [
+        (f'Copy the sentence that has "{fact}" in it.', next(sentence for sentence in sentences if fact in sentence))
+        for fact in rng.sample(facts, min(2, len(facts)))
+    ]
+    return _about(record, turns) if turns else _repeat(rng, record)
+
+
+def _gaps(rng: random.Random, record: SyntheticAbstract) -> Turns:
+    """What a text says of things that sentences of other words leave open."""
+    forms = [*MET.background, *MET.methods, *MET.details, *(form for pair in MET.findings for form in pair)]
+    turns = []
+    for form in rng.sample([form for form in forms if slots(form) <= record.facts.keys()], 4):
+        slot = rng.choice(sorted(slots(form)))
+        turns.append((f"Fill the gap: {fill(form, {**record.facts, slot: '____'})}", record.facts[slot]))
+    return _about(record, turns)
+
+
+def _replace(rng: random.Random, record: SyntheticAbstract) -> Turns:
+    """A sentence with some of its words exchanged for others that are given."""
+    sentence = rng.choice(sentences_of(record.abstract))
+    names = {"gene": "genes", "drug": "drugs", "signs": "signs", "outcome": "outcomes", "patients": "patients"}
+    held = [slot for slot in names if record.facts.get(slot, sentence + "?") in sentence]
+    if not held:
+        return _repeat(rng, record)
+    slot = rng.choice(held)
+    old, new = record.facts[slot], rng.choice(vars(rng.choice(DISEASES))[names[slot]])
+    return [(f'Put "{new}" for "{old}": {sentence}', sentence.replace(old, new))]
+
+
+def _numbers(rng: random.Random, record: SyntheticAbstract) -> Turns:
+    """The numbers of a text in their order."""
+    return _about(record, [("List the numbers.", ", ".join(re.findall(r"\d+(?:\.\d+)?", record.abstract)))])
+
+
+def _about(record: SyntheticAbstract, turns: Turns) -> Turns:
+    """Questions on one text, which stands below the first of them."""
+    return [(f"{turns[0][0]}\n\n{record.abstract}", turns[0][1]), *turns[1:]]
+
+
+def _sort(rng: random.Random, plain: Mapping[str, str]) -> Turns:
+    """Several times two to four numbers from the smallest to the largest; half of them lie close together."""
+    turns = []
+    for _ in range(4):
+        places, spread = rng.choice((0, 0, 1, 2)), rng.choice((0.3, 3.0))
+        middle = 10 ** rng.uniform(0, 3 - places / 2)
+        numbers = [round(middle * math.exp(spread * rng.uniform(-1, 1)), places) for _ in range(rng.randrange(2, 5))]
+        written = [f"{number:.{places}f}" for number in numbers]
+        turns.append((f"Sort these numbers: {', '.join(written)}", " < ".join(sorted(written, key=float))))
+    return turns
+
+
+def _define(rng: random.Random, plain: Mapping[str, str]) -> Turns:
+    """What technical terms mean."""
+    return [(f'What does "{term}" mean?', plain[term]) for term in rng.sample(list(plain), 4)]
+
+
+def number_corpus(documents: int) -> Iterator[list[dict[str, str]]]:
+    """Chats on where numbers lie, half of them beside the names and units of lab reports; a quarter is `corpus` again."""
+    rng = random.Random(SEED + 1)
+    others = corpus(documents)
+    for _ in range(documents):
+        turns = rng.choice((_place, _place, _lines))(rng, load_ranges())
+        numbers = [{"role": role, "content": x} for turn in turns for role, x in zip(("user", "assistant"), turn)]
+        yield next(others) if rng.random() < 0.25 else numbers
+
+
+def _place(rng: random.Random, ranges: Sequence[Range]) -> Turns:
+    """Whether numbers lie below, within or above two others, which may be those of an analyte."""
+    turns = []
+    for _ in range(6):
+        analyte = rng.choice(ranges)
+        name, unit, places, low, high = analyte.name, analyte.unit, analyte.decimals, analyte.low, analyte.high
+        if rng.random() < 0.5:
+            name, unit, places = "", "", rng.randrange(3)
+            low = 10 ** rng.uniform(0, 3 - places)
+            high = low * rng.uniform(1.2, 4)
+        value = rng.choice((rng.uniform(low / 4, low), rng.uniform(low, high), rng.uniform(high, 4 * high)))
+        written = [f"{number:.{places}f}" for number in (value, low, high)]
+        number, least, most = map(float, written)
+        where = "below" if number < least else "above" if number > most else "within"
+        line = f"{name} {written[0]} {unit} ({written[1]}-{written[2]})".strip().replace("  ", " ")
+        turns.append((f"Below, within or above? {line}", where))
+    return turns
+
+
+def _lines(rng: random.Random, ranges: Sequence[Range]) -> Turns:
+    """The values of a lab report, by name."""
+    drawn = random.Random(rng.randrange(2**30))
+    lines = [lab_line(drawn, analyte)[0] for analyte in drawn.sample(ranges, drawn.randrange(2, 5))]
+    report, turns = "\n".join(lines), []
+    for line in rng.sample(lines, len(lines)):
+        name = next(analyte.name for analyte in ranges if line.startswith(f"{analyte.name} "))
+        turns.append((f"Copy the line on {name}.", line))
+    return [(f"{turns[0][0]}\n\n{report}", turns[0][1]), *turns[1:]]
 
 
 def train_tokenizer(texts: Sequence[str], folder: Path) -> None:
@@ -121,8 +241,10 @@ def as_example(tokenizer: Tokenizer, document: list[dict[str, str]]) -> Example:
     return Example(ids, [1] * len(ids))
 
 
-def pretrain(folder: Path, documents: int = DOCUMENTS, progress: bool = True) -> None:
-    """Train tokenizer and model and write them to `folder` as a Hugging Face folder.
+def pretrain(
+    folder: Path, documents: int = DOCUMENTS, number_documents: int = NUMBER_DOCUMENTS, progress: bool = True
+) -> None:
+    """Train tokenizer and model, on text and then on numbers, and write them to `folder` as a Hugging Face folder.
 
     The number of threads is part of the recipe: sums over threads are rounded in another order with another number.
     """
@@ -130,7 +252,6 @@ def pretrain(folder: Path, documents: int = DOCUMENTS, progress: bool = True) ->
     chats = list(corpus(documents))
     train_tokenizer([message["content"] for chat in chats for message in chat], folder)
     tokenizer = load_tokenizer(folder)
-    examples = [as_example(tokenizer, chat) for chat in chats]
 
     torch.set_num_threads(THREADS)
     generator = torch.Generator().manual_seed(SEED)
@@ -139,24 +260,29 @@ def pretrain(folder: Path, documents: int = DOCUMENTS, progress: bool = True) ->
     for parameter in model.parameters():
         if parameter.dim() > 1:
             torch.nn.init.normal_(parameter, std=0.02, generator=generator)
+    train(model, [as_example(tokenizer, chat) for chat in chats], 2e-3, progress)
+    train(model, [as_example(tokenizer, chat) for chat in number_corpus(number_documents)], 1e-3, progress)
+    save_llama(model, folder)
+    print(f"wrote {folder}")
+
+
+def train(model: Llama, examples: Sequence[Example], learning_rate: float, progress: bool = True) -> None:
+    """One pass over the examples."""
     settings = TrainConfig(
         epochs=1,
-        batch_size=32,
-        micro_batch_size=16,
-        learning_rate=3e-3,
+        batch_size=16,
+        packing=CONFIG.max_position_embeddings,
+        learning_rate=learning_rate,
         final_learning_rate=0.05,
         weight_decay=0.01,
         seed=SEED,
         progress=progress,
     )
-    started = time.perf_counter()
     history = Trainer(model, settings).fit(examples)
-    save_llama(model, folder)
-    tokens = sum(step.tokens for step in history)
+    tokens, last = sum(step.tokens for step in history), history[-20:]
     print(
-        f"{len(history)} steps, {tokens:,} tokens in {time.perf_counter() - started:.0f} s; "
-        f"loss {history[0].loss:.3f} -> {sum(step.loss for step in history[-20:]) / len(history[-20:]):.3f}; "
-        f"wrote {folder}"
+        f"{len(history)} steps, {tokens:,} tokens; "
+        f"loss {history[0].loss:.3f} -> {sum(step.loss for step in last) / len(last):.3f}"
     )
 
 
@@ -164,5 +290,6 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(prog="python -m examples.leukemia.pretrain", description=__doc__)
     parser.add_argument("--out", type=Path, default=TINY_LLAMA, help="folder to write (default: the one that ships)")
     parser.add_argument("--documents", type=int, default=DOCUMENTS, help="size of the corpus (default: the recipe's)")
+    parser.add_argument("--number-documents", type=int, default=NUMBER_DOCUMENTS, help="of the one that follows it")
     arguments = parser.parse_args()
-    pretrain(arguments.out, arguments.documents)
+    pretrain(arguments.out, arguments.documents, arguments.number_documents)

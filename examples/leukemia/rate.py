@@ -22,8 +22,9 @@ from typing import Any
 from urllib.parse import parse_qs, quote, urlsplit
 
 from examples.leukemia.arguments import count
-from examples.leukemia.data import UserError
+from examples.leukemia.data import UserError, as_text
 from examples.leukemia.notice import NOTICE
+from examples.leukemia.safety import mask_identifiers
 
 __all__ = ["DIMENSIONS", "Pair", "Ratings", "krippendorff_alpha", "make_server", "read_pairs"]
 
@@ -52,7 +53,7 @@ class Pair:
 
 
 def read_pairs(path: Path) -> list[Pair]:
-    """Read JSON Lines of {"id": ..., "question": ..., "answers": {system: text, system: text}}.
+    """Read JSON Lines of {"id": ..., "question": ..., "answers": {system: text, system: text}}; patients' data is masked.
 
     Raises:
         UserError: the file cannot be read, or a line is something else.
@@ -67,7 +68,8 @@ def read_pairs(path: Path) -> list[Pair]:
             continue
         try:
             row = json.loads(line)
-            pair = Pair(str(row["id"]), str(row["question"]), {str(k): str(v) for k, v in row["answers"].items()})
+            answers = {as_text(system): mask_identifiers(as_text(text)) for system, text in row["answers"].items()}
+            pair = Pair(as_text(row["id"]), mask_identifiers(as_text(row["question"])), answers)
         except (ValueError, KeyError, TypeError, AttributeError):
             raise UserError(f'{path}, line {number}: is no object with "id", "question", "answers": mend it') from None
         if len(pair.answers) != 2 or pair.id in pairs:

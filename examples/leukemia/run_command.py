@@ -10,7 +10,7 @@ from examples.leukemia.data import UserError
 from examples.leukemia.notice import NOTICE
 from examples.leukemia.pretrain import TINY_LLAMA
 from examples.leukemia.run import Settings, run
-from examples.leukemia.synthetic import ABSTRACTS
+from examples.leukemia.synthetic import ABSTRACTS, QUESTIONS_FILE
 from llama_min import CheckpointError
 
 __all__ = ["arguments", "main"]
@@ -28,6 +28,19 @@ def arguments(parser: argparse.ArgumentParser) -> None:
         type=Path,
         default=default.out,
         help="folder to make; an earlier run there is replaced whole, at the end",
+    )
+    parser.add_argument(
+        "--gazetteer", type=Path, default=default.gazetteer, help="names, labels and topic; another cancer has its own"
+    )
+    parser.add_argument(
+        "--glossary", type=Path, default=default.glossary, help="technical terms and how they are said plainly"
+    )
+    parser.add_argument(
+        "--questions",
+        type=Path,
+        action="append",
+        help="CSV: question,answer and, where an abstract answers it, pubmed_id; those without are for the test alone; "
+        "may be given several times (default: those of the embedded abstracts, with these)",
     )
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), default=default.dtype, help="of the weights")
     parser.add_argument("--rank", type=positive, default=default.rank, help="of the adapters")
@@ -49,13 +62,23 @@ def arguments(parser: argparse.ArgumentParser) -> None:
         default=default.row_tokens,
         help="items are packed into rows of so many tokens; fewer need less memory, and change nothing else",
     )
-    parser.add_argument("--max-titles", type=count, default=default.max_titles, help="titles written to be scored")
+    parser.add_argument(
+        "--max-answers", type=positive, default=default.max_answers, help="answers written to be scored, of a task"
+    )
+    parser.add_argument(
+        "--articles",
+        type=positive,
+        default=default.articles,
+        help="that a question is answered from where they are retrieved; for billions of parameters take 5",
+    )
     parser.add_argument("--seed", type=int, default=default.seed, help="of split, adapters and data order")
 
 
 def main(options: argparse.Namespace) -> None:
     """Do all steps and print where the report lies."""
-    settings = Settings(**{key: value for key, value in vars(options).items() if key != "command"})
+    given = {key: value for key, value in vars(options).items() if key != "command"}
+    embedded = [QUESTIONS_FILE] if options.abstracts == ABSTRACTS else []
+    settings = Settings(**given | {"questions": tuple(options.questions or embedded)})
     try:
         out = run(settings)
     except CheckpointError as error:

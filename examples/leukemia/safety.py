@@ -22,20 +22,24 @@ __all__ = [
 
 _MONTH = r"(?:Jan|Feb|Mar|Apr|May|Jun|Jul|Aug|Sep|Oct|Nov|Dec)[a-z]*"
 _DATE = (
-    rf"(?:\d{{1,2}}[/.-]\d{{1,2}}[/.-](?:\d{{4}}|\d{{2}})|\d{{4}}-\d{{2}}-\d{{2}}"
+    rf"(?:\d{{1,2}}[/.-]\d{{1,2}}[/.-](?:\d{{4}}|\d{{2}})|\d{{4}}[/.-]\d{{1,2}}[/.-]\d{{1,2}}"
     rf"|\d{{1,2}}(?:st|nd|rd|th)?\s(?:of\s)?{_MONTH},?\s\d{{4}}|{_MONTH}\s\d{{1,2}}(?:st|nd|rd|th)?,?\s\d{{4}})"
 )
 _NAME = r"[A-Z][a-zà-ÿ]+(?:\s[A-Z]\.)?(?:\s[A-Z][a-zà-ÿ'-]+)+"
-_NUMBERED = r"medical\srecord|hospital|patient|chart|case\snote|health\scard|insurance|NHS|social\ssecurity"
+_NUMBERED = (
+    r"(?:medical\s)?record|hospital|patient|chart|case(?:\snote)?|health\scard|insurance|NHS|social\ssecurity|passport"
+)
 _IDENTIFIERS = {
     "e-mail address": r"(?i:[\w.+-]+@[\w-]+\.[\w.-]*\w)",
-    "social security number": r"\b(?!000|666|9\d\d)\d{3}-(?!00)\d{2}-(?!0000)\d{4}\b",
+    "social security number": r"\b(?!000|666|9\d\d)\d{3}-(?!00)\d{2}-(?!0000)\d{4}\b|(?<=\bSSN\s)\d{9}\b",
     "NHS number": r"\b\d{3}[ -]?\d{3}[ -]?\d{4}\b",
-    "record number": rf"(?i:\b(?:MRN|(?:{_NUMBERED})\s(?:numbers?|no\.?|id|identifier))\s?(?:is|:|\#|=)?\s?(?=[\w-]*\d)[\w-]{{4,}})",
+    "record number": rf"(?i:\b(?:MRN|passport|(?:{_NUMBERED})\s(?:numbers?|no\.?|id|identifier))\s?(?:is|:|\#|=)?\s?(?=[\w-]*\d)[\w-]{{4,}})",
     "telephone number": r"(?:(?<![\w.])\+\d[\d ().-]{7,}\d|\(\d{3,5}\)\s?\d{3,4}[ -]?\d{3,4}\b|\b\d{3}[.-]\d{3}[.-]\d{4}\b"
     r"|\b0\d{3,4}[ -]\d{3}[ -]?\d{3,4}\b|(?i:\b(?:phone|tel|telephone|mobile|call)\b[\s.:]*)\+?\d[\d ().-]{5,}\d)",
-    "date of birth": rf"(?i:\b(?:DOB|D\.O\.B\.?|date\sof\sbirth|birth\s?date|born(?:\son)?))\s?(?:is|was|:|=)?\s?{_DATE}",
-    "name": rf"(?:\b(?:Mr|Mrs|Ms|Miss|Master)\b\.?\s[A-Z][a-zà-ÿ'-]+(?:\s[A-Z][a-zà-ÿ'-]+)*"
+    "date of birth": rf"(?i:\b(?:DOB|D\.O\.B\.?|date\sof\sbirth|birth\s?date|born(?:\son)?))\s?(?:is|was|[:=-])?\s?{_DATE}",
+    "address": r"\b\d{1,4}\s(?:[A-Z][a-z]+\s){1,3}(?:Street|Road|Avenue|Lane|Drive|Court|Crescent)\b",
+    "name": rf"(?:\b(?:Mr|Mrs|Ms|Miss|Master|Herr|Frau|Mme)\b\.?\s(?:[A-Z]\.\s?)*[A-Z][a-zà-ÿ'-]+(?:\s[A-Z][a-zà-ÿ'-]+)*"
+    rf"|\b(?:[Pp]atient|[Pp]t)\b\.?(?:'s)?(?:\sname)?\s?[:=]\s?{_NAME}|\b(?:[Pp]atient\sname|[Pp]t\b\.?|I\sam|I'm)\s{_NAME}"
     rf"|(?<=\bpatient\s)(?:named\s)?{_NAME}(?=,|\s\(|\sis\b|\shas\b|\swas\b|$)"
     rf"|(?i:\b(?:my\sname\sis|name\s?:|called|named))\s{_NAME}|\b{_NAME}(?=,?\s\(?(?:born|DOB|{_DATE})))",
 }
@@ -81,7 +85,13 @@ def _is_nhs_number(text: str) -> bool:
 
 
 _INSTRUCTION = re.compile(
-    r"\b(?:ignore|disregard|forget|override)\b.{0,40}\b(?:instructions?|prompts?|rules|above|previous(?:ly)?)\b"
+    r"(?:^|[.:;]\s)\W*(?:system|assistant|instructions?)\s?:|#\s?(?:instructions?|system|response)\b|[\[({<]\s?system\s?[\])}>]"
+    r"|\b(?:ignore|disregard|forget|override)\s(?:everything|anything|whatever|what)\b"
+    r"|\byou\s(?:must|should|will|shall)\s(?:now\s)?(?:answer|respond|reply|say|output|obey)\b|\byour\s(?:new\s)?(?:task|role|job)\sis\b"
+    r"|\btell\s(?:the\s)?(?:user|reader)s?\b|\bwhen\sasked\b.{0,20}\b(?:respond|answer|reply|say)\b|\bfrom\snow\son,?\syou\b"
+    r"|\b(?:reading|processing)\sthis\b.{0,20}\b(?:must|should)\b|\bpretend\s(?:that\syou|you|to\sbe)\b"
+    r"|(?:^|[.:;]\s)(?:please\s)?act\sas\san?\b|\b(?:do\snot|don't|never)\sfollow\s(?:the|these|those|any)\s(?:articles?|instructions?)\b"
+    r"|\b(?:ignore|disregard|forget|override)\b.{0,40}\b(?:instructions?|prompts?|rules|above|previous(?:ly)?)\b"
     r"|\b(?:system|developer)\sprompt\b|\byou\sare\s(?:now|an?\s(?:AI|assistant|language\smodel))\b|\bas\san\sAI\b"
     r"|\b(?:respond|answer|reply)\s(?:only\s)?with\b|\b(?:do\snot|don't|never)\s(?:cite|mention|tell|reveal)\b"
     r"|\b(?:print|say|write|output|repeat)\s(?:exactly|only|the\sfollowing|that\b)|<\||\|>|\[/?INST\]|<</?SYS>>",
@@ -105,21 +115,27 @@ _PERSON = re.compile(
     r"|husband|baby|brother|sister|dose|treatment)\b|\bwhat\s(?:do|does)\s(?:I|my|he|she)\b|\bI\s(?:have|am|feel|take)\b",
     re.IGNORECASE,
 )
+_SURELY = r"(?:(?:(?:most\s)?likely|probably|clearly|certainly|definitely|surely|obviously|indeed|also|do|does)\s)*"
 _STATED = re.compile(
-    r"\b(?:you|(?:your|the|this)\s(?:patient|child|mother|father|son|daughter|wife|husband)|he|she)\s"
-    r"(?:(?:most\s)?likely\s|probably\s|clearly\s|certainly\s)?(?:have|has|must\shave|suffers?|(?:is|are)\ssuffering)\b"
-    r"|\b(?:the|your|this)\sdiagnosis\s(?:is|must\sbe|would\sbe)\b|\byou\sare\s(?:diagnosed|suffering)\b"
-    r"|\b(?:this|it|that|these\s(?:findings|results|values|counts)|your\s\w+)\s(?:is|are|confirms?|means?|proves?)\s"
+    r"(?:\b(?:you|(?:your|the|this)\s(?:patient|child|mother|father|son|daughter|wife|husband)|he|she)|(?:^|[.:;]\s)patient)\s"
+    rf"{_SURELY}(?:have|has|got|must\shave|suffers?|(?:is|are)\ssuffering)\b|\byou've\b"
+    r"|\b(?:the|your|this)\sdiagnosis(?:\s(?:is|must\sbe|would\sbe)\b|\s?:)"
+    r"|\byou(?:'re|\sare)\s(?:diagnosed|suffering|(?:very\s|most\s)?likely\sto\shave)\b"
+    r"|\byour\s(?:\w+\s){1,2}(?:shows?|indicates?|suggests?|points?\sto)\b|\bthese\s(?:\w+\s)?(?:results|values|counts)\smean\b"
+    r"|(?:\b(?:this|it)|^that|\bthese\s(?:findings|results|values|counts)|\byour\s(?:\w+\s)?\w+)\s(?:is|are|confirms?|means?|proves?)\s"
     r"(?:clearly\s|certainly\s)?(?:an?\s)?(?:case\sof\s)?(?:acute|chronic|leuk|lymph|[A-Z]{3}\b)",
     re.IGNORECASE,
 )
 _ADVISED = re.compile(
-    r"\byou\s(?:should|must|need\sto|have\sto)\s(?:take|start|stop|increase|reduce|receive)\b", re.IGNORECASE
+    r"\byou\s(?:should|must|need\sto|have\sto|ought\sto|had\sbetter)\s(?:not\s)?(?:\w+ly\s)?"
+    r"(?:take|start|begin|stop|increase|reduce|receive|switch|undergo|continue)\b"
+    r"|\bI\s(?:would\s|strongly\s)?(?:recommend|advise|prescribe)\b",
+    re.IGNORECASE,
 )
 _DISEASE = re.compile(
     r"leuk|lymphom|myelo|cancer|tumou?r|malignan|relapse|\b(?:AML|ALL|CML|CLL|APL|MDS)\b", re.IGNORECASE
 )
-_CONDITION = re.compile(r"\b(?:if|whether|when|may|might|could|can|who)\b", re.IGNORECASE)
+_CONDITION = re.compile(r"\b(?:if|whether|when|may|might|could|can|who|(?:type|kind|stage)\sof\s\w+)\b", re.IGNORECASE)
 
 
 def asks_about_a_person(question: str) -> bool:
@@ -129,5 +145,6 @@ def asks_about_a_person(question: str) -> bool:
 
 def states_diagnosis(sentence: str) -> bool:
     """Whether a sentence says of a person, as a fact, what they have or must take."""
-    stated = _STATED.search(sentence) and _DISEASE.search(sentence) and not _CONDITION.search(sentence)
-    return bool(stated or _ADVISED.search(sentence))
+    # a condition behind the statement takes nothing back: "you have leukemia and can be treated"
+    stated = any(not _CONDITION.search(sentence[: match.start()]) for match in _STATED.finditer(sentence))
+    return bool((stated and _DISEASE.search(sentence)) or _ADVISED.search(sentence))

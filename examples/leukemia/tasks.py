@@ -1,4 +1,12 @@
-"""Build what the model is taught and tested on: text to go on with, subtypes to tell, titles to write.
+"""Build what the model is taught and tested on: a builder a task, each from labels that no model gave.
+
+    text      go on with an abstract                  itself
+    subtype   tell the subtype, its names blanked     the file's column, else the one subtype that is named
+    summary   write the conclusion, else the title    the authors'
+    question  answer from the abstract                files of questions, else what the annotator finds
+    terms     list the key terms                      the gazetteer
+    plain     say a sentence plainly                  the glossary
+    lab       read a lab report                       reference ranges
 
 An item is a prompt (instruction and source text) and a completion. What does not fit the model's context is cut from the
 end of the source, never from the completion; passages of text are parted, so that nothing of them is lost.
@@ -7,22 +15,39 @@ end of the source, never from the completion; passages of text are parted, so th
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
 
-from examples.leukemia.annotate import SUBTYPES, blank_subtypes, subtype_of
+from tqdm import tqdm
+
+from examples.leukemia.annotate import blank_subtypes, subtype_of
+from examples.leukemia.conclusions import part_conclusion
 from examples.leukemia.data import Record, UserError
+from examples.leukemia.gazetteer import Gazetteer
+from examples.leukemia.lab import LAB_INSTRUCTION
+from examples.leukemia.plain import Glossary, plain_pair
+from examples.leukemia.questions import Question, by_article, questions_from_names
+from examples.leukemia.terms import TERMS_INSTRUCTION, key_terms
 from llama_min import Tokenizer
 from lora_lite import Example
 
-__all__ = ["TASKS", "Item", "build_items", "encode_item", "encode_prompt", "fit_item"]
+__all__ = ["TASKS", "Item", "Knowledge", "build_items", "encode_item", "encode_prompt", "fit_item", "open_questions"]
 
-TASKS = ("text", "subtype", "title")
-_INSTRUCTIONS = {
-    "text": "",
-    "subtype": f"Which leukemia is this abstract about: {', '.join(SUBTYPES)}?",
-    "title": "Write a title for this abstract.",
-}
+TASKS = ("text", "subtype", "summary", "question", "terms", "plain", "lab")
+CONCLUDE = "Write the conclusion of this abstract."
+ENTITLE = "Write a title for this abstract."
+PLAINLY = "Say this in plain words."
+
+
+@dataclass(frozen=True)
+class Knowledge:
+    """What labels come from, beside the abstracts: names, plain words, questions with answers, lab reports with flags."""
+
+    gazetteer: Gazetteer
+    glossary: Glossary
+    questions: Sequence[Question] = ()
+    reports: Sequence[tuple[str, str, str]] = field(default=(), repr=False)
 
 
 @dataclass(frozen=True)
@@ -50,24 +75,79 @@ class Item:
         return f"{self.instruction}\n\n{self.source}".strip()
 
 
-def build_items(records: Sequence[Record], tokenizer: Tokenizer, context: int) -> list[Item]:
-    """Every task's items of these records, each fitted to `context` tokens.
+def build_items(
+    records: Sequence[Record],
+    knowledge: Knowledge,
+    tokenizer: Tokenizer,
+    context: int,
+    left_out: Counter[str] | None = None,
+) -> list[Item]:
+    """Every task's items of these records and of the lab reports, each fitted to `context` tokens.
 
-    The subtype of an article is what its file says, else the one that its title or abstract names; where that is not
-    just one there is no such item. The names are blanked in the source, so that the label must be inferred. An
-    article without a title gives no title to learn.
+    An article gives no item of a task for which it has no label: the text names several subtypes, say, or no key term.
+
+    Args:
+        left_out: gets, by task, how many items have a completion that does not fit even without any source.
     """
+    left_out = Counter() if left_out is None else left_out
+    labels = tuple(knowledge.gazetteer.labels)
+    asked = by_article(knowledge.questions)
     items = []
-    for record in records:
+    for record in tqdm(records, desc="building items", unit="article", delay=1):
         passages = _passages(record.abstract, tokenizer, context)
         items += [Item(record.pubmed_id, "text", "", "", passage) for passage in passages]
-        subtype = record.subtype or subtype_of(record.title, record.abstract)
-        whole = f"{record.title}\n{record.abstract}".strip()
-        sources = {"subtype": (blank_subtypes(whole), subtype), "title": (record.abstract, record.title)}
-        for task, (source, completion) in sources.items():
-            if completion and (task != "subtype" or completion in SUBTYPES):
-                item = Item(record.pubmed_id, task, _INSTRUCTIONS[task], source, completion)
-                items.append(fit_item(item, tokenizer, context, SUBTYPES if task == "subtype" else ()))
+        for item in _unfitted(record, knowledge, asked.get(record.pubmed_id)):
+            fitted = fit_item(item, tokenizer, context, labels if item.task == "subtype" else ())
+            if fitted and fitted.task == "terms" and fitted.words_cut:  # what was cut cannot be listed
+                fitted = replace(fitted, completion=_listed(fitted.source, knowledge.gazetteer))
+            left_out[item.task] += fitted is None
+            items += [fitted] if fitted and fitted.completion else []
+    for name, report, answer in knowledge.reports:
+        whole = Item(name, "lab", LAB_INSTRUCTION, report, answer)
+        fits = len(encode_item(whole, tokenizer).ids) <= context  # half a report would not have all of the answer
+        left_out["lab"] += not fits
+        items += [whole] if fits else []
+    return items
+
+
+def _unfitted(record: Record, knowledge: Knowledge, asked: Sequence[Question] | None) -> Iterator[Item]:
+    """The items of one article that ask for an answer, whole."""
+    names, gazetteer = record.pubmed_id, knowledge.gazetteer
+    subtype = record.subtype or subtype_of(record.title, record.abstract, gazetteer)
+    if subtype in gazetteer.labels:
+        blanked = blank_subtypes(f"{record.title}\n{record.abstract}".strip(), gazetteer)
+        which = f"Which {gazetteer.topic} is this abstract about: {', '.join(gazetteer.labels)}?"
+        yield Item(names, "subtype", which, blanked, subtype)
+    if parts := part_conclusion(record):
+        yield Item(names, "summary", CONCLUDE, *parts)
+    elif record.title:
+        yield Item(names, "summary", ENTITLE, record.abstract, record.title)
+    for question in asked or questions_from_names(record, gazetteer):
+        yield Item(names, "question", question.question, record.abstract, question.answer)
+    if terms := _listed(record.abstract, gazetteer):
+        yield Item(names, "terms", TERMS_INSTRUCTION, record.abstract, terms)
+    if pair := plain_pair(record.abstract, knowledge.glossary):
+        yield Item(names, "plain", PLAINLY, *pair)
+
+
+def _listed(text: str, gazetteer: Gazetteer) -> str:
+    return "; ".join(key_terms(text, gazetteer))
+
+
+def open_questions(questions: Sequence[Question], tokenizer: Tokenizer, context: int) -> list[Item]:
+    """Items of the questions that name no article: to be tested on, with the file's own context as source if it has one.
+
+    Their answers may be longer than any that a model writes; half of the context is kept for what it does.
+    """
+    items = []
+    for number, question in enumerate((q for q in questions if not q.pubmed_id), 1):
+        item = Item(f"question {number}", "question", question.question, question.context, "")
+        fitted = fit_item(item, tokenizer, context // 2)
+        if fitted is None:
+            raise UserError(
+                f"the question {question.question[:60]!r} alone passes half of the model's context of {context}"
+            )
+        items.append(replace(fitted, completion=question.answer))
     return items
 
 
@@ -94,16 +174,16 @@ def encode_item(item: Item, tokenizer: Tokenizer, completion: str | None = None)
     return Example(prompt + tail, [0] * len(prompt) + [1] * len(tail))
 
 
-def fit_item(item: Item, tokenizer: Tokenizer, context: int, answers: Sequence[str] = ()) -> Item:
+def fit_item(item: Item, tokenizer: Tokenizer, context: int, answers: Sequence[str] = ()) -> Item | None:
     """The item with as many whole words of its source, from the start, as fit into `context` tokens.
+
+    None where the instruction and the completion alone do not fit.
 
     Args:
         answers: other completions that must fit behind the same prompt, such as every label to be scored.
-
-    Raises:
-        UserError: the instruction and the completion alone do not fit.
     """
     words = item.source.split()
+    longest = max((item.completion, *answers), key=lambda text: len(tokenizer.encode(text)))
 
     def cut_to(kept: int) -> Item:
         if kept == len(words):
@@ -111,16 +191,12 @@ def fit_item(item: Item, tokenizer: Tokenizer, context: int, answers: Sequence[s
         return replace(item, source=" ".join(words[:kept]), words_cut=len(words) - kept)
 
     def fits(kept: int) -> bool:
-        cut = cut_to(kept)
-        return max(len(encode_item(cut, tokenizer, text).ids) for text in (item.completion, *answers)) <= context
+        return len(encode_item(cut_to(kept), tokenizer, longest).ids) <= context
 
     if fits(len(words)):
         return item
     if not fits(0):
-        raise UserError(
-            f"article {item.pubmed_id}: instruction and {item.task} alone pass the model's context of {context} tokens: "
-            "take a model with a longer context"
-        )
+        return None
     low, high = 0, len(words)  # fits(low), not fits(high)
     while high - low > 1:
         middle = (low + high) // 2
@@ -134,6 +210,8 @@ def _passages(text: str, tokenizer: Tokenizer, context: int) -> list[str]:
     def fits(passage: str) -> bool:
         return len(encode_item(Item("", "text", "", "", passage), tokenizer).ids) <= context
 
+    if fits(text):
+        return [text]
     pieces = []
     for sentence in re.split(r"(?<=[.!?]) ", text):
         pieces += [sentence] if fits(sentence) else sentence.split(" ")

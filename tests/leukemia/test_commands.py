@@ -47,5 +47,21 @@ def test_light_commands_do_not_load_pytorch(name: str, root: Path) -> None:
 def test_an_unknown_option_is_refused(name: str, capsys: pytest.CaptureFixture) -> None:
     with pytest.raises(SystemExit) as caught:
         main([name, "--no-such-option"])
-    assert caught.value.code == 2
-    capsys.readouterr()
+    (line,) = capsys.readouterr().err.splitlines()
+    assert caught.value.code == 2 and line.startswith("error: ") and "--help" in line
+
+
+def test_numbers_that_no_index_can_hold_are_refused(capsys: pytest.CaptureFixture) -> None:
+    for option in ("--since", "--articles"):
+        with pytest.raises(SystemExit) as caught:
+            main(["ask", "imatinib", option, "9" * 30])
+        assert caught.value.code == 2 and "is not a whole number" in capsys.readouterr().err
+
+
+def test_a_stop_while_a_command_is_imported_is_one_line(monkeypatch, capsys: pytest.CaptureFixture) -> None:
+    def stop(name: str) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("importlib.import_module", stop)
+    assert main(["run"]) == 130
+    assert capsys.readouterr().err == "stopped; nothing was kept\n"

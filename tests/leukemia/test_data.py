@@ -9,10 +9,10 @@ from pathlib import Path
 import pytest
 
 from examples.leukemia.__main__ import main
-from examples.leukemia.annotate import SUBTYPES, blank_subtypes, find_subtypes, subtype_of
+from examples.leukemia.annotate import blank_subtypes, find_subtypes, subtype_of
 from examples.leukemia.data import Record, UserError, clean, read_abstracts, split
 from examples.leukemia.gazetteer import load_gazetteer
-from examples.leukemia.synthetic import ABSTRACTS, LYMPHOMA, LYMPHOMA_COUNT, abstracts_csv, read_diseases
+from examples.leukemia.synthetic import ABSTRACTS, LYMPHOMA, LYMPHOMA_COUNT, QUESTIONS_FILE, read_diseases, shipped_csvs
 
 
 def write(path: Path, text: str) -> Path:
@@ -75,6 +75,15 @@ def test_bad_files(tmp_path: Path, content: bytes, words: str) -> None:
     assert str(path) in str(caught.value) and words in str(caught.value)
 
 
+def test_half_a_character_and_half_a_section_do_no_harm(tmp_path: Path) -> None:
+    """JSON can spell half of a surrogate pair, which no file and no database takes."""
+    row = r'{"pubmed_id": "1\ud800", "title": "t\udfff", "abstract": "\\ud800 of imatinib", "journal": "\ud800"'
+    path = write(tmp_path / "a.jsonl", row + r', "sections": [["a"], 3, ["LABEL", "x\ud800"]]}')
+    (record,) = read_abstracts(path)[0]
+    str(record).encode()
+    assert record.pubmed_id == "1?" and record.sections == (("LABEL", "x?"),) and record.abstract == "LABEL: x?"
+
+
 def test_missing_file_and_folder(tmp_path: Path) -> None:
     for name, words in {"none.csv": "cannot be read", "none.xml": "cannot be read", ".": "holds no .xml file"}.items():
         with pytest.raises(UserError, match=words):
@@ -132,7 +141,8 @@ def test_labels_agree_with_people(real: Path) -> None:
 def test_another_cancer_is_another_data_folder(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     """Lymphoma: the shipped abstracts come from their data file again, every step runs on them, labels agree with names."""
     text = (LYMPHOMA / "abstracts.csv").read_text(encoding="utf-8")
-    assert text == abstracts_csv(read_diseases(LYMPHOMA / "diseases.json"), LYMPHOMA_COUNT, "SYN-L")
+    questions = (LYMPHOMA / "questions.csv").read_text(encoding="utf-8")
+    assert (text, questions) == shipped_csvs(read_diseases(LYMPHOMA / "diseases.json"), LYMPHOMA_COUNT, "SYN-L")
     gazetteer = load_gazetteer(LYMPHOMA / "gazetteer.json")
     for row in csv.DictReader(text.splitlines()):
         assert row["pubmed_id"].startswith("SYN-L") and row["source"].startswith("synthetic")
@@ -150,11 +160,11 @@ def test_another_cancer_is_another_data_folder(tmp_path: Path, capsys: pytest.Ca
 
 def test_shipped_abstracts_are_synthetic_and_reproducible() -> None:
     text = ABSTRACTS.read_text(encoding="utf-8")
-    assert text == abstracts_csv()
+    assert (text, QUESTIONS_FILE.read_text(encoding="utf-8")) == shipped_csvs()
     rows = list(csv.DictReader(text.splitlines()))
     assert len(rows) == 600
     assert all(not row["pubmed_id"].isdecimal() and row["source"].startswith("synthetic") for row in rows)
-    assert Counter(row["subtype"] for row in rows).keys() == set(SUBTYPES)
+    assert Counter(row["subtype"] for row in rows).keys() == set(load_gazetteer().labels)
     for row in rows:  # the label that the generator gave is the one that the text names, and blanking hides it
         assert subtype_of(row["title"], row["abstract"]) == row["subtype"]
         assert not find_subtypes(blank_subtypes(f"{row['title']}\n{row['abstract']}"))

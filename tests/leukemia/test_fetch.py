@@ -274,6 +274,9 @@ def test_bad_input_is_one_line(serve, tmp_path: Path, capsys: pytest.CaptureFixt
     assert not out.exists()
     assert main(["fetch", "q", "--out", str(out), *line]) == 0
     refused(capsys, "holds the articles of 'q'", "other", "--out", out, *line)
+    (tmp_path / "file").touch()
+    refused(capsys, "is no folder: give another --out", "q", "--out", tmp_path / "file", *line)
+    refused(capsys, "'nonsense' is no address of a server", "q", "--out", tmp_path / "new", *line[:-1], "nonsense")
     (tmp_path / "thesis").mkdir()
     (tmp_path / "thesis" / "chapter.tex").touch()
     refused(capsys, "holds other files", "q", "--out", tmp_path / "thesis", *line)
@@ -290,7 +293,7 @@ def test_the_key_comes_from_the_environment(serve, tmp_path: Path, capsys, monke
     assert "no medical device" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize(("sent", "code"), [(signal.SIGKILL, -9), (signal.SIGINT, 130)])
+@pytest.mark.parametrize(("sent", "code"), [(signal.SIGKILL, -9), (signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_stopped_and_started_again(serve, tmp_path: Path, root: Path, sent: signal.Signals, code: int) -> None:
     """What had arrived is whole and is not asked for again."""
     server = serve({date(2019, 1, 1): 12 * BATCH})

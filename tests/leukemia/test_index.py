@@ -79,6 +79,19 @@ def test_units_of_a_question() -> None:
     assert units == {("Gleevec", "imatinib"): 1.0, ("older",): 0.5, ("CML", "chronic myeloid leukemia"): 1.0}
 
 
+def test_what_looks_like_a_patients_data_is_not_kept(index: Index) -> None:
+    assert index.add([Record("7", "Case of Mr. John Smith", "Asciminib for him, MRN 1234567.")])["masked"] == 1
+    (hit,) = index.search("asciminib")
+    assert (hit.title, hit.abstract) == ("Case of [name]", "Asciminib for him, [record number].")
+
+
+def test_readers_do_not_wait_for_a_writer(index: Index) -> None:
+    with index._writing():
+        reader = Index(index.path)
+        assert ids(reader.search("ibrutinib")) == ["3"]
+        reader.close()
+
+
 def test_updates_in_place(index: Index) -> None:
     assert dict(index.add(ARTICLES)) == {"added": 0, "changed": 0, "unchanged": 5}
     changed = Record("5", "Marrow", "Now about ponatinib.", year=2012)

@@ -111,6 +111,15 @@ def test_a_changed_mind_replaces_the_rating(served) -> None:
     assert re.search(r'name="\[0, &quot;safety&quot;\]" value="3" checked', ask(port, "GET", "/rate?rater=ben")[1])
 
 
+def test_patients_data_and_half_characters_are_not_shown(tmp_path: Path) -> None:
+    path = tmp_path / "pairs.jsonl"
+    path.write_text(
+        r'{"id": "1", "question": "Has Mr. John Smith AML?", "answers": {"a": "MRN 1234567", "b": "\ud800"}}'
+    )
+    (pair,) = read_pairs(path)
+    assert pair.question == "Has [name] AML?" and pair.answers == {"a": "[record number]", "b": "?"}
+
+
 def test_what_is_no_rating_is_refused(served) -> None:
     ratings, port = served
     good = {"rater": "anna", "item": "q0", "place": 0, "dimension": "trust", "value": 3}

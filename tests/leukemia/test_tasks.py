@@ -1,25 +1,58 @@
-"""Items, their encoding and how they are fitted to a context; and the scores, against plain computations."""
+"""Items, their encoding and how they are fitted to a context; and what models are scored by, against plain computations."""
 
 from __future__ import annotations
 
+import csv
+import json
 import math
+from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 
-from examples.leukemia.annotate import SUBTYPES, find_subtypes
+from examples.leukemia.annotate import find_subtypes
+from examples.leukemia.conclusions import part_conclusion
 from examples.leukemia.data import Record, UserError, read_abstracts
-from examples.leukemia.evaluate import _title_batches, completion_log_probs, perplexity, subtype_accuracy, title_rouge
+from examples.leukemia.evaluate import (
+    WRITTEN,
+    _batches,
+    completion_log_probs,
+    evaluate,
+    perplexity,
+    subtype_scores,
+    worst,
+    write_answers,
+)
+from examples.leukemia.gazetteer import load_gazetteer
+from examples.leukemia.lab import Range, lab_reports, load_ranges, read_flag
+from examples.leukemia.plain import Glossary, load_glossary, plain_pair
 from examples.leukemia.pretrain import TINY_LLAMA
-from examples.leukemia.synthetic import ABSTRACTS
-from examples.leukemia.tasks import Item, build_items, encode_item, encode_prompt, fit_item
+from examples.leukemia.questions import Question, questions_from_names, read_questions
+from examples.leukemia.synthetic import ABSTRACTS, LYMPHOMA, QUESTIONS_FILE
+from examples.leukemia.tasks import (
+    CONCLUDE,
+    ENTITLE,
+    TASKS,
+    Item,
+    Knowledge,
+    build_items,
+    encode_item,
+    encode_prompt,
+    fit_item,
+    open_questions,
+)
+from examples.leukemia.terms import key_terms, read_terms
 from llama_min import Llama, generate, load_llama, load_tokenizer
 from lora_lite import Example
 
 TOKENIZER = load_tokenizer(TINY_LLAMA)
 RECORDS = read_abstracts(ABSTRACTS)[0][:12]
+GAZETTEER = load_gazetteer()
+LABELS = tuple(GAZETTEER.labels)
+KNOWLEDGE = Knowledge(GAZETTEER, load_glossary(), read_questions([QUESTIONS_FILE]), lab_reports(load_ranges(), 6, 0))
+ITEMS = build_items(RECORDS, KNOWLEDGE, TOKENIZER, 1024)
 
 
 @pytest.fixture(scope="module")
@@ -31,22 +64,28 @@ def quiet(_: int) -> None:
     return None
 
 
-@pytest.mark.parametrize("context", [1024, 120])
+def of(task: str) -> list[Item]:
+    return [item for item in ITEMS if item.task == task]
+
+
+@pytest.mark.parametrize("context", [1024, 160])
 @pytest.mark.parametrize("chats", [True, False])
 def test_items_fit_and_keep_their_completions(context: int, chats: bool, real: Path) -> None:
     tokenizer = TOKENIZER if chats else load_tokenizer(real / "stories260k")
     context = context if chats else context * 2
-    items = build_items(RECORDS, tokenizer, context)
-    by_article = {record.pubmed_id: record for record in RECORDS}
+    items = build_items(RECORDS, KNOWLEDGE, tokenizer, context)
+    assert {item.task for item in items} == set(TASKS)
+    whole = {(item.pubmed_id, item.task): item.completion for item in ITEMS}
     for item in items:
-        record, example = by_article[item.pubmed_id], encode_item(item, tokenizer)
-        assert len(example.ids) <= context
-        whole = {"subtype": record.subtype, "title": record.title}.get(item.task, item.completion)
-        assert item.completion == whole
+        assert len(encode_item(item, tokenizer).ids) <= context
         if item.task == "subtype":
             assert not find_subtypes(item.source)
-            scored = [encode_item(item, tokenizer, completion=label) for label in SUBTYPES]
+            scored = [encode_item(item, tokenizer, completion=label) for label in LABELS]
             assert max(len(example.ids) for example in scored) <= context
+        if item.task == "terms":  # what was cut away is not asked for
+            assert item.completion == "; ".join(key_terms(item.source, GAZETTEER))
+        elif item.task != "text":
+            assert item.completion == whole[item.pubmed_id, item.task]
     for record in RECORDS:  # nothing of a text is lost: its passages, joined, are the abstract
         passages = [i.completion for i in items if i.pubmed_id == record.pubmed_id and i.task == "text"]
         assert " ".join(passages) == record.abstract
@@ -56,7 +95,7 @@ def test_items_fit_and_keep_their_completions(context: int, chats: bool, real: P
 @pytest.mark.parametrize("chats", [True, False])
 def test_only_completion_and_end_are_supervised(chats: bool, real: Path) -> None:
     tokenizer = TOKENIZER if chats else load_tokenizer(real / "stories260k")
-    for item in build_items(RECORDS[:2], tokenizer, 1024):
+    for item in build_items(RECORDS[:2], KNOWLEDGE, tokenizer, 1024):
         example, prompt = encode_item(item, tokenizer), encode_prompt(item, tokenizer)
         assert list(example.ids[: len(prompt)]) == prompt
         assert not any(example.mask[: len(prompt)]) and all(example.mask[len(prompt) :])
@@ -66,25 +105,162 @@ def test_only_completion_and_end_are_supervised(chats: bool, real: Path) -> None
 
 
 def test_as_many_words_as_fit() -> None:
-    item = Item("1", "title", "Write a title.", " ".join(["leukemia"] * 400), "A title")
+    item = Item("1", "summary", "Write a title.", " ".join(["leukemia"] * 400), "A title")
     fitted = fit_item(item, TOKENIZER, 100)
     kept = len(fitted.source.split())
     assert fitted.words_cut == 400 - kept > 0
     assert len(encode_item(fitted, TOKENIZER).ids) <= 100
     one_more = replace(fitted, source=f"{fitted.source} leukemia")
     assert len(encode_item(one_more, TOKENIZER).ids) > 100
-    with pytest.raises(UserError, match="article 1: instruction and title alone pass the model's context of 10"):
-        fit_item(item, TOKENIZER, 10)
+    assert fit_item(item, TOKENIZER, 10) is None
+    left_out: Counter[str] = Counter()
+    items = build_items(RECORDS[:3], KNOWLEDGE, TOKENIZER, 60, left_out)
+    assert left_out["lab"] > 0 and left_out["lab"] + sum(i.task == "lab" for i in items) == 6
+    assert left_out["summary"] + sum(i.task == "summary" for i in items) == 3
 
 
 def test_labels_come_from_the_file_or_the_text() -> None:
-    def labels(record: Record) -> list[str]:
-        return [item.completion for item in build_items([record], TOKENIZER, 1024) if item.task == "subtype"]
+    def labels(record: Record, knowledge: Knowledge = KNOWLEDGE) -> list[str]:
+        items = build_items([record], replace(knowledge, reports=()), TOKENIZER, 1024)
+        return [item.completion for item in items if item.task == "subtype"]
 
     assert labels(Record("1", "On AML", "Text.", "CML")) == ["CML"]
     assert labels(Record("1", "On AML", "Text.")) == ["AML"]
     assert labels(Record("1", "On cells", "Text.")) == []
     assert labels(Record("1", "On cells", "Text.", "unknown")) == []
+    lymphoma = replace(KNOWLEDGE, gazetteer=load_gazetteer(LYMPHOMA / "gazetteer.json"))
+    assert labels(Record("1", "On AML", "Text.", "CML"), lymphoma) == []
+    assert labels(Record("1", "On Hodgkin lymphoma", "Text."), lymphoma) == ["HL"]
+
+
+LABELLED = (("BACKGROUND", "Why."), ("RESULTS", "It fell."), ("CONCLUSIONS", "It works."))
+
+
+@pytest.mark.parametrize(
+    ("record", "expected"),
+    [
+        (Record("1", "T", "...", sections=LABELLED), ("BACKGROUND: Why. RESULTS: It fell.", "It works.")),
+        (
+            Record("1", "T", "AIMS: Why. CONCLUSIONS: It works. FUNDING SOURCE: Us."),
+            ("AIMS: Why. FUNDING SOURCE: Us.", "It works."),
+        ),
+        (Record("1", "T", "Cells fell. Conclusion: It works."), ("Cells fell.", "It works.")),
+        (
+            Record("1", "T", "Cells fell. In conclusion, it works. We hope."),
+            ("Cells fell.", "In conclusion, it works. We hope."),
+        ),
+        (
+            Record("1", "T", "Cells fell. These data strongly suggest that it works."),
+            ("Cells fell.", "These data strongly suggest that it works."),
+        ),
+        (Record("1", "T", "One. In conclusion, it works. Two. Three. Four."), None),  # too much comes after it
+        (Record("1", "T", "Cells fell. The conclusion: none."), None),
+        (Record("1", "T", "In conclusion, it works."), None),  # nothing is left to conclude from
+    ],
+)
+def test_conclusions_are_told_from_the_rest(record: Record, expected: tuple[str, str] | None) -> None:
+    assert part_conclusion(record) == expected
+    (item,) = [i for i in build_items([record], replace(KNOWLEDGE, reports=()), TOKENIZER, 1024) if i.task == "summary"]
+    wanted = (CONCLUDE, *expected) if expected else (ENTITLE, record.abstract, "T")
+    assert (item.instruction, item.source, item.completion) == wanted
+
+
+def test_conclusions_of_real_abstracts(real: Path) -> None:
+    records = read_abstracts(real / "pubmed_leukemia_abstracts.csv")[0]
+    parts = [(record, found) for record in records if (found := part_conclusion(record))]
+    assert len(parts) > 0.3 * len(records)
+    for record, (rest, conclusion) in parts:
+        assert len(conclusion) < len(record.abstract) and conclusion in record.abstract
+        assert Counter(rest.split()) <= Counter(record.abstract.split())
+
+
+def test_shipped_questions_are_answered_by_their_abstracts() -> None:
+    abstracts = {record.pubmed_id: record.abstract for record in read_abstracts(ABSTRACTS)[0]}
+    questions = read_questions([QUESTIONS_FILE])
+    assert len(questions) == 600 == len({question.pubmed_id for question in questions})
+    for question in questions:
+        assert question.answer.lower() in abstracts[question.pubmed_id].lower()
+        assert question.answer not in question.question
+    assert len({question.question.split(" in the study")[0] for question in questions}) == 11
+    assert {item.completion for item in of("question")} <= {question.answer for question in questions}
+
+
+def test_questions_that_the_annotator_can_ask() -> None:
+    text = "STI571 was given in CML with BCR-ABL1. FLT3 and NPM1 were tested. Platelets were 45 x 10^9/L."
+    asked = questions_from_names(Record("7", "", text), GAZETTEER)
+    assert [(question.question, question.answer) for question in asked] == [
+        ("Which drug does the abstract name?", "imatinib"),
+        ("Which gene fusion does the abstract name?", "BCR::ABL1"),
+    ]
+    asked = questions_from_names(Record("7", "", "FLT3 and NPM1. Platelets were 45 x 10^9/L."), GAZETTEER)
+    assert asked == [Question("What was the platelet count?", "45 10^9/L", "7")]  # two genes are no answer
+
+
+def test_question_files(tmp_path: Path, real: Path) -> None:
+    path = tmp_path / "questions.csv"
+    path.write_text("question,answer,context\nWho?,Adults.,We saw adults.\nWhat?,,x\n")
+    assert read_questions([path]) == [Question("Who?", "Adults.", "", "We saw adults.")]
+    (item,) = open_questions(read_questions([path]), TOKENIZER, 1024)
+    assert (item.task, item.instruction, item.source, item.completion) == (
+        "question",
+        "Who?",
+        "We saw adults.",
+        "Adults.",
+    )
+    for content, words in (
+        ("question\nWho?\n", "lacks the column answer"),
+        ("question,answer\n,\n", "no question with"),
+    ):
+        path.write_text(content)
+        with pytest.raises(UserError, match=words):
+            read_questions([path])
+    items = open_questions(read_questions([real / "medquad_leukemia_qa.csv"]), TOKENIZER, 1024)
+    assert len(items) == 112 and not any(item.source for item in items)
+    assert max(len(TOKENIZER.encode(item.completion)) for item in items) > 1024  # longer than any model's answer
+
+
+def test_terms_are_the_gazetteers() -> None:
+    text = "Gleevec in chronic myeloid leukaemia (CML): imatinib and BCR-ABL1."
+    assert key_terms(text, GAZETTEER) == ["imatinib", "chronic myeloid leukemia", "BCR::ABL1"]
+    assert read_terms("Imatinib; chronic myeloid leukemia;\n- BCR::ABL1.") == set(
+        map(str.lower, key_terms(text, GAZETTEER))
+    )
+    assert read_terms(" ; .") == set()
+
+
+def test_plain_words_by_the_glossary() -> None:
+    glossary = Glossary({"relapse": "return of the disease", "first relapse": "the first return of the disease"})
+    assert glossary.simplify("Relapse after first relapse; relapses, pre-relapse.") == (
+        "Return of the disease after the first return of the disease; relapses, pre-relapse.",
+        2,
+    )
+    longer = Glossary({"relapse": "return", "relapse rate": "share of returns"})
+    assert longer.simplify("the relapse rate")[0] == "the share of returns"
+    assert plain_pair("Cells died. A relapse came. It went.", glossary) == (
+        "A relapse came.",
+        "A return of the disease came.",
+    )
+    assert plain_pair("Cells died.", glossary) is None
+
+
+def test_lab_flags_follow_from_the_ranges() -> None:
+    hemoglobin = Range("x", "hemoglobin", "g/dL", 12.0, 16.0, 1)
+    assert [hemoglobin.flag(value) for value in (11.9, 12.0, 16.0, 16.1)] == ["low", "normal", "normal", "high"]
+    ranges = {analyte.name: analyte for analyte in load_ranges()}
+    assert all(
+        analyte.low < analyte.high and analyte.id == GAZETTEER.by_id[analyte.id].id for analyte in ranges.values()
+    )
+    assert all(analyte.unit == GAZETTEER.by_id[analyte.id].unit for analyte in ranges.values())
+    flags: Counter[str] = Counter()
+    for _, line, flag in lab_reports(load_ranges(), 300, 0):
+        name = next(name for name in ranges if line.startswith(f"{name} "))
+        value = float(line.removeprefix(name).split()[0])
+        low, high = ranges[name].low, ranges[name].high
+        assert flag == ("low" if value < low else "high" if value > high else "normal")
+        assert line.endswith(f"({low:.{ranges[name].decimals}f}-{high:.{ranges[name].decimals}f})")
+        flags[flag] += 1
+    assert min(flags.values()) > 0.25 * flags.total()
+    assert [read_flag(text) for text in ("It is LOW.", "ferritin: high, not low", "lower")] == ["low", "high", ""]
 
 
 def plain_log_prob(model: Llama, example: Example) -> float:
@@ -99,36 +275,39 @@ def plain_log_prob(model: Llama, example: Example) -> float:
 
 
 def test_log_probs_equal_plain_ones(model: Llama) -> None:
-    for item in build_items(RECORDS[:1], TOKENIZER, 1024):
-        labels = (*SUBTYPES, "a longer answer") if item.task == "subtype" else (item.completion,)
+    for item in build_items(RECORDS[:1], KNOWLEDGE, TOKENIZER, 1024)[:6]:
+        labels = (*LABELS, "a longer answer") if item.task == "subtype" else (item.completion,)
         examples = [encode_item(item, TOKENIZER, completion=label) for label in labels]
         expected = [plain_log_prob(model, example) for example in examples]
-        assert completion_log_probs(model, examples).tolist() == pytest.approx(expected, rel=1e-4)
+        assert completion_log_probs(model, examples).tolist() == pytest.approx(expected, rel=1e-4, abs=1e-4)
 
 
 def test_perplexity_equals_the_plain_one(model: Llama) -> None:
-    items = [item for item in build_items(RECORDS, TOKENIZER, 100) if item.task == "text"]
+    items = [item for item in build_items(RECORDS, KNOWLEDGE, TOKENIZER, 160) if item.task == "text"]
     assert len(items) > len(RECORDS)
     examples = [encode_item(item, TOKENIZER) for item in items]
     nll = -sum(plain_log_prob(model, example) for example in examples)
     scores = perplexity(model, TOKENIZER, items, quiet)
-    value = scores["perplexity"]
+    value, bits = scores["perplexity"], scores["bits_per_byte"]
     assert value.value == pytest.approx(math.exp(nll / sum(e.supervised for e in examples)), rel=1e-4)
     assert value.n == len(RECORDS) and value.low < value.value < value.high
     size = sum(len(item.completion.encode()) for item in items)
-    assert scores["bits_per_byte"] == pytest.approx(nll / math.log(2) / size, rel=1e-4)
+    assert bits.value == pytest.approx(nll / math.log(2) / size, rel=1e-4) and bits.low < bits.value < bits.high
 
 
 def test_accuracy_counts_the_likeliest_label(model: Llama) -> None:
-    items = [item for item in build_items(RECORDS, TOKENIZER, 1024) if item.task == "subtype"]
-    scores = subtype_accuracy(model, TOKENIZER, items, quiet)
+    items = of("subtype")
+    scores, answers = subtype_scores(model, TOKENIZER, LABELS, items, quiet)
     right = 0
-    for item in items:
-        by_label = {x: plain_log_prob(model, encode_item(item, TOKENIZER, completion=x)) for x in SUBTYPES}
-        right += max(by_label, key=by_label.__getitem__) == item.completion
-    score = scores["subtype_accuracy"]
+    for item, (_, chosen, point) in zip(items, answers):
+        by_label = {x: plain_log_prob(model, encode_item(item, TOKENIZER, completion=x)) for x in LABELS}
+        assert chosen == max(by_label, key=by_label.__getitem__)
+        right += chosen == item.completion
+        assert point == (chosen == item.completion)
+    score = scores["accuracy"]
     assert (score.value, score.n) == (right / len(items), len(items))
-    assert sum(sum(row.values()) for row in scores["subtype_confusion"].values()) == len(items)
+    assert sum(sum(row.values()) for row in scores["confusion"].values()) == len(items)
+    assert sum(scores["confusion"][label][label] for label in LABELS) == right
     # Wilson's interval by its formula
     n, p, z = len(items), right / len(items), 1.959964
     centre, half = (p + z * z / (2 * n)) / (1 + z * z / n), z * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n))
@@ -136,33 +315,89 @@ def test_accuracy_counts_the_likeliest_label(model: Llama) -> None:
     assert score.high == pytest.approx(centre + half / (1 + z * z / n), abs=1e-6)
 
 
-def test_titles_are_scored(model: Llama) -> None:
-    """An item whose title is what the model writes scores 1; the mean and the interval are over items."""
-    item = next(item for item in build_items(RECORDS[:1], TOKENIZER, 1024) if item.task == "title")
-    written = TOKENIZER.decode(generate(model, encode_prompt(item, TOKENIZER), 48, eos_ids=TOKENIZER.eos_ids))
-    scores = title_rouge(model, TOKENIZER, [replace(item, completion=written), replace(item, completion="zzz")], quiet)
-    score = scores["title_rouge_l"]
-    assert (score.value, score.low, score.high, score.n) == (0.5, 0.0, 1.0, 2)
-    alone = title_rouge(model, TOKENIZER, [replace(item, completion=written)], quiet)["title_rouge_l"]
-    assert (alone.value, alone.low) == (1.0, None)
+def test_each_task_is_scored_by_what_was_written() -> None:
+    """The expected answers score full marks, and nothing at all scores none; half an answer lies between."""
+    full = {"summary": "rouge_2", "question": "exact_match", "terms": "f1", "plain": "sari", "lab": "accuracy"}
+    for task, metric in full.items():
+        items = of(task)
+        right, points = WRITTEN[task](items, [item.completion for item in items], GAZETTEER)
+        best = 100 if metric == "sari" else 1
+        assert right[metric].value == pytest.approx(best) and right[metric].n == len(items)
+        assert points == pytest.approx([best] * len(items))
+        wrong, points = WRITTEN[task](items, [""] * len(items), GAZETTEER)
+        assert wrong[metric].value < 0.7 * best and max(points) < 0.7 * best
+        mixed, _ = WRITTEN[task](items, [items[0].completion] + [""] * (len(items) - 1), GAZETTEER)
+        assert wrong[metric].value < mixed[metric].value < right[metric].value
 
 
-def test_titles_written_together_are_those_written_alone(model: Llama) -> None:
-    """Nine prompts, longest first, so that batches reorder them: each item meets the title of its own prompt."""
-    items = [item for item in build_items(RECORDS, TOKENIZER, 1024) if item.task == "title"][:9]
-    items.sort(key=lambda item: -len(encode_prompt(item, TOKENIZER)))
-    alone = [generate(model, encode_prompt(item, TOKENIZER), 48, eos_ids=TOKENIZER.eos_ids) for item in items]
-    assert len({tuple(title) for title in alone}) > 1
-    own = [replace(item, completion=TOKENIZER.decode(title)) for item, title in zip(items, alone)]
-    scores = title_rouge(model, TOKENIZER, own, quiet)
-    assert scores["title_rouge_l"].value == 1.0
-    shifted = [replace(item, completion=own[i - 1].completion) for i, item in enumerate(items)]
-    assert title_rouge(model, TOKENIZER, shifted, quiet)["title_rouge_l"].value < 1.0
-    batches = list(_title_batches([[0] * n for n in (90, 30, 95, 40, 52)], context=100))
-    assert batches == [(48, [1, 3, 4]), (10, [0]), (5, [2])]
+def test_partial_answers_by_hand() -> None:
+    items = [Item("1", "lab", "", "", "low"), Item("2", "lab", "", "", "normal"), Item("3", "lab", "", "", "high")]
+    scores, points = WRITTEN["lab"](items, ["Low.", "high or normal", ""], GAZETTEER)
+    assert points == [1, 0, 0] and scores["accuracy"].value == pytest.approx(1 / 3)
+    item = Item("1", "terms", "", "", "imatinib; AML")
+    scores, points = WRITTEN["terms"]([item], ["Imatinib; CML; NPM1"], GAZETTEER)
+    assert [scores[name].value for name in ("precision", "recall")] == pytest.approx([1 / 3, 1 / 2])
+    assert points == [pytest.approx(2 / 5)]
+    item = Item("1", "summary", "", "Imatinib helped 12 of 40.", "It helped.")
+    scores, _ = WRITTEN["summary"]([item], ["Imatinib and dasatinib helped 12 of 41."], GAZETTEER)
+    assert (scores["numbers_faithful"].value, scores["entities_faithful"].value) == (0.5, 0.5)
+
+
+def test_answers_written_together_are_those_written_alone(model: Llama) -> None:
+    """Prompts from the longest on, so that batches reorder them: each item gets the answer to its own prompt."""
+    items = sorted(of("summary")[:9], key=lambda item: -len(encode_prompt(item, TOKENIZER)))
+    room = max(len(TOKENIZER.encode(item.completion)) for item in items) + 8
+    alone = [generate(model, encode_prompt(item, TOKENIZER), room, eos_ids=TOKENIZER.eos_ids) for item in items]
+    texts = [TOKENIZER.decode(tokens).strip() for tokens in alone]
+    assert len(set(texts)) > 1
+    assert write_answers(model, TOKENIZER, items, quiet) == texts
+    assert list(_batches([[0] * n for n in (90, 30, 95, 40, 52)], 100, 48)) == [(48, [1, 3, 4]), (10, [0]), (5, [2])]
+
+
+def test_an_evaluation_with_and_without_the_abstract(model: Llama) -> None:
+    """Each way of asking is scored on its own prompts; what is retrieved stands where the abstract stood."""
+    items = [*of("question")[:3], *open_questions([Question("What is CML?", "A leukemia.")], TOKENIZER, 1024)]
+    seen: list[Item] = []
+
+    def retrieve(asked: list[Item]) -> list[Item]:
+        seen.extend(asked)
+        block = f'<article id="{items[0].pubmed_id}">\n{RECORDS[0].abstract}\n</article>'
+        return [replace(item, source=block) for item in asked]
+
+    result = evaluate(model, TOKENIZER, GAZETTEER, items, 2, "tiny", retrieve)
+    row = result.scores["question"]
+    assert [row[f"f1{way}"].n for way in ("", "_closed_book", "_retrieved")] == [2, 3, 3]
+    assert (row["gold_recall"].value, row["gold_recall"].n) == (0.5, 2)  # the first's article, given to both
+    assert [item.source for item in seen] == ["", "", ""] and seen[2].instruction == "What is CML?"
+    assert [item.pubmed_id for item, *_ in result.answers["question"]] == [item.pubmed_id for item in items[:2]]
+    plain = evaluate(model, TOKENIZER, GAZETTEER, items, 2, "tiny")
+    assert (
+        not {"f1_retrieved", "gold_recall"} & plain.scores["question"].keys()
+        and plain.scores["question"]["f1"] == row["f1"]
+    )
+    found = worst({"base": result, "int8": plain}, "int8", most=1)["question"]
+    points = [point for *_, point in plain.answers["question"]]
+    assert found[0]["score"]["int8"] == min(points) and set(found[0]["answers"]) == {"base", "int8"}
+    assert json.loads(json.dumps(result.as_json()))["question"]["f1"]["n"] == 2
 
 
 def test_no_items_no_score(model: Llama) -> None:
-    assert perplexity(model, TOKENIZER, [], quiet)["perplexity"] is None
-    assert subtype_accuracy(model, TOKENIZER, [], quiet)["subtype_accuracy"] is None
-    assert title_rouge(model, TOKENIZER, [], quiet)["title_rouge_l"] is None
+    result = evaluate(model, TOKENIZER, GAZETTEER, [], 3, "tiny")
+    assert result.as_json() == dict.fromkeys(TASKS) and result.answers == {}
+
+
+@pytest.mark.parametrize("file", ["pubmed_leukemia_abstracts.csv", "leukemia_typed_abstracts.csv"])
+def test_real_abstracts_give_items_of_every_task(file: str, real: Path, tmp_path: Path) -> None:
+    with (real / file).open(encoding="utf-8", newline="") as source:
+        rows = list(csv.DictReader(source))
+    for number, row in enumerate(rows):
+        row["pubmed_id"] = row["pubmed_id"] or f"row {number}"
+    with (tmp_path / "a.csv").open("w", encoding="utf-8", newline="") as out:
+        writer = csv.DictWriter(out, list(rows[0]))
+        writer.writeheader()
+        writer.writerows(rows)
+    records = read_abstracts(tmp_path / "a.csv", subtype_column="type")[0][:60]
+    items = build_items(records, replace(KNOWLEDGE, questions=()), TOKENIZER, 1024)
+    counts = Counter(item.task for item in items)
+    assert all(counts[task] > 0.3 * len(records) for task in TASKS if task != "lab"), counts
+    assert counts["summary"] == sum(bool(record.title or part_conclusion(record)) for record in records)

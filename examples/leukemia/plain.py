@@ -1,0 +1,72 @@
+"""Plain language: a sentence of an abstract, and how it is said without its technical terms, by a glossary.
+
+The glossary is a data file with sources. What it writes is what the model learns from: it replaces words and keeps the
+sentence, and people have not checked it.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from dataclasses import dataclass
+from functools import cache, cached_property
+from pathlib import Path
+
+from examples.leukemia.data import UserError
+
+__all__ = ["GLOSSARY", "Glossary", "load_glossary", "plain_pair", "sentences_of"]
+
+GLOSSARY = Path(__file__).parent / "data" / "glossary.json"
+LONGEST = 60  # words of a sentence that is put plainly
+
+
+@dataclass(frozen=True)
+class Glossary:
+    """Plain words by technical term, the terms in small letters."""
+
+    plain: dict[str, str]
+
+    @cached_property
+    def pattern(self) -> re.Pattern[str]:
+        """Any term as whole words, the longest first."""
+        terms = sorted(self.plain, key=len, reverse=True)
+        return re.compile(rf"(?<![\w-])(?:{'|'.join(map(re.escape, terms))})(?![\w-])", re.IGNORECASE)
+
+    def simplify(self, text: str) -> tuple[str, int]:
+        """`text` with each term put plainly, and how many terms that were; a capital at the front of one stays."""
+
+        def put(match: re.Match[str]) -> str:
+            term = match.group()
+            plain = self.plain[term.lower()]
+            return plain[0].upper() + plain[1:] if term[0].isupper() and match.start() == 0 else plain
+
+        return self.pattern.subn(put, text)
+
+
+@cache
+def load_glossary(path: Path = GLOSSARY) -> Glossary:
+    """Read a glossary file: {"terms": [{"term": ..., "plain": ...}, ...]}.
+
+    Raises:
+        UserError: it cannot be read or is not one.
+    """
+    try:
+        rows = json.loads(path.read_text(encoding="utf-8"))["terms"]
+        return Glossary({row["term"].lower(): row["plain"] for row in rows})
+    except OSError as error:
+        raise UserError(f"{path} cannot be read ({error.strerror}): give a glossary file") from None
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise UserError(f"{path} is no glossary ({type(error).__name__}: {error}): see data/glossary.json") from None
+
+
+def plain_pair(abstract: str, glossary: Glossary) -> tuple[str, str] | None:
+    """The sentence of an abstract with the most technical terms, and the sentence put plainly; None without any term."""
+    pairs = [(sentence, *glossary.simplify(sentence)) for sentence in sentences_of(abstract)]
+    pairs = [pair for pair in pairs if len(pair[0].split()) <= LONGEST]
+    best = max(pairs, key=lambda pair: pair[2], default=("", "", 0))  # of equals the first
+    return (best[0], best[1]) if best[2] else None
+
+
+def sentences_of(text: str) -> list[str]:
+    """The sentences of a text: parted where a full stop or the like is followed by a capital or a digit."""
+    return re.split(r"(?<=[.!?]) (?=[A-Z0-9])", text)

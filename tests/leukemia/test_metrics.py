@@ -1,0 +1,128 @@
+"""Metrics of answers: against scikit-learn, SciPy and published values, and by cases worked by hand."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+
+from examples.leukemia.gazetteer import load_gazetteer
+from examples.leukemia.metrics import (
+    bootstrap,
+    exact_match,
+    faithful,
+    macro_f1,
+    mean_score,
+    reading_counts,
+    reading_grade,
+    sari,
+    shares,
+    token_f1,
+)
+
+SOURCE = "About 95 species are currently accepted ."
+REFERENCES = (
+    "About 95 species are currently known .",
+    "About 95 species are now accepted .",
+    "95 species are now accepted .",
+)
+
+
+def test_sari_of_the_papers_example() -> None:
+    """Xu et al. 2016's sentence, with the values that the metric of Hugging Face's evaluate documents for it."""
+    assert sari(SOURCE, "About 95 you now get in .", REFERENCES) == pytest.approx(26.953601953601954, rel=1e-12)
+    assert sari(SOURCE, "About 95 you now get in .", REFERENCES[:1]) == pytest.approx(21.805555555555557, rel=1e-12)
+
+
+def test_sari_by_hand() -> None:
+    """Source "a b", answer "a", reference "a c".
+
+    1-grams: kept {a} of {a}, 1; deleted {b}, rightly, 1; nothing added where c should be: precision 1 of nothing, recall
+    0, so 0. 2-grams: nothing kept of nothing, 1; "a b" deleted rightly, 1; "a c" not added, 0. 3- and 4-grams: 1, 1, 1.
+    """
+    assert sari("a b", "a", ["a c"]) == pytest.approx(100 * (2 / 3 + 2 / 3 + 1 + 1) / 4)
+    assert sari("a b", "a c", ["a c"]) == 100
+    assert sari("Cells die.", "Cells die.", ["Cells are killed."]) < sari(
+        "Cells die.", "cells are killed.", ["Cells live."]
+    )
+
+
+def test_answers_by_hand() -> None:
+    assert exact_match("The imatinib.", "Imatinib") == 1
+    assert exact_match("imatinib, twice", "imatinib") == 0
+    assert token_f1("imatinib twice a day", "imatinib daily") == pytest.approx(2 * 1 / (3 + 2))
+    assert token_f1("cell cell", "cell") == pytest.approx(2 / 3)
+    assert token_f1("", "the") == 1 and token_f1("", "cell") == 0
+
+
+def test_macro_f1_is_scikit_learns() -> None:
+    metrics = pytest.importorskip("sklearn.metrics")
+    generator = np.random.default_rng(0)
+    for labels in (2, 4, 6):
+        true = generator.integers(0, labels, 50)
+        chosen = np.where(generator.random(50) < 0.6, true, generator.integers(0, max(1, labels - 1), 50))
+        true[true == 0] = min(1, labels - 1)  # a label that only ever is chosen
+        confusion = metrics.confusion_matrix(true, chosen, labels=range(labels)).reshape(-1)
+        expected = metrics.f1_score(true, chosen, average="macro", zero_division=0.0)
+        assert float(macro_f1(confusion)) == pytest.approx(expected, rel=1e-12)
+    assert macro_f1(np.zeros((3, 4)) + [1, 0, 0, 1]).tolist() == [1.0, 1.0, 1.0]
+
+
+def test_term_shares_are_scikit_learns() -> None:
+    metrics = pytest.importorskip("sklearn.metrics")
+    generator = np.random.default_rng(1)
+    given, wanted = generator.random((2, 30, 12)) < 0.3
+    counts = [(int((g & w).sum()), int(g.sum()), int(w.sum())) for g, w in zip(given, wanted)]
+    expected = metrics.precision_recall_fscore_support(wanted.reshape(-1), given.reshape(-1), average="binary")
+    found = shares(counts)
+    assert [found[name].value for name in ("precision", "recall", "f1")] == pytest.approx(list(expected[:3]), rel=1e-9)
+    nothing = shares([(0, 0, 2), (0, 0, 1)])
+    assert [score.value for score in nothing.values()] == [0, 0, 0]
+
+
+def test_the_interval_is_scipys() -> None:
+    """The same percentile bootstrap from other random numbers: 2,000 resamples know each end to about 5% of the width."""
+    from scipy.stats import bootstrap as theirs
+
+    rows = np.random.default_rng(2).gamma(2.0, size=(60, 2)) + [0.0, 1.0]
+    score = bootstrap(lambda sums: sums[..., 0] / sums[..., 1], rows.tolist())
+    expected = theirs(
+        (np.arange(60),),
+        lambda index: rows[index, 0].sum() / rows[index, 1].sum(),
+        vectorized=False,
+        method="percentile",
+        n_resamples=4000,
+        rng=np.random.default_rng(3),
+    ).confidence_interval
+    assert score.value == pytest.approx(rows[:, 0].sum() / rows[:, 1].sum()) and score.n == 60
+    width = expected.high - expected.low
+    assert score.low == pytest.approx(expected.low, abs=0.1 * width)
+    assert score.high == pytest.approx(expected.high, abs=0.1 * width)
+
+
+def test_means_and_their_edges() -> None:
+    one, same = mean_score([0.25]), mean_score([0.5] * 9)
+    assert (one.value, one.low, one.high, one.n) == (0.25, None, None, 1)
+    assert (same.value, same.low, same.high, same.n) == (0.5, 0.5, 0.5, 9)
+    half = mean_score([0.0, 1.0] * 200)  # the binomial's: 0.5 +- 1.96 sqrt(0.25 / 400)
+    assert half.high - half.low == pytest.approx(2 * 1.96 * math.sqrt(0.25 / 400), rel=0.1)
+
+
+def test_faithfulness_counts_what_the_source_holds() -> None:
+    source = "STI571 was given to 1,532 patients with CML; 62.5 percent responded."
+    found = faithful("Imatinib helped 62.5 of 1532 patients, not 15, with CML and NPM1.", source, load_gazetteer())
+    assert found["numbers"] == (2, 3)
+    assert found["entities"] == (2, 3)  # imatinib under another name, CML; not NPM1
+    assert faithful("It helped.", source, load_gazetteer()) == {"numbers": (0, 0), "entities": (0, 0)}
+
+
+def test_reading_grade_by_hand() -> None:
+    """Two sentences of 5 words and 5 syllables; then one sentence of 2 long words."""
+    assert reading_counts("The cat sat. It ran.") == (5, 2, 5)
+    easy = float(reading_grade(np.array([5, 2, 5])))
+    assert easy == pytest.approx(0.39 * 2.5 + 11.8 * 1 - 15.59)
+    hard = reading_counts("Thrombocytopenia persisted.")
+    assert hard[:2] == (2, 1) and hard[2] >= 6
+    assert float(reading_grade(np.array(hard))) > 20 > easy
+    assert reading_counts("") == (0, 0, 0)

@@ -1,0 +1,204 @@
+"""The report: what was claimed beside what was measured, worked by hand; nothing that only eyes can read; texts as text."""
+
+from __future__ import annotations
+
+import copy
+import re
+from html.parser import HTMLParser
+from itertools import pairwise
+from pathlib import Path
+
+import pytest
+
+from examples.leukemia.notice import NOTICE
+from examples.leukemia.report import claim, write_report
+
+EVIL = "<script>alert('x')</script> & \"quoted\""
+
+
+def score(value: float, n: int = 20) -> dict:
+    return {"value": value, "low": value - 0.05, "high": value + 0.05, "n": n}
+
+
+def row(value: float) -> dict:
+    """What a model scored."""
+    return {
+        "text": {"perplexity": score(9 - value), "bits_per_byte": score(0.5, n=1) | {"low": None, "high": None}},
+        "subtype": {
+            "accuracy": score(value),
+            "macro_f1": score(value),
+            "majority": 0.25,
+            "confusion": {"ALL": {"ALL": 3, "AML": 1}, "AML": {"ALL": 0, "AML": 4}},
+        },
+        "summary": None,
+        "question": {
+            "f1": score(value),
+            "f1_closed_book": score(0.1),
+            "f1_retrieved": score(0.375),
+            "exact_match": None,
+        },
+        "terms": {"precision": score(value), "recall": score(value), "f1": score(value)},
+        "plain": {"sari": score(41.5), "reading_grade": score(12.25), "source_grade": 15.5},
+        "lab": {"accuracy": score(value)},
+    }
+
+
+METRICS = {
+    "notice": NOTICE,
+    "settings": {"model": "folder", "rank": 8},
+    "made_with": {
+        "command": "python -m examples.leukemia run",
+        "python": "3.11",
+        "machine": "a machine",
+        "int8_path": "the C kernels",
+        "packages": {"torch": "2.13.0"},
+    },
+    "data": {
+        "steps": [{"step": "read", "rows": 1234}, {"step": "clean", "entities": 7}],
+        "articles": {"train": 70, "validation": 10, "test": 20},
+        "items": {"subtype": {"train": 70, "validation": 10, "test": 20, "cut_to_fit": 3, "words_cut": 45}},
+    },
+    "scores": {"base": row(0.15), "base+LoRA": row(0.9), "LoRA+int8": row(0.85)},
+    "worst": {
+        "question": [
+            {
+                "pubmed_id": "SYN-0007",
+                "prompt": EVIL,
+                "expected": "imatinib",
+                "answers": {"base": "the the", "base+LoRA": "imatinib", "LoRA+int8": EVIL},
+                "score": {"base": 0.0, "base+LoRA": 1.0, "LoRA+int8": 0.125},
+            }
+        ],
+        "lab": [],
+    },
+    "trainable": "8 of 100 parameters",
+    "training": {"tasks": [{"step": 1, "loss": 3.5, "eval_loss": None}, {"step": 2, "loss": 1.25, "eval_loss": 1.75}]},
+    "largest_merge_change": 0.001,
+    "quantization": {"table": "layer  bytes"},
+    "size_bytes": {"base": 1000, "adapter": 10, "float32": 1000, "bfloat16": 500, "int8": 255},
+    "prompt_tokens": 64,
+    "inference": {
+        "float32": {"prefill_ms": 10.0, "decode_ms_per_token": 8.0},
+        "bfloat16": {"prefill_ms": 4.0, "decode_ms_per_token": 4.0},
+        "int8": {"prefill_ms": 5.0, "decode_ms_per_token": 3.0},
+    },
+    "seconds": 12.5,
+}
+CHARTS = {"items", "model_size", "prefill_time", "decode_time", "text_perplexity", "subtype_accuracy", "question_f1"}
+CHARTS |= {"terms_f1", "plain_sari", "plain_reading_grade", "lab_accuracy", "confusion", "training_tasks"}
+
+
+class Page(HTMLParser):
+    """The page's elements, refusing what is not closed in its order."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.elements: list[tuple[str, dict]] = []
+        self.text = ""
+        self.feed(text)
+        assert not self.open, self.open
+
+    def handle_starttag(self, tag, attributes) -> None:
+        self.elements.append((tag, dict(attributes)))
+        if tag not in ("meta", "img"):
+            self.open.append(tag)
+
+    def handle_endtag(self, tag) -> None:
+        assert self.open.pop() == tag
+
+    def handle_data(self, data) -> None:
+        self.text += f"{data} "
+
+    def all(self, tag: str) -> list[dict]:
+        return [attributes for name, attributes in self.elements if name == tag]
+
+
+@pytest.fixture(scope="module")
+def report(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
+    out = tmp_path_factory.mktemp("report")
+    write_report(METRICS, out)
+    return out, (out / "report.html").read_text(encoding="utf-8")
+
+
+def test_the_claim_beside_what_was_measured() -> None:
+    """Of 1000 and 500 bytes 255 are 74.5% and 49% less; times of 5 and 3 ms against 10 and 8, and 4 and 4."""
+    size, read, write = claim(METRICS)
+    assert (size["claimed"], read["claimed"], write["claimed"]) == ("40% smaller", "30% faster", "30% faster")
+    assert size["float32"] == "74.5% smaller: at least what was claimed"
+    assert size["bfloat16"] == "49.0% smaller: at least what was claimed"
+    assert read["float32"] == "50.0% less (2.00 times as fast): at least what was claimed"
+    assert read["bfloat16"] == "25.0% more (0.80 times as fast): less than was claimed"
+    assert write["bfloat16"] == "25.0% less (1.33 times as fast): less than was claimed"
+    assert read["measure"] == "time to read 64 tokens"
+    half = copy.deepcopy(METRICS)
+    del half["size_bytes"]["float32"], half["inference"]["float32"]  # a run in bfloat16
+    assert [row["float32"] for row in claim(half)] == ["not measured"] * 3
+
+
+def test_scores_and_claim_are_on_the_page(report) -> None:
+    text = " ".join(Page(report[1]).text.split())
+    for words in (
+        "0.850 [0.800, 0.900], n=20",
+        "0.500, n=1",  # no interval
+        "F1, with retrieval 0.375",
+        "reading grade of the source 15.5",
+        "41.5 [41.5, 41.5], n=20",
+        "There are no held-out items of this task.",
+        "1,234",
+        "74.5% smaller: at least what was claimed",
+        "exact match no items",
+        "python -m examples.leukemia run Python 3.11; torch 2.13.0; 12.5 s",
+        "rank = 8",
+        NOTICE,
+    ):
+        assert words in text, words
+    assert text.index("expected imatinib base 0.000 the the") < text.index("LoRA+int8 0.125 <script>")
+
+
+def test_everything_can_be_read_without_seeing_and_on_a_small_screen(report) -> None:
+    """Every picture has its values in words, every table a caption and scopes, headings go down by one."""
+    out, text = report
+    page = Page(text)
+    pictures = page.all("img")
+    assert len(pictures) == len(CHARTS) and {path.stem for path in out.glob("*.png")} == CHARTS
+    assert all((out / f"{name}.png").read_bytes().startswith(b"\x89PNG") for name in CHARTS)
+    alts = " ".join(picture["alt"] for picture in pictures)
+    for words in (
+        "accuracy, LoRA+int8: 0.850 [0.800, 0.900]",
+        "int8 3 ms",
+        "3.500 to 1.250; validation from 1.750",
+        "LoRA+int8: 7 of 8 on the diagonal",
+        "subtype 70, 10, 20",
+    ):
+        assert words in alts, words
+    assert len(page.all("caption")) == len(page.all("table"))
+    assert all("scope" in cell for cell in page.all("th"))
+    levels = [int(tag[1]) for tag, _ in page.elements if re.fullmatch(r"h\d", tag)]
+    assert levels[0] == 1 and levels.count(1) == 1
+    assert all(after <= before + 1 for before, after in pairwise(levels))
+    anchors = {link["href"] for link in page.all("a")}
+    assert anchors <= {f"#{heading['id']}" for heading in page.all("h2")} and len(anchors) == len(page.all("h2"))
+    assert page.all("html")[0]["lang"] == "en" and {
+        "name": "viewport",
+        "content": "width=device-width, initial-scale=1",
+    } in (page.all("meta"))
+    tables_within = re.findall(r'<div class="wide"[^>]*>\s*<table>', text)
+    assert len(tables_within) == len(page.all("table"))  # a wide one scrolls alone, not the page
+    assert "@media print" in text and "@media (max-width" in text
+
+
+def test_the_page_stands_alone_and_texts_stay_text(report) -> None:
+    _, text = report
+    assert not Page(text).all("script") and "&lt;script&gt;" in text
+    assert "http" not in re.sub(r"base64,[^\"]*", "", text) and not Page(text).all("link")
+
+
+def test_a_run_of_almost_nothing(tmp_path: Path) -> None:
+    bare = copy.deepcopy(METRICS)
+    bare["scores"] = {name: dict.fromkeys(METRICS["scores"]["base"]) for name in METRICS["scores"]}
+    bare["worst"] = {}
+    write_report(bare, tmp_path)
+    page = Page((tmp_path / "report.html").read_text(encoding="utf-8"))
+    assert page.text.count("There are no held-out items of this task.") == 7
+    assert "No answers were written." in page.text and len(page.all("img")) == 5
