@@ -11,7 +11,7 @@ from typing import Protocol
 
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 __all__ = [
@@ -22,6 +22,7 @@ __all__ = [
     "evaluating",
     "limits",
     "random_states_kept",
+    "running_statistics",
     "seed_step",
     "trained_hash",
 ]
@@ -54,6 +55,12 @@ def trained_hash(model: nn.Module, trained: Sequence[str]) -> str:
         said = model.get_submodule(name.rpartition(".")[0]).extra_repr()
         digest.update(f"{name} {tuple(model.get_parameter(name).shape)} {said}".encode())
     return digest.hexdigest()
+
+
+def running_statistics(model: nn.Module) -> dict[str, Tensor]:
+    """The buffers that a pass in training changes by itself: those of batch norms (Ioffe & Szegedy 2015), by name."""
+    moving = ("running_mean", "running_var", "num_batches_tracked")
+    return {name: buffer for name, buffer in model.named_buffers() if name.rpartition(".")[2] in moving}
 
 
 def data_hash(*sets: Sequence[Encoded]) -> str:

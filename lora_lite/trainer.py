@@ -38,6 +38,7 @@ from lora_lite.runs import (
     evaluating,
     limits,
     random_states_kept,
+    running_statistics,
     seed_step,
     trained_hash,
 )
@@ -102,7 +103,8 @@ class TrainConfig:
         autocast: compute in bfloat16 what PyTorch deems safe, over a float32 model.
         gradient_checkpointing: keep only what goes into each block and compute the rest again in the backward pass.
         shard: with several processes, spread the frozen base over them (FSDP2): for a base that fits no one device.
-        evaluations: how often `eval_set` is scored, evenly spaced, the last time after the last step.
+        evaluations: how often `eval_set` is scored, evenly spaced, the last time after the last step; never twice
+            after one step.
         patience: stop after so many evaluations in a row without a new best; None never stops early.
         save_every: steps from one checkpoint to the next, where the run has a folder; each new best has one, too.
         keep: how many of the newest checkpoints are kept; that of the best step is always.
@@ -358,6 +360,7 @@ class Trainer:
             if p.dtype.itemsize < 4:
                 raise ValueError(f"{name} is trained in {p.dtype}, which rounds small steps away: call .float() first")
         self.names, self.parameters = list(trained), list(trained.values())
+        self._learnt: dict[str, Tensor] = {**trained, **running_statistics(model)}
         self.device = self.parameters[0].device
         self.ranks = join_ranks(self.device)
         accepted = inspect.signature(model.forward).parameters
@@ -411,12 +414,11 @@ class Trainer:
     def _run(self, train_set: Sequence[Example], eval_set: Sequence[Example]) -> None:
         """Step after step, scored and saved in between, until the end, early or not."""
         config, state, steps = self.config, self._state, len(self._batches)
-        every = max(1, steps // config.evaluations)
+        scored = {math.ceil(steps * k / config.evaluations) for k in range(1, config.evaluations + 1)}
         try:
             while True:
                 improved = False
-                due = bool(eval_set) and (state.step % every == 0 or state.step == steps) and state.step > 0
-                if due and state.evaluated < state.step:
+                if eval_set and state.step in scored and state.evaluated < state.step:
                     improved = self._score(eval_set)
                 ended = state.step == steps or (config.patience is not None and state.waited >= config.patience)
                 if improved or ended or state.step % config.save_every == 0:
@@ -429,8 +431,8 @@ class Trainer:
             raise
         if self._best is not None:
             with torch.no_grad():
-                for parameter, value in zip(self.parameters, self._best):
-                    parameter.copy_(value)
+                for learnt, value in zip(self._learnt.values(), self._best):
+                    learnt.copy_(value)
         self._draw()
 
     def _step(self, train_set: Sequence[Example]) -> None:
@@ -461,10 +463,11 @@ class Trainer:
         improved, state.evaluated = found.loss < state.best_loss, state.step
         if improved:
             state.best_loss, state.best_step, state.waited = found.loss, state.step, 0
-            self._best = [p.detach().clone() for p in self.parameters]
+            self._best = [learnt.detach().clone() for learnt in self._learnt.values()]
         else:
             state.waited += 1
-        self._history[-1] = replace(self._history[-1], eval_loss=found.loss, eval_accuracy=found.accuracy)
+        if self._history:  # not so where the run goes on without the metrics.jsonl that it had
+            self._history[-1] = replace(self._history[-1], eval_loss=found.loss, eval_accuracy=found.accuracy)
         line = {"eval_loss": found.loss, "eval_perplexity": found.perplexity, "eval_accuracy": found.accuracy}
         self._watch.write({"step": state.step - 1, **line})
         self._draw()
@@ -660,7 +663,7 @@ class Trainer:
         self._of_run = {
             "settings": settings,
             "data": data_hash(train_set, eval_set),
-            "base": base_hash(self.model, self.names),
+            "base": base_hash(self.model, self._learnt),
             "adapters": trained_hash(self.model, self.names),
         }
         first, out = self.ranks.rank == 0, self.out
@@ -703,11 +706,11 @@ class Trainer:
                 where = "cpu" if part == "step" else parameter.device
                 self._optimizer.state[parameter][part] = tensor.to(where)
         with torch.no_grad():
-            for name, parameter in zip(self.names, self.parameters):
+            for name, learnt in self._learnt.items():
                 if f"parameter.{name}" in tensors:
-                    parameter.copy_(tensors[f"parameter.{name}"])
+                    learnt.copy_(tensors[f"parameter.{name}"])
         if any(name.startswith("best.") for name in tensors):
-            self._best = [tensors[f"best.{name}"].to(self.device) for name in self.names]
+            self._best = [tensors[f"best.{name}"].to(self.device) for name in self._learnt]
 
     def _save(self) -> None:
         """Write a checkpoint of all that a run is made of; random numbers need none, each step seeds its own."""
@@ -715,12 +718,11 @@ class Trainer:
         self._saved = state.step, state.evaluated
         if self.out is None or self.ranks.rank or saved == self._saved:
             return
-        tensors: dict[str, Tensor] = {}
+        tensors = {f"parameter.{name}": learnt for name, learnt in self._learnt.items()}
         for name, parameter in zip(self.names, self.parameters):
-            tensors[f"parameter.{name}"] = parameter
             for part, value in self._optimizer.state.get(parameter, {}).items():
                 tensors[f"optimizer.{part}.{name}"] = value
-        tensors |= {f"best.{name}": value for name, value in zip(self.names, self._best or ())}
+        tensors |= {f"best.{name}": value for name, value in zip(self._learnt, self._best or ())}
         self._watch.sync()
         stored = {**self._of_run, "state": asdict(state)}
         save_checkpoint(self.out / "checkpoints", state.step, tensors, stored, self.config.keep, state.best_step)
@@ -796,6 +798,6 @@ def _records(lines: Sequence[dict[str, Any]]) -> list[Step]:
         known = {name: value for name, value in line.items() if name in names}
         if "loss" in line:
             records.append(Step(**known))
-        else:
+        elif records:
             records[-1] = replace(records[-1], **known)
     return records

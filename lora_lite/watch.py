@@ -108,6 +108,9 @@ def read_metrics(out: Path, steps: int, evaluated: int) -> list[dict[str, Any]]:
             break  # the line at which the process was killed
         if line["step"] < (steps if "loss" in line else evaluated):
             lines.append(line)
+    there = sum("loss" in line for line in lines)
+    if there < steps:
+        warnings.warn(f"{path} tells of {there} of the {steps} steps so far: the curve lacks the others", stacklevel=2)
     return lines
 
 

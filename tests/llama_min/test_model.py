@@ -21,7 +21,7 @@ from llama_min import (
     stack_products,
     unstack_products,
 )
-from llama_min.model import apply_rope, attend, attend_reference, rope_frequencies
+from llama_min.model import SwiGLU, apply_rope, attend, attend_reference, rope_frequencies
 from lora_lite import LoRAConfig, add_lora, remove_lora
 from quant_lite import quantize_
 
@@ -46,6 +46,30 @@ def model() -> Llama:
 
 def ids(batch: int, length: int) -> torch.Tensor:
     return torch.randint(0, 50, (batch, length), generator=torch.Generator().manual_seed(2))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_swiglu_is_autograds_to_the_bit_and_keeps_its_inputs_alone(dtype: torch.dtype) -> None:
+    """What autograd makes of silu(gate) * up: the same values and gradients, with one matrix more in memory."""
+    generator = torch.Generator().manual_seed(3)
+    inputs = [torch.randn(2, 7, 48, generator=generator).to(dtype).requires_grad_() for _ in range(2)]
+    seed = torch.randn(2, 7, 48, generator=generator).to(dtype)
+    results, kept = [], []
+
+    def keep(saved: torch.Tensor) -> torch.Tensor:
+        kept[-1].add(saved.data_ptr())
+        return saved
+
+    for form in (SwiGLU.apply, lambda gate, up: torch.nn.functional.silu(gate) * up):
+        kept.append(set())
+        with torch.autograd.graph.saved_tensors_hooks(keep, lambda saved: saved):
+            y = form(*inputs)
+        results.append((y, *torch.autograd.grad(y, inputs, seed)))
+    for ours, autograds in zip(*results):
+        assert torch.equal(ours, autograds)
+    assert kept[0] == {x.data_ptr() for x in inputs} and len(kept[1]) == 3
+    doubles = [x.detach().double().requires_grad_() for x in inputs]
+    assert torch.autograd.gradcheck(SwiGLU.apply, doubles)
 
 
 @torch.no_grad()

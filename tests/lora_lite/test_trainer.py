@@ -436,6 +436,7 @@ def test_metrics_and_the_curve(tmp_path: Path) -> None:
     steps, scores = ([line for line in lines if key in line] for key in ("loss", "eval_loss"))
     assert [line["loss"] for line in steps] == [step.loss for step in history]
     assert [line["step"] for line in scores] == [step.step for step in history if step.eval_loss is not None]
+    assert [line["step"] for line in scores] == [1, 2]  # of steps 0, 1 and 2: twice, evenly spaced
     assert scores[-1]["eval_perplexity"] == pytest.approx(math.exp(scores[-1]["eval_loss"]))
     assert all(line["tokens_per_second"] == pytest.approx(line["tokens"] / line["seconds"]) for line in steps)
     assert steps[-1]["peak_memory"] > 50e6

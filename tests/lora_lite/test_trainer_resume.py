@@ -14,7 +14,9 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch import nn
 
+from lora_lite import TrainConfig, Trainer
 from lora_lite.checkpoints import CheckpointError, checkpoint_steps, load_checkpoint, load_newest, save_checkpoint
 
 ROOT = Path(__file__).parents[2]
@@ -230,3 +232,58 @@ def test_another_run_is_not_resumed(tmp_path: Path) -> None:
         other.model.norm.weight[0] = 2
     with pytest.raises(ValueError, match="the base differ"):
         trainer(other, out=tmp_path, batch_size=5).fit(EXAMPLES, resume=True)
+
+
+class Normed(nn.Module):
+    """A language model with a batch norm, whose moving averages change with every pass in training."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embedding, self.norm, self.head = nn.Embedding(50, 8), nn.BatchNorm1d(8), nn.Linear(8, 50)
+
+    def forward(self, ids: torch.Tensor) -> torch.Tensor:  # (B, T) -> (B, T, 50)
+        return self.head(self.norm(self.embedding(ids).transpose(1, 2)).transpose(1, 2))
+
+
+def test_moving_averages_go_on_and_the_best_are_kept(tmp_path: Path) -> None:
+    from tests.lora_lite.test_trainer import EXAMPLES
+
+    settings = TrainConfig(
+        epochs=6, batch_size=5, learning_rate=0.05, evaluations=3, save_every=1, keep=9, progress=False
+    )
+
+    def run(out: Path) -> dict[str, torch.Tensor]:
+        torch.manual_seed(0)
+        model = Normed()
+        Trainer(model, settings, out).fit(EXAMPLES, EXAMPLES[:2], resume=True)
+        return model.state_dict()
+
+    straight = run(tmp_path)
+    for file in ("checkpoints/step-00000005.safetensors", "checkpoints/step-00000006.safetensors"):
+        (tmp_path / file).unlink()
+    again = run(tmp_path)
+    assert all(torch.equal(again[name], value) for name, value in straight.items())
+    tensors, state = load_checkpoint(tmp_path / "checkpoints" / "step-00000006.safetensors")
+    best = {name.removeprefix("best."): value for name, value in tensors.items() if name.startswith("best.")}
+    assert best.keys() == straight.keys() and state["state"]["best_step"] > 0
+    assert all(torch.equal(best[name], value) for name, value in straight.items())
+    counted = [load_checkpoint(tmp_path / "checkpoints" / f"step-0000000{step}.safetensors")[0] for step in (2, 6)]
+    passes = [int(tensors["parameter.norm.num_batches_tracked"]) for tensors in counted]
+    assert passes == [2, 6]  # an evaluation moves nothing
+
+
+def test_a_run_goes_on_without_its_metrics(tmp_path: Path) -> None:
+    from tests.lora_lite.test_trainer import EXAMPLES, model, trainer
+
+    settings = {"out": tmp_path, "epochs": 4, "batch_size": 5, "evaluations": 2, "save_every": 1, "keep": 9}
+    trainer(model(), **settings).fit(EXAMPLES, EXAMPLES[:1])
+    for step in (3, 4):
+        (tmp_path / "checkpoints" / f"step-0000000{step}.safetensors").unlink()
+    place = tmp_path / "checkpoints" / "step-00000002.safetensors"
+    tensors, state = load_checkpoint(place)  # as one is that was saved before the evaluation of its step
+    state["state"]["evaluated"] = 0
+    save_checkpoint(place.parent, 2, tensors, state, keep=9, best=0)
+    (tmp_path / "metrics.jsonl").write_text("")
+    with pytest.warns(UserWarning, match="metrics.jsonl tells of 0 of the 2 steps so far"):
+        history = trainer(model(), **settings).fit(EXAMPLES, EXAMPLES[:1], resume=True)
+    assert [step.step for step in history] == [2, 3]
