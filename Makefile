@@ -1,4 +1,5 @@
 # Each target makes .venv, installs what it needs and runs one job. README.md has the plain lines.
+# --no-compile: Python compiles the few modules that are used as it meets them; pip would take 40 s to compile all.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
@@ -31,5 +32,5 @@ bench: $(VENV)/bench.installed
 
 $(VENV)/%.installed: setup.cfg constraints.txt
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install -q -c constraints.txt -e ".[$*]"
+	$(BIN)/pip install -q --no-compile -c constraints.txt -e ".[$*]"
 	touch $@

@@ -13,6 +13,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -196,7 +197,8 @@ def _retriever(
     index.add(records)
     index.close()
 
-    def retrieve(items: list[Item]) -> list[Item]:
+    @cache
+    def found_for(items: tuple[Item, ...]) -> list[Item]:  # every model is asked the same
         # an answer from a file may be longer than the context: what is left for it is what an answer gets
         short = [replace(item, completion=" ".join(item.completion.split()[:20])) for item in items]
         found = retrieve_sources(
@@ -204,7 +206,7 @@ def _retriever(
         )
         return [replace(with_source, completion=item.completion) for with_source, item in zip(found, items)]
 
-    return retrieve
+    return lambda items: found_for(tuple(items))
 
 
 def _train(
