@@ -2,11 +2,12 @@
 
 python -m benchmarks.training [--data pairs rows] [--count 8] [--rounds 2] [--layers 2]
 
-Same model, tokens, order, starting adapter (rank 8 on q, k, v, o), batch of 4 and rate; TRL with its own defaults.
-"pairs" are real abstracts as prompts and their titles as completions, with ours over an int8 base, too; "rows" are full
-rows without padding or masks. Printed are medians of examples a second and of peak memory (resident, of the process, with
-loading), as ratios, beside what they shall be, and the losses side by side. Default: the shape of Llama 3.2 1B in
-bfloat16; --layers takes fewer of its layers, to see that all of it runs.
+Same model, tokens, order, starting adapter (rank 8 on q, k, v, o), batch of 4 and rate; with --checkpointing both compute
+each block's activations again in the backward pass, without it neither; TRL has its own defaults for the rest. "pairs" are
+real abstracts as prompts and their titles as completions, with ours over an int8 base, too; "rows" are full rows without
+padding or masks. Printed are medians of examples a second and of peak memory (resident, of the process, with loading), as
+ratios, beside what they shall be, and the losses side by side. Default: the shape of Llama 3.2 1B in bfloat16; --layers
+takes fewer of its layers, to see that all of it runs.
 """
 
 from __future__ import annotations
@@ -102,7 +103,7 @@ def ours(model: Llama, examples: list[Example], packing: int, checkpointing: boo
     clock(lambda: [step.loss for step in trainer.fit([unshuffled[i] for i in range(len(examples))])], examples)
 
 
-def theirs(folder: Path, examples: list[Example]) -> None:
+def theirs(folder: Path, examples: list[Example], checkpointing: bool) -> None:
     """Train by TRL's SFTTrainer with peft, on transformers' Llama."""
     import peft
     from datasets import Dataset
@@ -126,6 +127,7 @@ def theirs(folder: Path, examples: list[Example]) -> None:
             lr_scheduler_type="constant",
             train_sampling_strategy="sequential",
             completion_only_loss=True,
+            gradient_checkpointing=checkpointing,
             logging_steps=1,
             save_strategy="no",
             report_to=[],
@@ -233,7 +235,7 @@ def work(options: argparse.Namespace) -> None:
     stored = json.loads((options.place / "examples.json").read_text(encoding="utf-8"))
     examples = [Example(**example) for example in stored]
     if options.run == "trl":
-        theirs(options.folder, examples)
+        theirs(options.folder, examples, options.checkpointing)
     else:
         whole = options.run == "ours"
         model = load_llama(options.folder, torch.bfloat16) if whole else read_int8(options.folder, options.place)
@@ -246,7 +248,7 @@ if __name__ == "__main__":
     parser.add_argument("--count", type=int, default=8, help="examples")
     parser.add_argument("--rounds", type=int, default=2)
     parser.add_argument("--packing", type=int, default=384, help="of ours")
-    parser.add_argument("--checkpointing", action="store_true", help="of ours; TRL's default has it")
+    parser.add_argument("--checkpointing", action="store_true", help="of all; TRL's default")
     parser.add_argument("--layers", type=int, default=None)
     parser.add_argument("--folder", type=Path, default=None)
     parser.add_argument("--run", choices=("quantize", "trl", "ours", "int8"), default=None, help=argparse.SUPPRESS)

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import ctypes
 import hashlib
 import random
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
-from functools import partial
+from functools import cache, partial
 from typing import Protocol
 
 import numpy as np
@@ -22,6 +23,7 @@ __all__ = [
     "evaluating",
     "limits",
     "random_states_kept",
+    "return_freed_memory",
     "running_statistics",
     "seed_step",
     "trained_hash",
@@ -136,3 +138,22 @@ def random_states_kept(device: torch.device) -> Iterator[None]:
         finally:
             np.random.set_state(of_numpy)
             random.setstate(of_python)
+
+
+def return_freed_memory() -> None:
+    """Hand freed memory back to the system where the C library is glibc; nothing elsewhere.
+
+    glibc keeps what is freed, and activations of the next length do not fit into the gaps: its heap grows pass by pass.
+    """
+    trim = _malloc_trim()
+    if trim is not None:
+        trim(0)
+
+
+@cache
+def _malloc_trim() -> Callable[[int], int] | None:
+    try:
+        found: Callable[[int], int] = ctypes.CDLL(None).malloc_trim
+    except (AttributeError, OSError, TypeError):  # another C library, or none to ask
+        return None
+    return found

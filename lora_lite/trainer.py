@@ -38,6 +38,7 @@ from lora_lite.runs import (
     evaluating,
     limits,
     random_states_kept,
+    return_freed_memory,
     running_statistics,
     seed_step,
     trained_hash,
@@ -59,6 +60,7 @@ __all__ = [
 # Settings that change how a step is computed, or what is shown, and not what it computes: a resumed run may change them.
 FREE = ("micro_batch_size", "packing", "gradient_checkpointing", "shard", "save_every", "keep", "progress")
 LOGITS = 2**24  # how many logits may exist at a time: 64 MB of them in float32
+LONG_PASS = 1.0  # seconds from which a pass is followed by handing memory back, which takes milliseconds
 
 
 @dataclass(frozen=True)
@@ -498,12 +500,16 @@ class Trainer:
         supervised, total = _supervised(examples), 0.0
         suspects: list[str] = []
         for batch, weight in self.passes(examples):
+            started = time.perf_counter()
             loss = self.loss_sum(batch)[0] * (weight / supervised)
             if not loss.requires_grad:
                 raise ValueError("the loss depends on no trained parameter: is the adapter active?")
             loss.backward()
             total += loss.item()
             suspects += [] if math.isfinite(loss.item()) else [example.name for example in batch]
+            del loss
+            if time.perf_counter() - started > LONG_PASS:
+                return_freed_memory()
             self._heed_signal()
         self.ranks.sum_gradients(self.parameters)
         (total,) = self._sum_over_ranks([total])

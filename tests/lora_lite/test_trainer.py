@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import json
 import math
+import platform
 import warnings
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from torch import nn
 from llama_min import Llama
 from lora_lite import Example, LoRAConfig, TrainConfig, Trainer, add_lora, lora_disabled, lora_parameters, plan
 from lora_lite.plan import _bytes_a_token
+from lora_lite.runs import return_freed_memory
 from lora_lite.trainer import cross_entropy, learning_rate, pack
 from tests.llama_min.test_model import SMALL
 
@@ -442,3 +444,28 @@ def test_metrics_and_the_curve(tmp_path: Path) -> None:
     assert steps[-1]["peak_memory"] > 50e6
     assert (tmp_path / "curve.png").stat().st_size > 5000
     assert (tmp_path / "tensorboard").is_dir() == (importlib.util.find_spec("tensorboard") is not None)
+
+
+def resident() -> int:
+    return int(Path("/proc/self/statm").read_text().split()[1]) * 4096
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="only glibc keeps freed memory and can be asked for it")
+def test_freed_memory_goes_back() -> None:
+    """Blocks too small for pages of their own, 200 MB of them, freed but for the last, which keeps the heap from shrinking."""
+    blocks = [torch.ones(25_000) for _ in range(2000)]
+    full = resident()
+    blocks = blocks[-1:]
+    kept = resident()
+    return_freed_memory()
+    assert full - resident() > 150e6 and len(blocks) == 1
+    assert kept - resident() > 100e6  # glibc had kept most of it
+
+
+@pytest.mark.parametrize(("seconds", "times"), [(0.0, 5), (1e9, 0)])
+def test_memory_goes_back_after_each_long_pass(monkeypatch: pytest.MonkeyPatch, seconds: float, times: int) -> None:
+    called = []
+    monkeypatch.setattr("lora_lite.trainer.LONG_PASS", seconds)
+    monkeypatch.setattr("lora_lite.trainer.return_freed_memory", lambda: called.append(1))
+    trainer(model(), batch_size=2, micro_batch_size=1).fit(EXAMPLES)
+    assert len(called) == times  # one example a pass
