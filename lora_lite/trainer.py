@@ -384,8 +384,8 @@ class Trainer:
             One record a step.
 
         Raises:
-            ValueError: there is no example, or one has no supervised token; packing mixes examples in this model; `out`
-                holds checkpoints and `resume` is not set, or they are of another run.
+            ValueError: there is no example, or one has no supervised token; packing mixes examples in this model, or
+                padding is seen by it; `out` holds checkpoints and `resume` is not set, or they are of another run.
             FloatingPointError: a loss is not finite; the message names the step and the examples.
             CheckpointError: a checkpoint cannot be written; those before it are whole.
         """
@@ -398,6 +398,8 @@ class Trainer:
             self.model.train()
             if self.config.packing is not None:
                 self._check_packing()
+            elif self.config.micro_batch_size > 1 and len({len(e.ids) for e in (*train_set, *eval_set)}) > 1:
+                self._check_padding()
             self._begin(train_set, eval_set, resume)
             until_the_end.callback(self._watch.close)
             until_the_end.callback(setattr, self, "_stop_signal", 0)
@@ -436,6 +438,8 @@ class Trainer:
                 for learnt, value in zip(self._learnt.values(), self._best):
                     learnt.copy_(value)
         self._draw()
+        if self._stop_signal:  # asked after the last step: all is saved
+            raise _Stop
 
     def _step(self, train_set: Sequence[Example]) -> None:
         """One optimizer step."""
@@ -588,6 +592,18 @@ class Trainer:
             raise ValueError(
                 f"attention of {type(self.model).__name__} crosses the examples of a packed row: set packing=None "
                 "(transformers' models need attn_implementation 'sdpa', 'eager' or a flash one)"
+            )
+
+    @torch.no_grad()
+    def _check_padding(self) -> None:
+        """Raise ValueError unless an example's logits are, but for rounding, whatever follows it in its row."""
+        rows = torch.tensor([[1, 1, 0, 0], [1, 1, 1, 1]], device=self.device)[:, None]
+        with evaluating(self.model):
+            one, other = (self._logits(row, None)[:, :2].float() for row in rows)
+        if (one - other).abs().max() > 1e-2 * one.abs().max():
+            raise ValueError(
+                f"{type(self.model).__name__} looks ahead, and would see the padding of shorter examples: "
+                "set micro_batch_size=1"
             )
 
     def passes(self, examples: Sequence[Example]) -> list[tuple[list[Example], int]]:

@@ -149,7 +149,7 @@ def test_checkpointing_gives_the_same_bits() -> None:
         net.model.layers[0].mlp.register_forward_pre_hook(count)
         run = trainer(net, epochs=2, batch_size=5, gradient_checkpointing=on)
         before = runs
-        run.fit(EXAMPLES)
+        run.fit(EXAMPLES[2:3] * 5)  # of one length: nothing is padded, and whether padding shows is not tried
         assert runs - before == (4 if on else 2)
         assert "forward" not in vars(net.model.layers[0])
         ends.append([p.detach().clone() for p in lora_parameters(net)])
@@ -316,6 +316,25 @@ def test_packing_is_refused_where_only_what_is_not_padding_sees_its_neighbours()
     torch.manual_seed(0)
     with pytest.raises(ValueError, match="attention of Gated crosses the examples of a packed row"):
         trainer(Gated(), packing=32).fit(EXAMPLES)
+
+
+def test_padding_is_refused_where_a_model_looks_ahead() -> None:
+    """Each position is the mean of all: with shorter examples beside longer ones it would see padding."""
+
+    class Both(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.table, self.head = nn.Embedding(32, 8, padding_idx=0), nn.Linear(8, 32)
+
+        def forward(self, ids: torch.Tensor) -> torch.Tensor:
+            x = self.table(ids)
+            return self.head(x + x.mean(1, keepdim=True))
+
+    torch.manual_seed(0)
+    with pytest.raises(ValueError, match="Both looks ahead, .* set micro_batch_size=1"):
+        trainer(Both(), batch_size=4).fit(EXAMPLES)
+    together = trainer(Both(), batch_size=4).fit([EXAMPLES[0]] * 4)  # of one length: no padding
+    assert len(together) == 1 and len(trainer(Both(), micro_batch_size=1).fit(EXAMPLES)) == 1
 
 
 def test_models_whose_logits_are_taken_as_they_come() -> None:

@@ -287,3 +287,20 @@ def test_a_run_goes_on_without_its_metrics(tmp_path: Path) -> None:
     with pytest.warns(UserWarning, match="metrics.jsonl tells of 0 of the 2 steps so far"):
         history = trainer(model(), **settings).fit(EXAMPLES, EXAMPLES[:1], resume=True)
     assert [step.step for step in history] == [2, 3]
+
+
+def test_asked_to_stop_while_the_last_curve_is_drawn(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The run is whole, and the caller still hears of Ctrl-C."""
+    from tests.lora_lite.test_trainer import EXAMPLES, model, trainer
+
+    def draw(*_: object) -> None:
+        signal.raise_signal(signal.SIGINT)
+
+    monkeypatch.setattr("lora_lite.trainer.draw_curve", draw)
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            trainer(model(), out=tmp_path, batch_size=5, epochs=3).fit(EXAMPLES)
+    finally:
+        signal.signal(signal.SIGINT, before)
+    assert checkpoint_steps(tmp_path / "checkpoints")[-1] == 3
