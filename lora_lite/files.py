@@ -85,6 +85,7 @@ def save_adapter(
     folder.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=".saving-", dir=folder) as beside:
         save_file(tensors, Path(beside) / _WEIGHTS, metadata=metadata)
+        _sort_metadata(Path(beside) / _WEIGHTS)
         text = json.dumps(settings, indent=2, sort_keys=True) + "\n"
         (Path(beside) / _CONFIG).write_text(text, encoding="utf-8")
         shutil.copymode(Path(beside) / _CONFIG, Path(beside) / _WEIGHTS)  # save_file makes it the owner's alone
@@ -94,6 +95,16 @@ def save_adapter(
         (folder / _CONFIG).unlink(missing_ok=True)  # so that a kill between the two leaves no pair that does not fit
         for file in (_WEIGHTS, _CONFIG):
             os.replace(Path(beside) / file, folder / file)
+
+
+def _sort_metadata(path: Path) -> None:
+    """Put the metadata of a safetensors file in order, in place: the library writes it in one that changes by chance."""
+    with path.open("r+b") as file:
+        size = int.from_bytes(file.read(8), "little")
+        header = json.loads(file.read(size))
+        header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
+        file.seek(8)
+        file.write(json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode().ljust(size))
 
 
 def load_adapter(

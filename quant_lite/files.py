@@ -53,7 +53,7 @@ def save_quantized(model: nn.Module, folder: str | Path) -> Path:
         else:
             tensors[name] = tensor.detach().cpu().contiguous()
     about = {"layers": {name: _describe(layer) for name, layer in layers.items()}, "shared": shared}
-    metadata = {"format": "pt", "quant_lite": json.dumps(about, sort_keys=True)}
+    metadata = {"quant_lite": json.dumps(about, sort_keys=True)}  # one: of several the order in the file is chance
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=".saving-", dir=folder) as beside:

@@ -61,6 +61,16 @@ def test_round_trip(folder: Path) -> None:
     assert sorted(path.name for path in folder.iterdir()) == ["adapter_config.json", "adapter_model.safetensors"]
 
 
+def test_equal_adapters_are_equal_files(tmp_path: Path) -> None:
+    """Eight times: that chance gives one order of two words eight times in a row happens once in 128."""
+    model = base()
+    add_lora(model, LoRAConfig(rank=2))
+    for time in "abcdefgh":
+        save_adapter(model, tmp_path / time)
+    for file in ("adapter_model.safetensors", "adapter_config.json"):
+        assert len({(tmp_path / time / file).read_bytes() for time in "abcdefgh"}) == 1
+
+
 def test_trainable_on_request(folder: Path) -> None:
     model = base()
     load_adapter(model, folder, trainable=True)
