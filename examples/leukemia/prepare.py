@@ -31,6 +31,7 @@ from examples.leukemia.safety import find_identifiers, mask_identifiers
 
 __all__ = ["counts_table", "prepare", "prepare_records", "without_identifiers", "without_repeats"]
 
+MADE = {"articles.jsonl", "counts.json", *(f"{side}.jsonl" for side in SPLITS)}
 SIMILARITY = 0.8  # Jaccard similarity of 5-word shingles from which an abstract counts as a repeat
 
 
@@ -42,7 +43,7 @@ def prepare(paths: Sequence[Path], out: Path, options: argparse.Namespace) -> di
     """
     gazetteer = load_gazetteer(options.gazetteer)
     counts: dict[str, dict[str, int]] = {}
-    with new_folder(out, mark="counts.json") as folder:
+    with new_folder(out, MADE, "counts.json") as folder:
         records, counts["read"], counts["clean"] = _read(paths, options.id_column, options.subtype_column)
         records, counts["identifiers"] = without_identifiers(records)
         records, counts["duplicates"] = without_repeats(records)
@@ -145,7 +146,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--rare", type=share, default=0.5, help="a class with less than this of the largest is rare")
     parser.add_argument("--variants", type=count, default=3, help="made of an article of a rare class, at the most")
-    parser.add_argument("--seed", type=int, default=0, help="of split and variants")
+    parser.add_argument("--seed", type=count, default=0, help="of split and variants")
 
 
 def main(options: argparse.Namespace) -> None:

@@ -31,7 +31,7 @@ from examples.leukemia.notice import NOTICE
 from examples.leukemia.plain import GLOSSARY, load_glossary
 from examples.leukemia.prepare import without_identifiers, without_repeats
 from examples.leukemia.questions import Question, read_questions
-from examples.leukemia.report import write_report
+from examples.leukemia.report import SCORE_CHARTS, write_report
 from examples.leukemia.retrieved import retrieve_sources
 from examples.leukemia.tasks import CONCLUDE, TASKS, Item, Knowledge, build_items, encode_item, open_questions
 from llama_min import Llama, Tokenizer, load_llama, load_tokenizer, save_llama
@@ -52,6 +52,10 @@ REHEARSAL = 0.1  # share of the passages that the tasks' stage reads again
 TIMES = {"question": 2, "lab": 2}  # that an epoch holds an item: to find and to compare takes longer than to phrase
 # every linear layer of a block: seven tasks want more than attention's four (Dettmers et al. 2023, section 4)
 TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+_CHARTS = (*SCORE_CHARTS, "items", "model_size", "prefill_time", "decode_time", "confusion")
+_FOLDERS = ("adapter", "merged", "bfloat16", "int8", "data")
+_FILES = ("index.sqlite", "metrics.json", "pairs.jsonl", "report.html")
+MADE = {*_FOLDERS, *_FILES, *(f"{stem}.png" for stem in (*_CHARTS, "training_text", "training_tasks"))}
 
 
 @dataclass(frozen=True)
@@ -84,7 +88,7 @@ def run(settings: Settings) -> Path:
         UserError: the input cannot be used.
         CheckpointError: the model folder cannot.
     """
-    with new_folder(settings.out) as out:
+    with new_folder(settings.out, MADE) as out:
         started = time.perf_counter()
         records, steps = _read(settings)
         knowledge = _knowledge(settings, len(records))

@@ -71,7 +71,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
         default=default.articles,
         help="that a question is answered from where they are retrieved; for billions of parameters take 5",
     )
-    parser.add_argument("--seed", type=int, default=default.seed, help="of split, adapters and data order")
+    parser.add_argument("--seed", type=count, default=default.seed, help="of split, adapters and data order")
 
 
 def main(options: argparse.Namespace) -> None:

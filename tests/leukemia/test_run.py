@@ -17,6 +17,8 @@ import pytest
 import torch
 
 from examples.leukemia.__main__ import main
+from examples.leukemia.data import UserError
+from examples.leukemia.files import new_folder
 from examples.leukemia.folders import load_int8
 from examples.leukemia.pretrain import DOCUMENTS, NUMBER_DOCUMENTS, TINY_LLAMA, pretrain
 from examples.leukemia.synthetic import ABSTRACTS, LYMPHOMA
@@ -304,6 +306,28 @@ def test_out_folders_that_cannot_be_used(tmp_path: Path, capsys: pytest.CaptureF
     (tmp_path / "thesis").mkdir()
     (tmp_path / "thesis" / "chapter.tex").touch()
     refused(capsys, tmp_path, ["--out", tmp_path / "thesis"], "is not an earlier run's folder")
+    (tmp_path / "thesis" / "metrics.json").write_text("{}")  # as many programs write
+    words = "also holds 'chapter.tex', which is not an earlier run's"
+    refused(capsys, tmp_path, ["--out", tmp_path / "thesis", "--model", tmp_path / "none"], words)
+
+
+def test_a_folder_that_another_process_writes(tmp_path: Path) -> None:
+    with new_folder(tmp_path / "out", ["a"], "a"):
+        with pytest.raises(UserError, match="another process is writing"), new_folder(tmp_path / "out", ["a"], "a"):
+            pass
+        assert len(list(tmp_path.iterdir())) == 1  # the first is not disturbed
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+def test_what_a_killed_process_left_is_removed(tmp_path: Path) -> None:
+    (tmp_path / ".out.unfinished-abc" / "adapter").mkdir(parents=True)
+    earlier = tmp_path / ".out.replaced-abc" / "out"  # killed after the first of the two renames
+    earlier.mkdir(parents=True)
+    (earlier / "a").write_text("earlier")
+    with pytest.raises(KeyboardInterrupt), new_folder(tmp_path / "out", ["a"], "a"):
+        raise KeyboardInterrupt
+    assert sorted(path.name for path in tmp_path.rglob("*")) == ["a", "out"]
+    assert (tmp_path / "out" / "a").read_text() == "earlier"
 
 
 def test_read_only_parent(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
