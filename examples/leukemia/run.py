@@ -8,6 +8,7 @@ import json
 import math
 import platform
 import random
+import shutil
 import sys
 import time
 from collections import Counter
@@ -22,7 +23,7 @@ import torch
 from examples.leukemia.data import SPLITS, Record, UserError, read_abstracts, side_of, split
 from examples.leukemia.evaluate import evaluate, worst
 from examples.leukemia.files import new_folder
-from examples.leukemia.folders import copy_tokenizer, load_int8, save_int8
+from examples.leukemia.folders import copy_tokenizer, load_int8, save_int8, training_folder
 from examples.leukemia.gazetteer import LEUKEMIA, Gazetteer, load_gazetteer
 from examples.leukemia.index import Index
 from examples.leukemia.lab import lab_reports, load_ranges
@@ -44,10 +45,12 @@ from lora_lite import (
     save_adapter,
     trainable_summary,
 )
+from lora_lite.checkpoints import checkpoint_steps
 from quant_lite import QuantConfig, kernel_path, quantize_
 
 __all__ = ["Settings", "run"]
 
+SAVE_EVERY = 20  # steps from one checkpoint to the next
 REHEARSAL = 0.1  # share of the passages that the tasks' stage reads again
 TIMES = {"question": 2, "lab": 2}  # that an epoch holds an item: to find and to compare takes longer than to phrase
 # every linear layer of a block: seven tasks want more than attention's four (Dettmers et al. 2023, section 4)
@@ -83,6 +86,8 @@ class Settings:
 
 def run(settings: Settings) -> Path:
     """Do the main job and return the folder of its outcome, whole, at `settings.out`.
+
+    Where the training was stopped or killed before, it goes on from its last checkpoint, and ends with the same bits.
 
     Raises:
         UserError: the input cannot be used.
@@ -122,7 +127,8 @@ def run(settings: Settings) -> Path:
         add_lora(model, LoRAConfig(settings.rank, settings.alpha, targets=TARGETS), generator=generator)
         metrics["trainable"] = trainable_summary(model)
         _say(metrics["trainable"])
-        metrics["training"] = _train(model, tokenizer, items, settings)
+        training = training_folder(settings.out, {k: v for k, v in vars(settings).items() if k != "out"})
+        metrics["training"] = _train(model, tokenizer, items, settings, training)
         save_adapter(model, out / "adapter", base_model=str(settings.model))
         metrics["largest_merge_change"] = merge_lora(model).largest_change
         score("base+LoRA", model)  # merged: the same products, to rounding, and faster
@@ -137,6 +143,7 @@ def run(settings: Settings) -> Path:
         metrics["seconds"] = round(time.perf_counter() - started, 1)
         (out / "metrics.json").write_text(json.dumps(metrics, indent=2, allow_nan=False) + "\n", encoding="utf-8")
         write_report(metrics, out)
+    shutil.rmtree(training, ignore_errors=True)
     return settings.out
 
 
@@ -214,12 +221,14 @@ def _retriever(
 
 
 def _train(
-    model: Llama, tokenizer: Tokenizer, items: dict[str, list[Item]], settings: Settings
+    model: Llama, tokenizer: Tokenizer, items: dict[str, list[Item]], settings: Settings, folder: Path
 ) -> dict[str, list[dict[str, Any]]]:
     """First the adapter reads the abstracts, then it learns the tasks; each stage keeps its best-scoring adapter.
 
     Two stages, because the loss is a mean over tokens: in one mixture the hundreds of tokens of a passage would drown
     the two of a label. The second stage rereads some passages, so that the first is not forgotten.
+
+    Checkpoints lie in `folder`, by stage; where there are some, the stage goes on from the newest.
     """
     history = {}
     rng = random.Random(settings.seed)
@@ -244,10 +253,17 @@ def _train(
             packing=max(2, settings.row_tokens),  # a longer item has its row alone
             learning_rate=settings.learning_rate,
             evaluations=2,
+            save_every=SAVE_EVERY,
             seed=settings.seed,
         )
         _say(f"training on {stage}: {len(chosen['train'])} items, {epochs} epochs")
-        steps = Trainer(model, config).fit(chosen["train"], chosen["validation"])
+        if done := checkpoint_steps(folder / stage / "checkpoints"):
+            _say(f"going on after step {done[-1]}, from the checkpoint in {folder}")
+        try:
+            steps = Trainer(model, config, folder / stage).fit(chosen["train"], chosen["validation"], resume=True)
+        except FloatingPointError:
+            shutil.rmtree(folder)  # to go on from there would end the same way
+            raise
         history[stage] = [vars(step) for step in steps]
     if not history:
         raise UserError("there is nothing to train on: both stages are empty; give more abstracts or epochs")

@@ -12,6 +12,8 @@ from examples.leukemia.pretrain import TINY_LLAMA
 from examples.leukemia.run import Settings, run
 from examples.leukemia.synthetic import ABSTRACTS, QUESTIONS_FILE
 from llama_min import CheckpointError
+from lora_lite import AdapterError
+from lora_lite import CheckpointError as TrainingCheckpointError
 
 __all__ = ["arguments", "main"]
 
@@ -81,6 +83,6 @@ def main(options: argparse.Namespace) -> None:
     settings = Settings(**given | {"questions": tuple(options.questions or embedded)})
     try:
         out = run(settings)
-    except CheckpointError as error:
+    except (CheckpointError, TrainingCheckpointError, AdapterError) as error:
         raise UserError(str(error)) from None
     print(f"{out / 'report.html'}\n{NOTICE}")

@@ -15,14 +15,15 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from examples.leukemia.__main__ import main
 from examples.leukemia.data import UserError
 from examples.leukemia.files import new_folder
-from examples.leukemia.folders import load_int8
+from examples.leukemia.folders import copy_tokenizer, load_int8, training_folder
 from examples.leukemia.pretrain import DOCUMENTS, NUMBER_DOCUMENTS, TINY_LLAMA, pretrain
 from examples.leukemia.synthetic import ABSTRACTS, LYMPHOMA
-from llama_min import load_llama, load_tokenizer, save_llama
+from llama_min import Llama, LlamaConfig, load_llama, load_tokenizer, save_llama
 from lora_lite import load_adapter
 from quant_lite import Int8Linear
 
@@ -37,6 +38,15 @@ def some_abstracts(path: Path, count: int = 60) -> Path:
 
 def metrics(out: Path) -> dict:
     return json.loads((out / "metrics.json").read_text(encoding="utf-8"))
+
+
+def tiny_random_llama(folder: Path) -> Path:
+    """A model that knows nothing, for what does not depend on what it says: a run of it takes seconds."""
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "max_position_embeddings": 256}
+    save_llama(Llama(LlamaConfig(2048, num_attention_heads=4, num_key_value_heads=2, head_dim=8, **sizes)), folder)
+    copy_tokenizer(TINY_LLAMA, folder)
+    return folder
 
 
 @pytest.fixture(scope="session")
@@ -355,26 +365,72 @@ HEEDFUL = (
 )
 
 
-@pytest.mark.parametrize(("sent", "code"), [(signal.SIGKILL, -9), (signal.SIGINT, 130), (signal.SIGTERM, 143)])
-def test_stopped_in_the_middle_of_training(tmp_path: Path, root: Path, sent: signal.Signals, code: int) -> None:
-    """No half folder at --out; an asked-for stop also cleans up, and the next run is not disturbed."""
-    out = tmp_path / "runs" / "out"
-    line = [sys.executable, "-c", HEEDFUL, "run", "--out", str(out)]
-    process = subprocess.Popen(line, cwd=root, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True)
-    assert process.stderr is not None
-    deadline = time.monotonic() + 600  # of a machine that does much else
-    while "training on" not in process.stderr.readline():
-        assert time.monotonic() < deadline and process.poll() is None
-    process.send_signal(sent)
-    process.stderr.read()
-    assert process.wait(60) == code
-    assert not out.exists()
-    if sent != signal.SIGKILL:
-        assert not list(out.parent.iterdir())
-    else:
-        abstracts = some_abstracts(tmp_path / "some.csv")
-        assert main(["run", "--abstracts", str(abstracts), "--out", str(out), *map(str, QUICK)]) == 0
-        assert metrics(out)["scores"]
+def untimed(value: object) -> object:
+    """What a run wrote into metrics.json, less what no two runs share: times, memory, its command and its folder."""
+    if isinstance(value, dict):
+        other = ("seconds", "peak_memory", "inference", "made_with", "out")
+        return {key: untimed(each) for key, each in value.items() if key not in other}
+    return [untimed(each) for each in value] if isinstance(value, list) else value
+
+
+def checkpoints(out: Path, stage: str) -> list[int]:
+    folder = f".{out.name}.training-*/{stage}/checkpoints/step-*.safetensors"
+    return sorted(int(path.stem.removeprefix("step-")) for path in out.parent.glob(folder))
+
+
+def test_stopped_in_the_middle_of_training_and_given_again(
+    tmp_path: Path, root: Path, capsys: pytest.CaptureFixture
+) -> None:
+    """Killed, interrupted and terminated, each time later: nothing at --out but at the end, and then the same bits."""
+    model, out = tiny_random_llama(tmp_path / "model"), tmp_path / "runs" / "out"
+    given = ["--model", model, "--abstracts", some_abstracts(tmp_path / "some.csv", 60), "--max-answers", 1]
+    line = [sys.executable, "-c", HEEDFUL, "run", *map(str, given), "--out", str(out)]
+    threads = os.environ | {"OMP_NUM_THREADS": str(torch.get_num_threads())}  # on which bits depend
+    stops = ((signal.SIGKILL, -9, "text", 0), (signal.SIGINT, 130, "text", 1), (signal.SIGTERM, 143, "tasks", 20))
+    folder = None
+    for sent, code, stage, step in stops:
+        pipes = {"stderr": subprocess.PIPE, "stdout": subprocess.DEVNULL}
+        process = subprocess.Popen(line, cwd=root, env=threads, text=True, **pipes)
+        deadline = time.monotonic() + 600  # of a machine that does much else
+        while not checkpoints(out, stage) or checkpoints(out, stage)[-1] < step:
+            assert time.monotonic() < deadline and process.poll() is None
+            time.sleep(0.01)
+        process.send_signal(sent)
+        assert process.stderr is not None
+        said = process.stderr.read()
+        assert process.wait(60) == code
+        left = [path for path in out.parent.iterdir() if ".unfinished-" not in path.name or code > 0]
+        assert len(left) == 1 and folder in (None, left[0]) and left[0].name.startswith(".out.training-")
+        folder = left[0]
+        assert code < 0 or said.endswith("stopped; the same command goes on from its last checkpoint\n")
+    done = subprocess.run(line, cwd=root, env=threads, capture_output=True, text=True, check=True)
+    assert "going on after step" in done.stderr and [path.name for path in out.parent.iterdir()] == ["out"]
+
+    undisturbed = tmp_path / "undisturbed"
+    assert main(["run", *map(str, given), "--out", str(undisturbed)]) == 0
+    for file in ("adapter/adapter_model.safetensors", "merged/model.safetensors", "int8/quantized.safetensors"):
+        one, other = load_file(out / file), load_file(undisturbed / file)
+        assert one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
+    assert untimed(metrics(out)) == untimed(metrics(undisturbed))
+    capsys.readouterr()
+
+
+def test_only_the_very_same_run_goes_on(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    model, abstracts = tiny_random_llama(tmp_path / "model"), some_abstracts(tmp_path / "some.csv", 1)
+    settings = {"model": model, "abstracts": abstracts, "questions": (abstracts,), "rank": 4, "out": 1}
+    out = tmp_path / "out"
+    first = training_folder(out, settings)
+    first.mkdir()
+    (tmp_path / ".output.training-0").mkdir()  # of another --out
+    assert training_folder(out, settings) == first and first.is_dir() and not capsys.readouterr().err
+    others = [training_folder(out, settings | {"rank": 5})]
+    assert not first.exists() and "is of a run with other settings or files, and is removed" in capsys.readouterr().err
+    others.append(training_folder(out, settings | {"questions": ()}))
+    (model / "tokenizer.json").write_bytes((model / "tokenizer.json").read_bytes() + b"\n")
+    others.append(training_folder(out, settings))
+    abstracts.write_text(abstracts.read_text() + "1,2,3\n")
+    others.append(training_folder(out, settings))
+    assert len({first, *others}) == 5 and (tmp_path / ".output.training-0").is_dir()
 
 
 def test_the_recipe_gives_the_same_bits_twice(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
