@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from examples.leukemia.arguments import count, positive, rate
+from examples.leukemia.arguments import count, positive, rate, scale
 from examples.leukemia.data import UserError
 from examples.leukemia.notice import NOTICE
 from examples.leukemia.pretrain import TINY_LLAMA
@@ -23,7 +23,11 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     default = Settings(TINY_LLAMA, ABSTRACTS, Path("runs/leukemia"))
     parser.add_argument("--model", type=Path, default=default.model, help="Hugging Face Llama folder")
     parser.add_argument(
-        "--abstracts", type=Path, default=default.abstracts, help="CSV or JSON Lines: pubmed_id,title,abstract"
+        "--abstracts",
+        type=Path,
+        default=default.abstracts,
+        help="CSV or JSON Lines with pubmed_id,title,abstract; a folder of prepare, whose sides and variants are taken; "
+        "or one of fetch",
     )
     parser.add_argument(
         "--out",
@@ -46,7 +50,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), default=default.dtype, help="of the weights")
     parser.add_argument("--rank", type=positive, default=default.rank, help="of the adapters")
-    parser.add_argument("--alpha", type=rate, default=default.alpha, help="adapters are scaled by alpha / rank")
+    parser.add_argument("--alpha", type=scale, default=default.alpha, help="adapters are scaled by alpha / rank")
     parser.add_argument(
         "--text-epochs", type=count, default=default.text_epochs, help="passes over the abstracts' text"
     )

@@ -18,16 +18,22 @@ import torch
 from safetensors.torch import load_file
 
 from examples.leukemia.__main__ import main
-from examples.leukemia.data import UserError
+from examples.leukemia.data import Record, UserError, side_of
+from examples.leukemia.evaluate import Evaluation
 from examples.leukemia.files import new_folder
 from examples.leukemia.folders import copy_tokenizer, load_int8, training_folder
+from examples.leukemia.gazetteer import LEUKEMIA, load_gazetteer
+from examples.leukemia.index import Index
 from examples.leukemia.pretrain import DOCUMENTS, NUMBER_DOCUMENTS, TINY_LLAMA, pretrain
-from examples.leukemia.synthetic import ABSTRACTS, LYMPHOMA
+from examples.leukemia.rate import read_pairs
+from examples.leukemia.run import MADE, Settings, _retriever, _write, _write_pairs
+from examples.leukemia.synthetic import ABSTRACTS, LYMPHOMA, QUESTIONS_FILE
+from examples.leukemia.tasks import Item
 from llama_min import Llama, LlamaConfig, load_llama, load_tokenizer, save_llama
 from lora_lite import load_adapter
 from quant_lite import Int8Linear
 
-QUICK = ("--text-epochs", 1, "--task-epochs", 1, "--max-answers", 2)
+QUICK = ("--max-answers", 2)
 
 
 def some_abstracts(path: Path, count: int = 60) -> Path:
@@ -63,10 +69,18 @@ def test_default_leaves_everything(default_run) -> None:
     charts = {"model_size.png", "prefill_time.png", "decode_time.png", "text_perplexity.png", "lab_accuracy.png"}
     files = {"data/train.jsonl", "adapter/adapter_model.safetensors", "adapter/adapter_config.json"}
     files |= {"merged/model.safetensors", "merged/config.json", "merged/tokenizer.json", "bfloat16/tokenizer.json"}
-    files |= {"int8/quantized.safetensors", "int8/config.json", "int8/tokenizer.json", "metrics.json", "report.html"}
+    files |= {
+        "pairs.jsonl",
+        "int8/quantized.safetensors",
+        "int8/config.json",
+        "int8/tokenizer.json",
+        "metrics.json",
+        "report.html",
+    }
     assert charts | files <= names
     assert all((out / name).read_bytes().startswith(b"\x89PNG") for name in charts)
     assert not [path for path in out.parent.iterdir() if path != out]
+    assert {path.name for path in out.iterdir()} <= MADE and len(read_pairs(out / "pairs.jsonl")) == 30
     assert "no medical device" in done.stdout
     assert re.search(r"training: +\d+%.*<\d\d:\d\d.*loss \d+\.\d+, [\d,]+ tokens/s", done.stderr)
 
@@ -143,7 +157,11 @@ def test_default_checkpoints_agree(default_run) -> None:
 
 def test_real_weights_abstracts_and_questions(tmp_path: Path, real: Path, command) -> None:
     """A short run: held-out perplexity falls, and int8 loses under 1% of it; real questions are among the tests."""
-    out, abstracts, asked = tmp_path / "out", real / "pubmed_leukemia_abstracts.csv", real / "medquad_leukemia_qa.csv"
+    out, abstracts, asked = tmp_path / "out", tmp_path / "real.csv", real / "medquad_leukemia_qa.csv"
+    with (real / "pubmed_leukemia_abstracts.csv").open(encoding="utf-8", newline="") as file:
+        header, *rows = csv.reader(file)
+    with abstracts.open("w", encoding="utf-8", newline="") as file:
+        csv.writer(file).writerows([header, *rows[::3]])  # all 189 go through `prepare`, in a test of its own
     model = real / "stories260k"
     done = command("run", "--model", model, "--abstracts", abstracts, "--questions", asked, "--out", out, *QUICK)
     assert done.returncode == 0, done.stderr[-2000:]
@@ -152,7 +170,7 @@ def test_real_weights_abstracts_and_questions(tmp_path: Path, real: Path, comman
     assert lora["high"] < base["low"]
     assert int8["value"] < 1.01 * lora["value"]
     steps = {step.pop("step"): step for step in result["data"]["steps"]}
-    assert steps["read"]["rows"] == 189 == sum(result["data"]["articles"].values()) == steps["duplicates"]["kept"]
+    assert steps["read"]["rows"] == 63 == sum(result["data"]["articles"].values()) == steps["duplicates"]["kept"]
     assert steps["questions"]["of no article, for the test"] == 112
     assert result["data"]["items"]["summary"]["cut_to_fit"] > 0  # 512 tokens hold few abstracts
     for row in result["scores"].values():
@@ -170,8 +188,9 @@ def test_another_cancer_runs_unchanged(tmp_path: Path, capsys: pytest.CaptureFix
         name: LYMPHOMA / f"{name}.{kind}"
         for name, kind in (("gazetteer", "json"), ("abstracts", "csv"), ("questions", "csv"))
     }
+    files["model"] = tiny_random_llama(tmp_path / "model")
     arguments = [str(word) for name, path in files.items() for word in (f"--{name}", path)]
-    assert main(["run", *arguments, "--out", str(out), *map(str, QUICK)]) == 0
+    assert main(["run", *arguments, "--out", str(out), "--text-epochs", "0", "--max-answers", "2"]) == 0
     result = metrics(out)
     for row in result["scores"].values():
         assert set(row["subtype"]["confusion"]) == {"DLBCL", "FL", "MCL", "HL", "other"}
@@ -200,8 +219,8 @@ def test_a_sharded_folder_of_another_llama(tmp_path: Path, capsys: pytest.Captur
     for name in ("begin_of_text", "end_of_text", "start_header_id", "eot_id"):
         tokenizer = tokenizer.replace(f"<|{name}|>", f"<|{name}_of_others|>")
     (model / "tokenizer.json").write_text(tokenizer, encoding="utf-8")
-    abstracts = some_abstracts(tmp_path / "some.csv")
-    arguments = ["--model", model, "--abstracts", abstracts, "--out", out, "--dtype", "bfloat16", *QUICK]
+    abstracts = some_abstracts(tmp_path / "some.csv", 40)
+    arguments = ["--model", model, "--abstracts", abstracts, "--out", out, "--dtype", "bfloat16", "--max-answers", 1]
     assert main(["run", *map(str, arguments)]) == 0
     assert metrics(out)["data"]["items"]["subtype"]["cut_to_fit"] > 0
     assert set(metrics(out)["inference"]) == {"bfloat16", "int8"} and not (out / "bfloat16").exists()
@@ -215,22 +234,93 @@ def test_a_sharded_folder_of_another_llama(tmp_path: Path, capsys: pytest.Captur
     capsys.readouterr()
 
 
-def test_a_second_run_replaces_the_first_whole(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+@pytest.fixture(scope="module")
+def prepared_run(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """A folder of `prepare`, its sides drawn by another seed than a run's, and a run on it by a model that knows nothing."""
+    folder = tmp_path_factory.mktemp("prepared")
+    prepared, out = folder / "data", folder / "out"
+    abstracts, model = some_abstracts(folder / "some.csv"), tiny_random_llama(folder / "model")
+    assert main(["prepare", str(abstracts), "--out", str(prepared), "--seed", "5", "--rare", "1"]) == 0
+    arguments = ["--model", model, "--abstracts", prepared, "--questions", QUESTIONS_FILE, "--out", out, *QUICK]
+    assert main(["run", *map(str, arguments)]) == 0
+    return prepared, out
+
+
+def rows_of(path: Path) -> list[dict]:
+    with path.open(encoding="utf-8") as file:
+        return [json.loads(line) for line in file]
+
+
+def test_sides_and_variants_are_those_that_prepare_wrote(prepared_run) -> None:
+    prepared, out = prepared_run
+    sides = {row["pubmed_id"]: row["side"] for row in rows_of(prepared / "articles.jsonl")}
+    variants = {
+        row["pubmed_id"]: row["abstract"] for row in rows_of(prepared / "train.jsonl") if "augmented_from" in row
+    }
+    assert len(variants) > 5 and any(side != side_of(name, 0) for name, side in sides.items())
+    for side in ("train", "validation", "test"):
+        items = [item for item in rows_of(out / "data" / f"{side}.jsonl") if item["task"] != "lab"]
+        expected = {name for name, its in sides.items() if its == side} | (set(variants) if side == "train" else set())
+        assert {item["pubmed_id"] for item in items} == expected
+        varied = [item for item in items if item["pubmed_id"] in variants]
+        assert {item["task"] for item in varied} >= ({"text", "subtype"} if side == "train" else set())
+        for item in varied:
+            assert item["task"] != "text" or item["completion"] in variants[item["pubmed_id"]]
+    data = metrics(out)["data"]
+    assert data["steps"][0]["variants, for train"] == len(variants)
+    assert sum(data["articles"].values()) == len(sides) and {path.name for path in out.iterdir()} <= MADE
+
+
+def test_a_prepared_folder_with_an_article_on_no_side(prepared_run, tmp_path: Path, capsys) -> None:
+    edited = tmp_path / "edited"
+    shutil.copytree(prepared_run[0], edited)
+    rows = rows_of(edited / "articles.jsonl")
+    lines = [json.dumps(row | ({"side": "trian"} if row is rows[3] else {})) + "\n" for row in rows]
+    (edited / "articles.jsonl").write_text("".join(lines))
+    words = f"{rows[3]['pubmed_id']} is on no side"
+    refused(capsys, tmp_path, ["--abstracts", edited, "--out", tmp_path / "out"], words)
+    (edited / "train.jsonl").unlink()
+    refused(capsys, tmp_path, ["--abstracts", edited, "--out", tmp_path / "out"], "train.jsonl cannot be read")
+
+
+def test_pairs_can_be_rated(prepared_run, tmp_path: Path) -> None:
+    """Whole prompts, with what the model said before and after: two each of three tasks, by --max-answers."""
+    _, out = prepared_run
+    pairs = read_pairs(out / "pairs.jsonl")
+    items = {task: [] for task in ("question", "summary", "plain")}
+    for item in rows_of(out / "data" / "test.jsonl"):
+        items.setdefault(item["task"], []).append(f"{item['instruction']}\n\n{item['source']}")
+    for task in ("question", "summary", "plain"):
+        assert [pair.question for pair in pairs if pair.id.startswith(task)] == items[task][:2]
+    assert len(pairs) == 6 and all(set(pair.answers) == {"base", "base+LoRA"} for pair in pairs)
+
+    asked = Item("1", "question", "Which drug?", "Imatinib.", "imatinib")
+    said = Evaluation(answers={"question": [(asked, "a\u2028b \ud83d", 0.0)] * 40})  # a line's end, and half a pair
+    _write_pairs(said, said, tmp_path / "pairs.jsonl")
+    assert len(read_pairs(tmp_path / "pairs.jsonl")) == 30
+
+
+def test_indexing_shows_a_bar_where_it_takes_over_a_second(tmp_path: Path, monkeypatch, capsys) -> None:
+    monkeypatch.setattr(Index, "add", lambda index, records: time.sleep(1.1))
+    record = Record("1", "On CML", "CML.")
+    _retriever([record], load_gazetteer(LEUKEMIA), Settings(tmp_path, tmp_path, tmp_path), None, None, tmp_path)
+    assert "indexing: 100%" in capsys.readouterr().err
+
+
+def test_a_second_run_replaces_the_first_whole(prepared_run, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     abstracts, out = some_abstracts(tmp_path / "some.csv"), tmp_path / "out"
-    arguments = ["run", "--abstracts", str(abstracts), "--out", str(out), *map(str, QUICK)]
-    assert main(arguments) == 0
-    (out / "left over.txt").touch()
+    shutil.copytree(prepared_run[1], out)
+    (out / "data" / "left over.txt").touch()
     first = metrics(out)
-    assert main([*arguments, "--seed", "1"]) == 0
-    assert not (out / "left over.txt").exists()
+    model = tiny_random_llama(tmp_path / "model")
+    assert (
+        main(["run", *map(str, ["--model", model, "--abstracts", abstracts, "--out", out, "--seed", 1, *QUICK])]) == 0
+    )
+    assert not (out / "data" / "left over.txt").exists()
     second = metrics(out)
     assert (first["settings"]["seed"], second["settings"]["seed"]) == (0, 1)
     assert first["data"]["articles"] != second["data"]["articles"]
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["out", "some.csv"]
-
-    assert main([*arguments, "--seed", "1"]) == 0  # a seed gives the same run, bit for bit
-    third = metrics(out)
-    assert third["scores"] == second["scores"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["model", "out", "some.csv"]
     capsys.readouterr()
 
 
@@ -305,7 +395,10 @@ def test_a_diverging_run_keeps_nothing(tmp_path: Path, capsys: pytest.CaptureFix
     abstracts = some_abstracts(tmp_path / "some.csv")
     arguments = ["run", "--abstracts", abstracts, "--out", tmp_path / "out", *QUICK, "--learning-rate", "1e30"]
     assert main(list(map(str, arguments))) == 2
-    assert re.search(r"error: step \d+: loss .* lower the learning rate", capsys.readouterr().err)
+    error = capsys.readouterr().err.splitlines()[-1]
+    assert re.search(
+        r"^error: step \d+: loss .* lower the learning rate \(--learning-rate 1e\+30, --alpha 32.0\)$", error
+    )
     assert [path.name for path in tmp_path.iterdir()] == ["some.csv"]
 
 
@@ -348,14 +441,34 @@ def test_read_only_parent(tmp_path: Path, capsys: pytest.CaptureFixture) -> None
     refused(capsys, tmp_path, ["--out", locked / "out"], "cannot be written")
 
 
-@pytest.mark.parametrize(
-    "argument", [["--rank", "0"], ["--rank", "x"], ["--dtype", "int3"], ["--seed", "1.5"], ["--learning-rate", "0"]]
-)
-def test_bad_options(argument: list[str], capsys: pytest.CaptureFixture) -> None:
+BAD_OPTIONS = {
+    "--rank": ("0", "x", "9" * 20),
+    "--dtype": ("int3",),
+    "--seed": ("1.5", "-1", "9" * 20),
+    "--learning-rate": ("0", "inf"),
+    "--alpha": ("0", "1e30", "nan"),
+    "--max-answers": ("0", "9" * 20),
+}
+
+
+@pytest.mark.parametrize(("option", "value"), [(option, value) for option, row in BAD_OPTIONS.items() for value in row])
+def test_bad_options(option: str, value: str, capsys: pytest.CaptureFixture) -> None:
     with pytest.raises(SystemExit) as caught:
-        main(["run", *argument])
-    assert caught.value.code == 2
-    assert argument[0] in capsys.readouterr().err
+        main(["run", f"{option}={value}"])
+    (line,) = capsys.readouterr().err.splitlines()
+    assert caught.value.code == 2 and line.startswith(f"error: argument {option}: ")
+
+
+def test_a_rank_above_the_layers_width(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    arguments = ["--model", tiny_random_llama(tmp_path / "model"), "--out", tmp_path / "out", "--rank", 33]
+    refused(capsys, tmp_path, arguments, "--rank 33: the model's layers are 32 wide")
+
+
+def test_a_score_that_is_not_finite(tmp_path: Path) -> None:
+    settings = {"learning_rate": 0.5, "alpha": 7.0}
+    with pytest.raises(UserError, match=r"training diverged \(--learning-rate 0.5, --alpha 7.0\)"):
+        _write({"settings": settings, "scores": {"perplexity": float("inf")}}, tmp_path / "metrics.json")
+    assert not list(tmp_path.iterdir())
 
 
 # a shell starts background jobs deaf to Ctrl-C, and tests that run in one would hand that on
