@@ -93,8 +93,8 @@ def run(settings: Settings) -> Path:
     Where the training was stopped or killed before, it goes on from its last checkpoint, and ends with the same bits.
 
     Raises:
-        UserError: the input cannot be used.
-        CheckpointError: the model folder cannot.
+        UserError: the input cannot be used, or the training diverged.
+        CheckpointError: the model folder, or the disk for checkpoints, cannot.
     """
     with new_folder(settings.out, MADE) as out:
         started = time.perf_counter()
@@ -295,7 +295,7 @@ def _train(
         try:
             steps = Trainer(model, config, folder / stage).fit(chosen["train"], chosen["validation"], resume=True)
         except FloatingPointError as error:
-            shutil.rmtree(folder)  # to go on from there would end the same way
+            shutil.rmtree(folder, ignore_errors=True)  # to go on from there would end the same way
             raise UserError(f"{error} (--learning-rate {settings.learning_rate}, --alpha {settings.alpha})") from None
         history[stage] = [vars(step) for step in steps]
     if not history:
