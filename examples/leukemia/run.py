@@ -158,15 +158,12 @@ def run(settings: Settings) -> Path:
 
 @dataclass(frozen=True)
 class _Articles:
-    """The articles by side; variants of some in train, to learn from; and what each step of reading did."""
+    """The articles in the order of the file, and by side; variants of some in train; what each step of reading did."""
 
+    all: list[Record]
     sides: dict[str, list[Record]]
     variants: list[Record]
     steps: list[dict[str, Any]]
-
-    @property
-    def all(self) -> list[Record]:
-        return [record for name in SPLITS for record in self.sides[name]]
 
 
 def _read(settings: Settings) -> _Articles:
@@ -190,7 +187,7 @@ def _read(settings: Settings) -> _Articles:
     kept, masked = without_identifiers(kept)
     kept, repeated = without_repeats(kept)
     steps += [{"step": "identifiers", **masked}, {"step": "duplicates", **repeated}]
-    return _Articles({name: [r for r in kept if sides[r.pubmed_id] == name] for name in SPLITS}, variants, steps)
+    return _Articles(kept, {name: [r for r in kept if sides[r.pubmed_id] == name] for name in SPLITS}, variants, steps)
 
 
 def _knowledge(settings: Settings, reports: int) -> Knowledge:

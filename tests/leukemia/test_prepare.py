@@ -296,14 +296,3 @@ def test_bad_input(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
         errors = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
         assert len(errors) == 1 and words in errors[0], errors
     assert not (tmp_path / "out").exists()
-
-
-def test_a_folder_with_other_files_is_not_replaced(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
-    source, out = tmp_path / "a.jsonl", tmp_path / "out"
-    source.write_text('{"pubmed_id": "1", "title": "On CML", "abstract": "CML."}\n')
-    for _ in range(2):  # what it made itself it replaces
-        assert main(["prepare", str(source), "--out", str(out)]) == 0
-    (out / "notes.txt").write_text("mine")
-    assert main(["prepare", str(source), "--out", str(out)]) == 2
-    assert "also holds 'notes.txt', which is not an earlier run's" in capsys.readouterr().err
-    assert (out / "notes.txt").read_text() == "mine" and (out / "counts.json").is_file()
