@@ -29,7 +29,7 @@ COMMANDS = {
         "run_command",
         "abstracts to report, all steps",
         "run --model ~/Llama-3.2-1B --abstracts mine.csv --out runs/mine",
-        "nothing was kept",
+        "the same command goes on from its last checkpoint",
     ),
     "fetch": Command(
         "fetch",

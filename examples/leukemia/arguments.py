@@ -5,9 +5,11 @@ from __future__ import annotations
 import argparse
 import math
 
-__all__ = ["count", "positive", "rate", "share"]
+__all__ = ["count", "positive", "rate", "scale", "share"]
 
 MOST = 2**31 - 1  # what a database and a tensor's size hold
+
+LARGEST_SCALE = 10_000
 
 
 def positive(text: str) -> int:
@@ -29,6 +31,14 @@ def rate(text: str) -> float:
     value = _number(text)
     if not 0 < value < math.inf:
         raise argparse.ArgumentTypeError(f"{text!r} is not a number above 0")
+    return value
+
+
+def scale(text: str) -> float:
+    """A number above 0, and one by which float32 can be multiplied without overflow."""
+    value = _number(text)
+    if not 0 < value <= LARGEST_SCALE:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number above 0, and at most {LARGEST_SCALE:,}")
     return value
 
 

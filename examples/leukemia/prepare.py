@@ -10,9 +10,10 @@ The same input gives the same bytes.
 from __future__ import annotations
 
 import argparse
+import json
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ from tqdm import tqdm
 from examples.leukemia.annotate import Span, annotate, subtype_of
 from examples.leukemia.arguments import count, share
 from examples.leukemia.augment import augment
-from examples.leukemia.data import SPLITS, Record, UserError, read_abstracts, side_of
+from examples.leukemia.data import SPLITS, Record, UserError, as_text, read_abstracts, side_of
 from examples.leukemia.duplicates import near_duplicates
 from examples.leukemia.files import new_folder, write_json, write_lines
 from examples.leukemia.gazetteer import LEUKEMIA, Gazetteer, load_gazetteer
@@ -29,8 +30,18 @@ from examples.leukemia.normalize import normalize
 from examples.leukemia.notice import NOTICE
 from examples.leukemia.safety import find_identifiers, mask_identifiers
 
-__all__ = ["counts_table", "prepare", "prepare_records", "without_identifiers", "without_repeats"]
+__all__ = [
+    "Prepared",
+    "counts_table",
+    "is_prepared",
+    "prepare",
+    "prepare_records",
+    "read_prepared",
+    "without_identifiers",
+    "without_repeats",
+]
 
+MADE = {"articles.jsonl", "counts.json", *(f"{side}.jsonl" for side in SPLITS)}
 SIMILARITY = 0.8  # Jaccard similarity of 5-word shingles from which an abstract counts as a repeat
 
 
@@ -42,7 +53,7 @@ def prepare(paths: Sequence[Path], out: Path, options: argparse.Namespace) -> di
     """
     gazetteer = load_gazetteer(options.gazetteer)
     counts: dict[str, dict[str, int]] = {}
-    with new_folder(out, mark="counts.json") as folder:
+    with new_folder(out, MADE, "counts.json") as folder:
         records, counts["read"], counts["clean"] = _read(paths, options.id_column, options.subtype_column)
         records, counts["identifiers"] = without_identifiers(records)
         records, counts["duplicates"] = without_repeats(records)
@@ -126,6 +137,46 @@ def without_repeats(records: Sequence[Record]) -> tuple[list[Record], dict[str, 
     return kept, {"the same abstract": same, "nearly the same abstract": len(repeats) - same, "kept": len(kept)}
 
 
+@dataclass(frozen=True)
+class Prepared:
+    """What `prepare` wrote: the articles, the side of each by its id, and the variants, which are for train alone."""
+
+    records: list[Record]
+    counts: dict[str, int]
+    sides: dict[str, str]
+    variants: list[Record]
+
+
+def is_prepared(path: Path) -> bool:
+    """Whether this is a folder that `prepare` wrote."""
+    return (path / "articles.jsonl").is_file()
+
+
+def read_prepared(folder: Path, cleaning: Counter[str]) -> Prepared:
+    """Read the folder again; texts are cleaned again, which changes only what was edited since.
+
+    Raises:
+        UserError: a file cannot be used, an article has no side, or a variant is not of an article in train.
+    """
+    records, counts = read_abstracts(folder / "articles.jsonl", cleaning=cleaning)
+    of_train, _ = read_abstracts(folder / "train.jsonl")
+    sides = {as_text(row["pubmed_id"]).strip(): row.get("side") for row in _rows(folder / "articles.jsonl")}
+    varied = {
+        row["pubmed_id"]: row["augmented_from"] for row in _rows(folder / "train.jsonl") if "augmented_from" in row
+    }
+    lost = [name for name, side in sides.items() if side not in SPLITS]
+    lost += [name for name, original in varied.items() if sides.get(original) != "train"]
+    if lost:
+        raise UserError(f"{folder}: {lost[0]} is on no side, or a variant of no article in train: prepare it again")
+    return Prepared(records, counts, sides, [record for record in of_train if record.pubmed_id in varied])
+
+
+def _rows(path: Path) -> list[dict[str, Any]]:
+    """The objects of a file that `read_abstracts` could read."""
+    with path.open(encoding="utf-8-sig") as file:
+        return [json.loads(line) for line in file if line.strip()]
+
+
 def counts_table(counts: dict[str, dict[str, int]]) -> str:
     """The counts as lines of text, a block a step."""
     lines = []
@@ -145,7 +196,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--rare", type=share, default=0.5, help="a class with less than this of the largest is rare")
     parser.add_argument("--variants", type=count, default=3, help="made of an article of a rare class, at the most")
-    parser.add_argument("--seed", type=int, default=0, help="of split and variants")
+    parser.add_argument("--seed", type=count, default=0, help="of split and variants")
 
 
 def main(options: argparse.Namespace) -> None:

@@ -8,30 +8,33 @@ import json
 import math
 import platform
 import random
+import shutil
 import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import cache
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
 import torch
+from tqdm import tqdm
 
-from examples.leukemia.data import SPLITS, Record, UserError, read_abstracts, side_of, split
-from examples.leukemia.evaluate import evaluate, worst
+from examples.leukemia.data import SPLITS, Record, UserError, read_abstracts, side_of
+from examples.leukemia.evaluate import Evaluation, evaluate, worst
 from examples.leukemia.files import new_folder
-from examples.leukemia.folders import copy_tokenizer, load_int8, save_int8
+from examples.leukemia.folders import copy_tokenizer, load_int8, save_int8, training_folder
 from examples.leukemia.gazetteer import LEUKEMIA, Gazetteer, load_gazetteer
-from examples.leukemia.index import Index
+from examples.leukemia.index import BATCH, Index
 from examples.leukemia.lab import lab_reports, load_ranges
 from examples.leukemia.measure import measure
 from examples.leukemia.notice import NOTICE
 from examples.leukemia.plain import GLOSSARY, load_glossary
-from examples.leukemia.prepare import without_identifiers, without_repeats
+from examples.leukemia.prepare import is_prepared, read_prepared, without_identifiers, without_repeats
 from examples.leukemia.questions import Question, read_questions
-from examples.leukemia.report import write_report
+from examples.leukemia.report import SCORE_CHARTS, write_report
 from examples.leukemia.retrieved import retrieve_sources
 from examples.leukemia.tasks import CONCLUDE, TASKS, Item, Knowledge, build_items, encode_item, open_questions
 from llama_min import Llama, Tokenizer, load_llama, load_tokenizer, save_llama
@@ -44,14 +47,21 @@ from lora_lite import (
     save_adapter,
     trainable_summary,
 )
+from lora_lite.checkpoints import checkpoint_steps
 from quant_lite import QuantConfig, kernel_path, quantize_
 
 __all__ = ["Settings", "run"]
 
+SAVE_EVERY = 20  # steps from one checkpoint to the next
+PAIRS = 30  # of answers, for people to rate
 REHEARSAL = 0.1  # share of the passages that the tasks' stage reads again
 TIMES = {"question": 2, "lab": 2}  # that an epoch holds an item: to find and to compare takes longer than to phrase
 # every linear layer of a block: seven tasks want more than attention's four (Dettmers et al. 2023, section 4)
 TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+_CHARTS = (*SCORE_CHARTS, "items", "model_size", "prefill_time", "decode_time", "confusion")
+_FOLDERS = ("adapter", "merged", "bfloat16", "int8", "data")
+_FILES = ("index.sqlite", "metrics.json", "pairs.jsonl", "report.html")
+MADE = {*_FOLDERS, *_FILES, *(f"{stem}.png" for stem in (*_CHARTS, "training_text", "training_tasks"))}
 
 
 @dataclass(frozen=True)
@@ -80,14 +90,16 @@ class Settings:
 def run(settings: Settings) -> Path:
     """Do the main job and return the folder of its outcome, whole, at `settings.out`.
 
+    Where the training was stopped or killed before, it goes on from its last checkpoint, and ends with the same bits.
+
     Raises:
-        UserError: the input cannot be used.
-        CheckpointError: the model folder cannot.
+        UserError: the input cannot be used, or the training diverged.
+        CheckpointError: the model folder, or the disk for checkpoints, cannot.
     """
-    with new_folder(settings.out) as out:
+    with new_folder(settings.out, MADE) as out:
         started = time.perf_counter()
-        records, steps = _read(settings)
-        knowledge = _knowledge(settings, len(records))
+        articles = _read(settings)
+        knowledge = _knowledge(settings, len(articles.all))
         tokenizer = load_tokenizer(settings.model)
         model = load_llama(settings.model, dtype=getattr(torch, settings.dtype))
         if tokenizer.vocab_size > model.config.vocab_size:
@@ -95,18 +107,23 @@ def run(settings: Settings) -> Path:
                 f"{settings.model}: the tokenizer knows {tokenizer.vocab_size} tokens, the model {model.config.vocab_size}: "
                 "put the model's own tokenizer beside it"
             )
+        if settings.rank > (width := model.config.hidden_size):
+            raise UserError(
+                f"--rank {settings.rank}: the model's layers are {width} wide: give a rank from 1 to {width}"
+            )
         _say(f"model: {settings.model}, {sum(p.numel() for p in model.parameters()):,} parameters")
-        items, left_out = _prepare(records, knowledge, tokenizer, model, settings.seed, out)
-        steps.append({"step": "questions", **_question_counts(knowledge.questions, items)})
-        retrieve = _retriever(records, knowledge.gazetteer, settings, tokenizer, model, out)
+        items, left_out = _prepare(articles, knowledge, tokenizer, model, settings.seed, out)
+        steps = [*articles.steps, {"step": "questions", **_question_counts(knowledge.questions, items)}]
+        retrieve = _retriever(articles.all, knowledge.gazetteer, settings, tokenizer, model, out)
 
+        counts = {name: len(rows) for name, rows in articles.sides.items()}
         metrics: dict[str, Any] = {
             "notice": NOTICE,
             "settings": {key: _plain(value) for key, value in asdict(settings).items()},
             "made_with": _made_with(),
-            "data": {"steps": steps, "articles": _articles(items), "items": _item_counts(items, left_out)},
+            "data": {"steps": steps, "articles": counts, "items": _item_counts(items, left_out)},
         }
-        evaluations = {}
+        evaluations: dict[str, Evaluation] = {}
 
         def score(name: str, scored: Llama) -> None:
             evaluations[name] = evaluate(
@@ -118,7 +135,8 @@ def run(settings: Settings) -> Path:
         add_lora(model, LoRAConfig(settings.rank, settings.alpha, targets=TARGETS), generator=generator)
         metrics["trainable"] = trainable_summary(model)
         _say(metrics["trainable"])
-        metrics["training"] = _train(model, tokenizer, items, settings)
+        training = training_folder(settings.out, {k: v for k, v in vars(settings).items() if k != "out"})
+        metrics["training"] = _train(model, tokenizer, items, settings, training)
         save_adapter(model, out / "adapter", base_model=str(settings.model))
         metrics["largest_merge_change"] = merge_lora(model).largest_change
         score("base+LoRA", model)  # merged: the same products, to rounding, and faster
@@ -129,17 +147,36 @@ def run(settings: Settings) -> Path:
         score("LoRA+int8", quantized)
         metrics["scores"] = {name: each.as_json() for name, each in evaluations.items()}
         metrics["worst"] = worst(evaluations, "LoRA+int8")
+        _write_pairs(evaluations["base"], evaluations["base+LoRA"], out / "pairs.jsonl")
         metrics |= measure(model, quantized, settings.model, out)
         metrics["seconds"] = round(time.perf_counter() - started, 1)
-        (out / "metrics.json").write_text(json.dumps(metrics, indent=2, allow_nan=False) + "\n", encoding="utf-8")
+        _write(metrics, out / "metrics.json")
         write_report(metrics, out)
+    shutil.rmtree(training, ignore_errors=True)
     return settings.out
 
 
-def _read(settings: Settings) -> tuple[list[Record], list[dict[str, Any]]]:
-    """The articles that can be used, cleaned, and what each step did: as `prepare` does them, without the files."""
+@dataclass(frozen=True)
+class _Articles:
+    """The articles in the order of the file, and by side; variants of some in train; what each step of reading did."""
+
+    all: list[Record]
+    sides: dict[str, list[Record]]
+    variants: list[Record]
+    steps: list[dict[str, Any]]
+
+
+def _read(settings: Settings) -> _Articles:
+    """The articles that can be used, cleaned and split, as `prepare` does it, without the files; or those it prepared."""
     cleaning: Counter[str] = Counter()
-    records, counts = read_abstracts(settings.abstracts, cleaning=cleaning)
+    variants: list[Record] = []
+    if is_prepared(settings.abstracts):
+        prepared = read_prepared(settings.abstracts, cleaning)
+        records, counts = prepared.records, prepared.counts | {"variants, for train": len(prepared.variants)}
+        sides, (variants, _) = prepared.sides, without_identifiers(prepared.variants)
+    else:
+        records, counts = read_abstracts(settings.abstracts, cleaning=cleaning)
+        sides = {record.pubmed_id: side_of(record.pubmed_id, settings.seed) for record in records}
     invented = sum(record.pubmed_id.startswith("SYN-") for record in records)
     kept = [record for record in records if not record.retracted]
     steps: list[dict[str, Any]] = [
@@ -149,7 +186,8 @@ def _read(settings: Settings) -> tuple[list[Record], list[dict[str, Any]]]:
     ]
     kept, masked = without_identifiers(kept)
     kept, repeated = without_repeats(kept)
-    return kept, [*steps, {"step": "identifiers", **masked}, {"step": "duplicates", **repeated}]
+    steps += [{"step": "identifiers", **masked}, {"step": "duplicates", **repeated}]
+    return _Articles(kept, {name: [r for r in kept if sides[r.pubmed_id] == name] for name in SPLITS}, variants, steps)
 
 
 def _knowledge(settings: Settings, reports: int) -> Knowledge:
@@ -163,21 +201,21 @@ def _knowledge(settings: Settings, reports: int) -> Knowledge:
 
 
 def _prepare(
-    records: Sequence[Record], knowledge: Knowledge, tokenizer: Tokenizer, model: Llama, seed: int, out: Path
+    articles: _Articles, knowledge: Knowledge, tokenizer: Tokenizer, model: Llama, seed: int, out: Path
 ) -> tuple[dict[str, list[Item]], Counter[str]]:
-    """Split, build the items of each side, and write them as out/data/SIDE.jsonl; open questions are for the test."""
-    parts = split(records, seed)
-    small = [name for name in SPLITS if not parts[name]]
+    """Build the items of each side, and write them as out/data/SIDE.jsonl; open questions are for the test."""
+    small = [name for name in SPLITS if not articles.sides[name]]
     if small:
         raise UserError(
-            f"{len(records)} articles are too few to split (nothing falls to {', '.join(small)}): give 30 or more"
+            f"{len(articles.all)} articles are too few to split (nothing falls to {', '.join(small)}): give 30 or more"
         )
     context = model.config.max_position_embeddings
     items, left_out = {}, Counter[str]()
     try:
         for name in SPLITS:
             reports = [report for report in knowledge.reports if side_of(report[0], seed) == name]
-            items[name] = build_items(parts[name], replace(knowledge, reports=reports), tokenizer, context, left_out)
+            records = articles.sides[name] + (articles.variants if name == "train" else [])
+            items[name] = build_items(records, replace(knowledge, reports=reports), tokenizer, context, left_out)
         items["test"] += open_questions(knowledge.questions, tokenizer, context)
     except (ValueError, ImportError) as error:  # a chat template that cannot write these turns
         raise UserError(f"the model's tokenizer: {error}") from None
@@ -194,7 +232,10 @@ def _retriever(
     """Index all articles in out/index.sqlite; return what puts passages from it in place of the sources of questions."""
     path = out / "index.sqlite"
     index = Index(path, gazetteer, create=True)
-    index.add(records)
+    with tqdm(total=len(records), desc="indexing", unit=" article", delay=1) as bar:
+        for start in range(0, len(records), BATCH):
+            index.add(records[start : start + BATCH])
+            bar.update(len(records[start : start + BATCH]))
     index.close()
 
     @cache
@@ -210,12 +251,14 @@ def _retriever(
 
 
 def _train(
-    model: Llama, tokenizer: Tokenizer, items: dict[str, list[Item]], settings: Settings
+    model: Llama, tokenizer: Tokenizer, items: dict[str, list[Item]], settings: Settings, folder: Path
 ) -> dict[str, list[dict[str, Any]]]:
     """First the adapter reads the abstracts, then it learns the tasks; each stage keeps its best-scoring adapter.
 
     Two stages, because the loss is a mean over tokens: in one mixture the hundreds of tokens of a passage would drown
     the two of a label. The second stage rereads some passages, so that the first is not forgotten.
+
+    Checkpoints lie in `folder`, by stage; where there are some, the stage goes on from the newest.
     """
     history = {}
     rng = random.Random(settings.seed)
@@ -240,10 +283,17 @@ def _train(
             packing=max(2, settings.row_tokens),  # a longer item has its row alone
             learning_rate=settings.learning_rate,
             evaluations=2,
+            save_every=SAVE_EVERY,
             seed=settings.seed,
         )
         _say(f"training on {stage}: {len(chosen['train'])} items, {epochs} epochs")
-        steps = Trainer(model, config).fit(chosen["train"], chosen["validation"])
+        if done := checkpoint_steps(folder / stage / "checkpoints"):
+            _say(f"going on after step {done[-1]}, from the checkpoint in {folder}")
+        try:
+            steps = Trainer(model, config, folder / stage).fit(chosen["train"], chosen["validation"], resume=True)
+        except FloatingPointError as error:
+            shutil.rmtree(folder, ignore_errors=True)  # to go on from there would end the same way
+            raise UserError(f"{error} (--learning-rate {settings.learning_rate}, --alpha {settings.alpha})") from None
         history[stage] = [vars(step) for step in steps]
     if not history:
         raise UserError("there is nothing to train on: both stages are empty; give more abstracts or epochs")
@@ -261,6 +311,35 @@ def _quantize(model: Llama, tokenizer_folder: Path, folder: Path) -> tuple[Llama
     return load_int8(folder), {"layers": layers, "kept_in_float": report.kept, "table": str(report)}
 
 
+def _write_pairs(base: Evaluation, tuned: Evaluation, path: Path) -> None:
+    """Write what both models said to the same prompts, for `rate`: some of each task that is answered in sentences."""
+    of_task = [
+        [
+            {
+                "id": f"{task} {number}: {item.pubmed_id}",
+                "question": item.prompt,
+                "answers": {"base": old, "base+LoRA": new},
+            }
+            for number, ((item, old, _), (_, new, _)) in enumerate(zip(base.answers[task], tuned.answers[task]), 1)
+        ]
+        for task in ("question", "summary", "plain")
+        if task in base.answers
+    ]
+    in_turns = [row for rows in zip_longest(*of_task) for row in rows if row]
+    path.write_text("".join(json.dumps(row) + "\n" for row in in_turns[:PAIRS]), encoding="utf-8")
+
+
+def _write(metrics: dict[str, Any], path: Path) -> None:
+    """Write metrics.json, which has no infinity: the perplexity of a model that was driven to nonsense."""
+    try:
+        text = json.dumps(metrics, indent=2, allow_nan=False)
+    except ValueError:
+        settings = metrics["settings"]
+        given = f"--learning-rate {settings['learning_rate']}, --alpha {settings['alpha']}"
+        raise UserError(f"a score is not a finite number: the training diverged ({given}); lower these") from None
+    path.write_text(text + "\n", encoding="utf-8")
+
+
 def _question_counts(questions: Sequence[Question], items: dict[str, list[Item]]) -> dict[str, int]:
     """How many questions came from files, and what became of them."""
     there = {item.pubmed_id for rows in items.values() for item in rows}
@@ -272,10 +351,6 @@ def _question_counts(questions: Sequence[Question], items: dict[str, list[Item]]
         "of no article, for the test": unnamed,
         "left out: their article is not there": lost,
     }
-
-
-def _articles(items: dict[str, list[Item]]) -> dict[str, int]:
-    return {name: len({item.pubmed_id for item in rows if item.task == "text"}) for name, rows in items.items()}
 
 
 def _item_counts(items: dict[str, list[Item]], left_out: Counter[str]) -> dict[str, dict[str, int]]:

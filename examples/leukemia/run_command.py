@@ -5,13 +5,15 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from examples.leukemia.arguments import count, positive, rate
+from examples.leukemia.arguments import count, positive, rate, scale
 from examples.leukemia.data import UserError
 from examples.leukemia.notice import NOTICE
 from examples.leukemia.pretrain import TINY_LLAMA
 from examples.leukemia.run import Settings, run
 from examples.leukemia.synthetic import ABSTRACTS, QUESTIONS_FILE
 from llama_min import CheckpointError
+from lora_lite import AdapterError
+from lora_lite import CheckpointError as TrainingCheckpointError
 
 __all__ = ["arguments", "main"]
 
@@ -21,7 +23,11 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     default = Settings(TINY_LLAMA, ABSTRACTS, Path("runs/leukemia"))
     parser.add_argument("--model", type=Path, default=default.model, help="Hugging Face Llama folder")
     parser.add_argument(
-        "--abstracts", type=Path, default=default.abstracts, help="CSV or JSON Lines: pubmed_id,title,abstract"
+        "--abstracts",
+        type=Path,
+        default=default.abstracts,
+        help="CSV or JSON Lines with pubmed_id,title,abstract; a folder of prepare, whose sides and variants are taken; "
+        "or one of fetch",
     )
     parser.add_argument(
         "--out",
@@ -44,7 +50,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), default=default.dtype, help="of the weights")
     parser.add_argument("--rank", type=positive, default=default.rank, help="of the adapters")
-    parser.add_argument("--alpha", type=rate, default=default.alpha, help="adapters are scaled by alpha / rank")
+    parser.add_argument("--alpha", type=scale, default=default.alpha, help="adapters are scaled by alpha / rank")
     parser.add_argument(
         "--text-epochs", type=count, default=default.text_epochs, help="passes over the abstracts' text"
     )
@@ -71,7 +77,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
         default=default.articles,
         help="that a question is answered from where they are retrieved; for billions of parameters take 5",
     )
-    parser.add_argument("--seed", type=int, default=default.seed, help="of split, adapters and data order")
+    parser.add_argument("--seed", type=count, default=default.seed, help="of split, adapters and data order")
 
 
 def main(options: argparse.Namespace) -> None:
@@ -81,6 +87,6 @@ def main(options: argparse.Namespace) -> None:
     settings = Settings(**given | {"questions": tuple(options.questions or embedded)})
     try:
         out = run(settings)
-    except CheckpointError as error:
+    except (CheckpointError, TrainingCheckpointError, AdapterError) as error:
         raise UserError(str(error)) from None
     print(f"{out / 'report.html'}\n{NOTICE}")

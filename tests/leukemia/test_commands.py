@@ -64,4 +64,4 @@ def test_a_stop_while_a_command_is_imported_is_one_line(monkeypatch, capsys: pyt
 
     monkeypatch.setattr("importlib.import_module", stop)
     assert main(["run"]) == 130
-    assert capsys.readouterr().err == "stopped; nothing was kept\n"
+    assert capsys.readouterr().err == "stopped; the same command goes on from its last checkpoint\n"

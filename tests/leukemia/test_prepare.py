@@ -139,6 +139,17 @@ def test_bad_gazetteers(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     assert not (tmp_path / "out").exists()
 
 
+def test_a_folder_with_other_files_is_not_replaced(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    source, out = tmp_path / "a.jsonl", tmp_path / "out"
+    source.write_text('{"pubmed_id": "1", "title": "On CML", "abstract": "CML."}\n')
+    for _ in range(2):  # what it made itself it replaces
+        assert main(["prepare", str(source), "--out", str(out)]) == 0
+    (out / "notes.txt").write_text("mine")
+    assert main(["prepare", str(source), "--out", str(out)]) == 2
+    assert "also holds 'notes.txt', which is not an earlier run's" in capsys.readouterr().err
+    assert (out / "notes.txt").read_text() == "mine" and (out / "counts.json").is_file()
+
+
 def test_near_duplicates_are_those_that_all_pairs_give() -> None:
     """Against comparing every pair of sets, on texts with words changed at random."""
     rng = random.Random(0)

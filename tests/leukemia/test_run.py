@@ -15,16 +15,25 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from examples.leukemia.__main__ import main
-from examples.leukemia.folders import load_int8
+from examples.leukemia.data import Record, UserError, side_of
+from examples.leukemia.evaluate import Evaluation
+from examples.leukemia.files import new_folder
+from examples.leukemia.folders import copy_tokenizer, load_int8, training_folder
+from examples.leukemia.gazetteer import LEUKEMIA, load_gazetteer
+from examples.leukemia.index import Index
 from examples.leukemia.pretrain import DOCUMENTS, NUMBER_DOCUMENTS, TINY_LLAMA, pretrain
-from examples.leukemia.synthetic import ABSTRACTS, LYMPHOMA
-from llama_min import load_llama, load_tokenizer, save_llama
+from examples.leukemia.rate import read_pairs
+from examples.leukemia.run import MADE, Settings, _retriever, _write, _write_pairs
+from examples.leukemia.synthetic import ABSTRACTS, LYMPHOMA, QUESTIONS_FILE
+from examples.leukemia.tasks import Item
+from llama_min import Llama, LlamaConfig, load_llama, load_tokenizer, save_llama
 from lora_lite import load_adapter
 from quant_lite import Int8Linear
 
-QUICK = ("--text-epochs", 1, "--task-epochs", 1, "--max-answers", 2)
+QUICK = ("--max-answers", 2)
 
 
 def some_abstracts(path: Path, count: int = 60) -> Path:
@@ -35,6 +44,15 @@ def some_abstracts(path: Path, count: int = 60) -> Path:
 
 def metrics(out: Path) -> dict:
     return json.loads((out / "metrics.json").read_text(encoding="utf-8"))
+
+
+def tiny_random_llama(folder: Path) -> Path:
+    """A model that knows nothing, for what does not depend on what it says: a run of it takes seconds."""
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "max_position_embeddings": 256}
+    save_llama(Llama(LlamaConfig(2048, num_attention_heads=4, num_key_value_heads=2, head_dim=8, **sizes)), folder)
+    copy_tokenizer(TINY_LLAMA, folder)
+    return folder
 
 
 @pytest.fixture(scope="session")
@@ -51,10 +69,18 @@ def test_default_leaves_everything(default_run) -> None:
     charts = {"model_size.png", "prefill_time.png", "decode_time.png", "text_perplexity.png", "lab_accuracy.png"}
     files = {"data/train.jsonl", "adapter/adapter_model.safetensors", "adapter/adapter_config.json"}
     files |= {"merged/model.safetensors", "merged/config.json", "merged/tokenizer.json", "bfloat16/tokenizer.json"}
-    files |= {"int8/quantized.safetensors", "int8/config.json", "int8/tokenizer.json", "metrics.json", "report.html"}
+    files |= {
+        "pairs.jsonl",
+        "int8/quantized.safetensors",
+        "int8/config.json",
+        "int8/tokenizer.json",
+        "metrics.json",
+        "report.html",
+    }
     assert charts | files <= names
     assert all((out / name).read_bytes().startswith(b"\x89PNG") for name in charts)
     assert not [path for path in out.parent.iterdir() if path != out]
+    assert {path.name for path in out.iterdir()} <= MADE and len(read_pairs(out / "pairs.jsonl")) == 30
     assert "no medical device" in done.stdout
     assert re.search(r"training: +\d+%.*<\d\d:\d\d.*loss \d+\.\d+, [\d,]+ tokens/s", done.stderr)
 
@@ -131,7 +157,11 @@ def test_default_checkpoints_agree(default_run) -> None:
 
 def test_real_weights_abstracts_and_questions(tmp_path: Path, real: Path, command) -> None:
     """A short run: held-out perplexity falls, and int8 loses under 1% of it; real questions are among the tests."""
-    out, abstracts, asked = tmp_path / "out", real / "pubmed_leukemia_abstracts.csv", real / "medquad_leukemia_qa.csv"
+    out, abstracts, asked = tmp_path / "out", tmp_path / "real.csv", real / "medquad_leukemia_qa.csv"
+    with (real / "pubmed_leukemia_abstracts.csv").open(encoding="utf-8", newline="") as file:
+        header, *rows = csv.reader(file)
+    with abstracts.open("w", encoding="utf-8", newline="") as file:
+        csv.writer(file).writerows([header, *rows[::4]])  # all 189 go through `prepare`, in a test of its own
     model = real / "stories260k"
     done = command("run", "--model", model, "--abstracts", abstracts, "--questions", asked, "--out", out, *QUICK)
     assert done.returncode == 0, done.stderr[-2000:]
@@ -140,7 +170,7 @@ def test_real_weights_abstracts_and_questions(tmp_path: Path, real: Path, comman
     assert lora["high"] < base["low"]
     assert int8["value"] < 1.01 * lora["value"]
     steps = {step.pop("step"): step for step in result["data"]["steps"]}
-    assert steps["read"]["rows"] == 189 == sum(result["data"]["articles"].values()) == steps["duplicates"]["kept"]
+    assert steps["read"]["rows"] == 48 == sum(result["data"]["articles"].values()) == steps["duplicates"]["kept"]
     assert steps["questions"]["of no article, for the test"] == 112
     assert result["data"]["items"]["summary"]["cut_to_fit"] > 0  # 512 tokens hold few abstracts
     for row in result["scores"].values():
@@ -158,8 +188,9 @@ def test_another_cancer_runs_unchanged(tmp_path: Path, capsys: pytest.CaptureFix
         name: LYMPHOMA / f"{name}.{kind}"
         for name, kind in (("gazetteer", "json"), ("abstracts", "csv"), ("questions", "csv"))
     }
+    files["model"] = tiny_random_llama(tmp_path / "model")
     arguments = [str(word) for name, path in files.items() for word in (f"--{name}", path)]
-    assert main(["run", *arguments, "--out", str(out), *map(str, QUICK)]) == 0
+    assert main(["run", *arguments, "--out", str(out), "--text-epochs", "0", "--max-answers", "2"]) == 0
     result = metrics(out)
     for row in result["scores"].values():
         assert set(row["subtype"]["confusion"]) == {"DLBCL", "FL", "MCL", "HL", "other"}
@@ -188,8 +219,8 @@ def test_a_sharded_folder_of_another_llama(tmp_path: Path, capsys: pytest.Captur
     for name in ("begin_of_text", "end_of_text", "start_header_id", "eot_id"):
         tokenizer = tokenizer.replace(f"<|{name}|>", f"<|{name}_of_others|>")
     (model / "tokenizer.json").write_text(tokenizer, encoding="utf-8")
-    abstracts = some_abstracts(tmp_path / "some.csv")
-    arguments = ["--model", model, "--abstracts", abstracts, "--out", out, "--dtype", "bfloat16", *QUICK]
+    abstracts = some_abstracts(tmp_path / "some.csv", 40)
+    arguments = ["--model", model, "--abstracts", abstracts, "--out", out, "--dtype", "bfloat16", "--max-answers", 1]
     assert main(["run", *map(str, arguments)]) == 0
     assert metrics(out)["data"]["items"]["subtype"]["cut_to_fit"] > 0
     assert set(metrics(out)["inference"]) == {"bfloat16", "int8"} and not (out / "bfloat16").exists()
@@ -203,22 +234,93 @@ def test_a_sharded_folder_of_another_llama(tmp_path: Path, capsys: pytest.Captur
     capsys.readouterr()
 
 
-def test_a_second_run_replaces_the_first_whole(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+@pytest.fixture(scope="module")
+def prepared_run(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """A folder of `prepare`, its sides drawn by another seed than a run's, and a run on it by a model that knows nothing."""
+    folder = tmp_path_factory.mktemp("prepared")
+    prepared, out = folder / "data", folder / "out"
+    abstracts, model = some_abstracts(folder / "some.csv"), tiny_random_llama(folder / "model")
+    assert main(["prepare", str(abstracts), "--out", str(prepared), "--seed", "5", "--rare", "1"]) == 0
+    arguments = ["--model", model, "--abstracts", prepared, "--questions", QUESTIONS_FILE, "--out", out, *QUICK]
+    assert main(["run", *map(str, arguments)]) == 0
+    return prepared, out
+
+
+def rows_of(path: Path) -> list[dict]:
+    with path.open(encoding="utf-8") as file:
+        return [json.loads(line) for line in file]
+
+
+def test_sides_and_variants_are_those_that_prepare_wrote(prepared_run) -> None:
+    prepared, out = prepared_run
+    sides = {row["pubmed_id"]: row["side"] for row in rows_of(prepared / "articles.jsonl")}
+    variants = {
+        row["pubmed_id"]: row["abstract"] for row in rows_of(prepared / "train.jsonl") if "augmented_from" in row
+    }
+    assert len(variants) > 5 and any(side != side_of(name, 0) for name, side in sides.items())
+    for side in ("train", "validation", "test"):
+        items = [item for item in rows_of(out / "data" / f"{side}.jsonl") if item["task"] != "lab"]
+        expected = {name for name, its in sides.items() if its == side} | (set(variants) if side == "train" else set())
+        assert {item["pubmed_id"] for item in items} == expected
+        varied = [item for item in items if item["pubmed_id"] in variants]
+        assert {item["task"] for item in varied} >= ({"text", "subtype"} if side == "train" else set())
+        for item in varied:
+            assert item["task"] != "text" or item["completion"] in variants[item["pubmed_id"]]
+    data = metrics(out)["data"]
+    assert data["steps"][0]["variants, for train"] == len(variants)
+    assert sum(data["articles"].values()) == len(sides) and {path.name for path in out.iterdir()} <= MADE
+
+
+def test_a_prepared_folder_with_an_article_on_no_side(prepared_run, tmp_path: Path, capsys) -> None:
+    edited = tmp_path / "edited"
+    shutil.copytree(prepared_run[0], edited)
+    rows = rows_of(edited / "articles.jsonl")
+    lines = [json.dumps(row | ({"side": "trian"} if row is rows[3] else {})) + "\n" for row in rows]
+    (edited / "articles.jsonl").write_text("".join(lines))
+    words = f"{rows[3]['pubmed_id']} is on no side"
+    refused(capsys, tmp_path, ["--abstracts", edited, "--out", tmp_path / "out"], words)
+    (edited / "train.jsonl").unlink()
+    refused(capsys, tmp_path, ["--abstracts", edited, "--out", tmp_path / "out"], "train.jsonl cannot be read")
+
+
+def test_pairs_can_be_rated(prepared_run, tmp_path: Path) -> None:
+    """Whole prompts, with what the model said before and after: two each of three tasks, by --max-answers."""
+    _, out = prepared_run
+    pairs = read_pairs(out / "pairs.jsonl")
+    items = {task: [] for task in ("question", "summary", "plain")}
+    for item in rows_of(out / "data" / "test.jsonl"):
+        items.setdefault(item["task"], []).append(f"{item['instruction']}\n\n{item['source']}")
+    for task in ("question", "summary", "plain"):
+        assert [pair.question for pair in pairs if pair.id.startswith(task)] == items[task][:2]
+    assert len(pairs) == 6 and all(set(pair.answers) == {"base", "base+LoRA"} for pair in pairs)
+
+    asked = Item("1", "question", "Which drug?", "Imatinib.", "imatinib")
+    said = Evaluation(answers={"question": [(asked, "a\u2028b \ud83d", 0.0)] * 40})  # a line's end, and half a pair
+    _write_pairs(said, said, tmp_path / "pairs.jsonl")
+    assert len(read_pairs(tmp_path / "pairs.jsonl")) == 30
+
+
+def test_indexing_shows_a_bar_where_it_takes_over_a_second(tmp_path: Path, monkeypatch, capsys) -> None:
+    monkeypatch.setattr(Index, "add", lambda index, records: time.sleep(1.1))
+    record = Record("1", "On CML", "CML.")
+    _retriever([record], load_gazetteer(LEUKEMIA), Settings(tmp_path, tmp_path, tmp_path), None, None, tmp_path)
+    assert "indexing: 100%" in capsys.readouterr().err
+
+
+def test_a_second_run_replaces_the_first_whole(prepared_run, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     abstracts, out = some_abstracts(tmp_path / "some.csv"), tmp_path / "out"
-    arguments = ["run", "--abstracts", str(abstracts), "--out", str(out), *map(str, QUICK)]
-    assert main(arguments) == 0
-    (out / "left over.txt").touch()
+    shutil.copytree(prepared_run[1], out)
+    (out / "data" / "left over.txt").touch()
     first = metrics(out)
-    assert main([*arguments, "--seed", "1"]) == 0
-    assert not (out / "left over.txt").exists()
+    model = tiny_random_llama(tmp_path / "model")
+    assert (
+        main(["run", *map(str, ["--model", model, "--abstracts", abstracts, "--out", out, "--seed", 1, *QUICK])]) == 0
+    )
+    assert not (out / "data" / "left over.txt").exists()
     second = metrics(out)
     assert (first["settings"]["seed"], second["settings"]["seed"]) == (0, 1)
     assert first["data"]["articles"] != second["data"]["articles"]
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["out", "some.csv"]
-
-    assert main([*arguments, "--seed", "1"]) == 0  # a seed gives the same run, bit for bit
-    third = metrics(out)
-    assert third["scores"] == second["scores"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["model", "out", "some.csv"]
     capsys.readouterr()
 
 
@@ -293,7 +395,10 @@ def test_a_diverging_run_keeps_nothing(tmp_path: Path, capsys: pytest.CaptureFix
     abstracts = some_abstracts(tmp_path / "some.csv")
     arguments = ["run", "--abstracts", abstracts, "--out", tmp_path / "out", *QUICK, "--learning-rate", "1e30"]
     assert main(list(map(str, arguments))) == 2
-    assert re.search(r"error: step \d+: loss .* lower the learning rate", capsys.readouterr().err)
+    error = capsys.readouterr().err.splitlines()[-1]
+    assert re.search(
+        r"^error: step \d+: loss .* lower the learning rate \(--learning-rate 1e\+30, --alpha 32.0\)$", error
+    )
     assert [path.name for path in tmp_path.iterdir()] == ["some.csv"]
 
 
@@ -304,6 +409,28 @@ def test_out_folders_that_cannot_be_used(tmp_path: Path, capsys: pytest.CaptureF
     (tmp_path / "thesis").mkdir()
     (tmp_path / "thesis" / "chapter.tex").touch()
     refused(capsys, tmp_path, ["--out", tmp_path / "thesis"], "is not an earlier run's folder")
+    (tmp_path / "thesis" / "metrics.json").write_text("{}")  # as many programs write
+    words = "also holds 'chapter.tex', which is not an earlier run's"
+    refused(capsys, tmp_path, ["--out", tmp_path / "thesis", "--model", tmp_path / "none"], words)
+
+
+def test_a_folder_that_another_process_writes(tmp_path: Path) -> None:
+    with new_folder(tmp_path / "out", ["a"], "a"):
+        with pytest.raises(UserError, match="another process is writing"), new_folder(tmp_path / "out", ["a"], "a"):
+            pass
+        assert len(list(tmp_path.iterdir())) == 1  # the first is not disturbed
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+def test_what_a_killed_process_left_is_removed(tmp_path: Path) -> None:
+    (tmp_path / ".out.unfinished-abc" / "adapter").mkdir(parents=True)
+    earlier = tmp_path / ".out.replaced-abc" / "out"  # killed after the first of the two renames
+    earlier.mkdir(parents=True)
+    (earlier / "a").write_text("earlier")
+    with pytest.raises(KeyboardInterrupt), new_folder(tmp_path / "out", ["a"], "a"):
+        raise KeyboardInterrupt
+    assert sorted(path.name for path in tmp_path.rglob("*")) == ["a", "out"]
+    assert (tmp_path / "out" / "a").read_text() == "earlier"
 
 
 def test_read_only_parent(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
@@ -314,14 +441,34 @@ def test_read_only_parent(tmp_path: Path, capsys: pytest.CaptureFixture) -> None
     refused(capsys, tmp_path, ["--out", locked / "out"], "cannot be written")
 
 
-@pytest.mark.parametrize(
-    "argument", [["--rank", "0"], ["--rank", "x"], ["--dtype", "int3"], ["--seed", "1.5"], ["--learning-rate", "0"]]
-)
-def test_bad_options(argument: list[str], capsys: pytest.CaptureFixture) -> None:
+BAD_OPTIONS = {
+    "--rank": ("0", "x", "9" * 20),
+    "--dtype": ("int3",),
+    "--seed": ("1.5", "-1", "9" * 20),
+    "--learning-rate": ("0", "inf"),
+    "--alpha": ("0", "1e30", "nan"),
+    "--max-answers": ("0", "9" * 20),
+}
+
+
+@pytest.mark.parametrize(("option", "value"), [(option, value) for option, row in BAD_OPTIONS.items() for value in row])
+def test_bad_options(option: str, value: str, capsys: pytest.CaptureFixture) -> None:
     with pytest.raises(SystemExit) as caught:
-        main(["run", *argument])
-    assert caught.value.code == 2
-    assert argument[0] in capsys.readouterr().err
+        main(["run", f"{option}={value}"])
+    (line,) = capsys.readouterr().err.splitlines()
+    assert caught.value.code == 2 and line.startswith(f"error: argument {option}: ")
+
+
+def test_a_rank_above_the_layers_width(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    arguments = ["--model", tiny_random_llama(tmp_path / "model"), "--out", tmp_path / "out", "--rank", 33]
+    refused(capsys, tmp_path, arguments, "--rank 33: the model's layers are 32 wide")
+
+
+def test_a_score_that_is_not_finite(tmp_path: Path) -> None:
+    settings = {"learning_rate": 0.5, "alpha": 7.0}
+    with pytest.raises(UserError, match=r"training diverged \(--learning-rate 0.5, --alpha 7.0\)"):
+        _write({"settings": settings, "scores": {"perplexity": float("inf")}}, tmp_path / "metrics.json")
+    assert not list(tmp_path.iterdir())
 
 
 # a shell starts background jobs deaf to Ctrl-C, and tests that run in one would hand that on
@@ -331,26 +478,71 @@ HEEDFUL = (
 )
 
 
-@pytest.mark.parametrize(("sent", "code"), [(signal.SIGKILL, -9), (signal.SIGINT, 130), (signal.SIGTERM, 143)])
-def test_stopped_in_the_middle_of_training(tmp_path: Path, root: Path, sent: signal.Signals, code: int) -> None:
-    """No half folder at --out; an asked-for stop also cleans up, and the next run is not disturbed."""
-    out = tmp_path / "runs" / "out"
-    line = [sys.executable, "-c", HEEDFUL, "run", "--out", str(out)]
-    process = subprocess.Popen(line, cwd=root, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True)
-    assert process.stderr is not None
-    deadline = time.monotonic() + 600  # of a machine that does much else
-    while "training on" not in process.stderr.readline():
-        assert time.monotonic() < deadline and process.poll() is None
-    process.send_signal(sent)
-    process.stderr.read()
-    assert process.wait(60) == code
-    assert not out.exists()
-    if sent != signal.SIGKILL:
-        assert not list(out.parent.iterdir())
-    else:
-        abstracts = some_abstracts(tmp_path / "some.csv")
-        assert main(["run", "--abstracts", str(abstracts), "--out", str(out), *map(str, QUICK)]) == 0
-        assert metrics(out)["scores"]
+def untimed(value: object) -> object:
+    """What a run wrote into metrics.json, less what no two runs share: times, memory, its command and its folder."""
+    if isinstance(value, dict):
+        other = ("seconds", "peak_memory", "inference", "made_with", "out")
+        return {key: untimed(each) for key, each in value.items() if key not in other}
+    return [untimed(each) for each in value] if isinstance(value, list) else value
+
+
+def checkpoints(out: Path, stage: str) -> list[int]:
+    folder = f".{out.name}.training-*/{stage}/checkpoints/step-*.safetensors"
+    return sorted(int(path.stem.removeprefix("step-")) for path in out.parent.glob(folder))
+
+
+def test_stopped_in_the_middle_of_training_and_given_again(
+    tmp_path: Path, root: Path, capsys: pytest.CaptureFixture
+) -> None:
+    """Killed, interrupted and terminated, each time later: nothing at --out but at the end, and then the same bits."""
+    model, out = tiny_random_llama(tmp_path / "model"), tmp_path / "runs" / "out"
+    abstracts, log = some_abstracts(tmp_path / "some.csv", 50), tmp_path / "log"
+    given = [str(word) for word in ("run", "--model", model, "--abstracts", abstracts, "--max-answers", 1, "--out")]
+    line = [sys.executable, "-c", HEEDFUL, *given, str(out)]
+    threads = os.environ | {"OMP_NUM_THREADS": str(torch.get_num_threads())}  # on which bits depend
+    stops = ((signal.SIGKILL, -9, "text", 0), (signal.SIGINT, 130, "text", 1), (signal.SIGTERM, 143, "tasks", 20))
+    folder = None
+    for sent, code, stage, step in stops:
+        with log.open("w") as file:
+            process = subprocess.Popen(line, cwd=root, env=threads, stderr=file, stdout=subprocess.DEVNULL)
+        deadline = time.monotonic() + 600  # of a machine that does much else
+        while not checkpoints(out, stage) or checkpoints(out, stage)[-1] < step:
+            assert time.monotonic() < deadline and process.poll() is None, log.read_text()[-2000:]
+            time.sleep(0.01)
+        process.send_signal(sent)
+        assert process.wait(60) == code
+        left = [path for path in out.parent.iterdir() if ".unfinished-" not in path.name or code > 0]
+        assert len(left) == 1 and folder in (None, left[0]) and left[0].name.startswith(".out.training-")
+        folder = left[0]
+        assert code < 0 or log.read_text().endswith("stopped; the same command goes on from its last checkpoint\n")
+    assert main([*given, str(out)]) == 0
+    assert "going on after step" in capsys.readouterr().err and [path.name for path in out.parent.iterdir()] == ["out"]
+
+    undisturbed = tmp_path / "undisturbed"
+    assert main([*given, str(undisturbed)]) == 0
+    assert "going on after step" not in capsys.readouterr().err
+    for file in ("adapter/adapter_model.safetensors", "merged/model.safetensors", "int8/quantized.safetensors"):
+        one, other = load_file(out / file), load_file(undisturbed / file)
+        assert one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
+    assert untimed(metrics(out)) == untimed(metrics(undisturbed))
+
+
+def test_only_the_very_same_run_goes_on(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    model, abstracts = tiny_random_llama(tmp_path / "model"), some_abstracts(tmp_path / "some.csv", 1)
+    settings = {"model": model, "abstracts": abstracts, "questions": (abstracts,), "rank": 4, "out": 1}
+    out = tmp_path / "out"
+    first = training_folder(out, settings)
+    first.mkdir()
+    (tmp_path / ".output.training-0").mkdir()  # of another --out
+    assert training_folder(out, settings) == first and first.is_dir() and not capsys.readouterr().err
+    others = [training_folder(out, settings | {"rank": 5})]
+    assert not first.exists() and "is of a run with other settings or files, and is removed" in capsys.readouterr().err
+    others.append(training_folder(out, settings | {"questions": ()}))
+    (model / "tokenizer.json").write_bytes((model / "tokenizer.json").read_bytes() + b"\n")
+    others.append(training_folder(out, settings))
+    abstracts.write_text(abstracts.read_text() + "1,2,3\n")
+    others.append(training_folder(out, settings))
+    assert len({first, *others}) == 5 and (tmp_path / ".output.training-0").is_dir()
 
 
 def test_the_recipe_gives_the_same_bits_twice(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
