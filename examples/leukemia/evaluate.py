@@ -20,13 +20,13 @@ from tqdm import tqdm
 from examples.leukemia.gazetteer import Gazetteer
 from examples.leukemia.lab import read_flag
 from examples.leukemia.metrics import (
-    CONFIDENCE,
     Score,
     bootstrap,
     exact_match,
     faithful,
     macro_f1,
     mean_score,
+    proportion,
     reading_counts,
     reading_grade,
     sari,
@@ -107,7 +107,7 @@ def evaluate(
                 texts = write_answers(model, tokenizer, rows, bar.update)
                 row |= {f"{metric}_{way}": value for metric, value in _questions(rows, texts, gazetteer)[0].items()}
             if retrieve and of_articles:
-                row["gold_recall"] = mean_score(own_article_found(asked["retrieved"][:of_articles]))
+                row["gold_recall"] = proportion(own_article_found(asked["retrieved"][:of_articles]))
             result.scores["question"] = row
     result.scores = {task: result.scores.get(task) for task in TASKS}
     return result
@@ -157,11 +157,9 @@ def subtype_scores(
 ) -> tuple[Scores, list[Answer]]:
     """How often the right label is the likeliest of all, by the log-probability of the label and its end token.
 
-    The interval of the accuracy is Wilson's (1927). Beside it: macro-F1, the share that the most frequent label would
+    Beside the accuracy: macro-F1, the share that the most frequent label would
     get, and the confusions {true label: {chosen label: count}}.
     """
-    from scipy.stats import binomtest
-
     answers: list[Answer] = []
     table = np.zeros((len(items), len(labels), len(labels)))
     for row, item in enumerate(items):
@@ -171,10 +169,8 @@ def subtype_scores(
         answers.append((item, labels[best], float(labels[best] == item.completion)))
         done(1)
     confusion = table.sum(0)
-    right = round(confusion.trace())
-    interval = binomtest(right, len(items)).proportion_ci(CONFIDENCE, method="wilson")
     return {
-        "accuracy": Score(right / len(items), float(interval.low), float(interval.high), len(items)),
+        "accuracy": proportion([point for *_, point in answers]),
         "macro_f1": bootstrap(macro_f1, table.reshape(len(items), -1).tolist()),
         "majority": float(confusion.sum(1).max()) / len(items),
         "confusion": {label: dict(zip(labels, map(int, confusion[row]))) for row, label in enumerate(labels)},
@@ -204,7 +200,7 @@ def _questions(items: Sequence[Item], texts: Sequence[str], _: Gazetteer) -> tup
     """Exact match and F1 of words, as for SQuAD (Rajpurkar et al. 2016)."""
     f1 = [token_f1(text, item.completion) for item, text in zip(items, texts)]
     same = [exact_match(text, item.completion) for item, text in zip(items, texts)]
-    return {"exact_match": mean_score(same), "f1": mean_score(f1)}, f1
+    return {"exact_match": proportion(same), "f1": mean_score(f1)}, f1
 
 
 def _terms(items: Sequence[Item], texts: Sequence[str], _: Gazetteer) -> tuple[Scores, list[float]]:
@@ -225,7 +221,7 @@ def _plain(items: Sequence[Item], texts: Sequence[str], _: Gazetteer) -> tuple[S
 def _lab(items: Sequence[Item], texts: Sequence[str], _: Gazetteer) -> tuple[Scores, list[float]]:
     """Share of values that are told rightly to be low, normal or high."""
     right = [float(read_flag(text) == item.completion) for item, text in zip(items, texts)]
-    return {"accuracy": mean_score(right)}, right
+    return {"accuracy": proportion(right)}, right
 
 
 WRITTEN = {"summary": _summaries, "question": _questions, "terms": _terms, "plain": _plain, "lab": _lab}

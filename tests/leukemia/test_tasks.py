@@ -343,6 +343,16 @@ def test_partial_answers_by_hand() -> None:
     assert (scores["numbers_faithful"].value, scores["entities_faithful"].value) == (0.5, 0.5)
 
 
+def test_nothing_and_everything_right_are_no_certainty() -> None:
+    """Shares of zeros and ones: none and all of 12 right leave room on the other side, as Wilson's interval does."""
+    for task, metric in (("question", "exact_match"), ("lab", "accuracy")):
+        items = [Item(str(n), task, "", "", "high") for n in range(12)]
+        none = WRITTEN[task](items, ["low"] * 12, GAZETTEER)[0][metric]
+        every = WRITTEN[task](items, ["high"] * 12, GAZETTEER)[0][metric]
+        assert (none.value, every.value) == (0, 1)
+        assert none.high == pytest.approx(0.2425, abs=1e-3) == 1 - every.low
+
+
 def test_answers_written_together_are_those_written_alone(model: Llama) -> None:
     """Prompts from the longest on, so that batches reorder them: each item gets the answer to its own prompt."""
     items = sorted(of("summary")[:9], key=lambda item: -len(encode_prompt(item, TOKENIZER)))
