@@ -27,12 +27,11 @@ from examples.leukemia.metrics import (
     macro_f1,
     mean_score,
     proportion,
-    reading_counts,
-    reading_grade,
     sari,
     shares,
     token_f1,
 )
+from examples.leukemia.reading import reading_counts, reading_grade
 from examples.leukemia.retrieved import own_article_found
 from examples.leukemia.tasks import TASKS, Item, encode_item, encode_prompt
 from examples.leukemia.terms import read_terms

@@ -11,14 +11,12 @@ import string
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import cache
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from examples.leukemia.gazetteer import Gazetteer
-from examples.leukemia.plain import sentences_of
 from examples.leukemia.terms import key_terms
 
 __all__ = [
@@ -30,8 +28,6 @@ __all__ = [
     "mean_score",
     "numbers_of",
     "proportion",
-    "reading_counts",
-    "reading_grade",
     "sari",
     "shares",
     "token_f1",
@@ -195,28 +191,3 @@ def _pieces(text: str) -> list[str]:
 
 def _ngrams(pieces: Sequence[str], n: int) -> Counter[str]:
     return Counter(" ".join(pieces[i : i + n]) for i in range(len(pieces) - n + 1))
-
-
-def reading_grade(sums: Floats) -> Floats:
-    """Flesch-Kincaid grade (Kincaid et al. 1975): years of school that a text asks for, of counts (..., 3) of words,
-    sentences and syllables."""
-    words = np.maximum(sums[..., 0], 1)
-    return 0.39 * words / np.maximum(sums[..., 1], 1) + 11.8 * sums[..., 2] / words - 15.59
-
-
-def reading_counts(text: str) -> tuple[int, int, int]:
-    """Words, sentences and syllables of a text; a word has as many syllables as it has places to hyphenate, and one."""
-    words = re.findall(r"[A-Za-z][A-Za-z'-]*|\d+(?:\.\d+)?", text)
-    return len(words), len(sentences_of(text.strip())) if words else 0, sum(map(_syllables, words))
-
-
-@cache
-def _syllables(word: str) -> int:
-    return max(1, len(_hyphenation().positions(word)) + 1)
-
-
-@cache
-def _hyphenation() -> Any:
-    import pyphen
-
-    return pyphen.Pyphen(lang="en_US")

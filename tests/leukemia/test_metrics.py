@@ -16,12 +16,11 @@ from examples.leukemia.metrics import (
     mean_score,
     numbers_of,
     proportion,
-    reading_counts,
-    reading_grade,
     sari,
     shares,
     token_f1,
 )
+from examples.leukemia.reading import reading_counts, reading_grade
 
 SOURCE = "About 95 species are currently accepted ."
 REFERENCES = (

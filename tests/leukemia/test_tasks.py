@@ -9,6 +9,7 @@ from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -30,6 +31,7 @@ from examples.leukemia.lab import Range, lab_reports, load_ranges, read_flag
 from examples.leukemia.plain import Glossary, load_glossary, plain_pair
 from examples.leukemia.pretrain import TINY_LLAMA
 from examples.leukemia.questions import Question, questions_from_names, read_questions
+from examples.leukemia.reading import reading_counts, reading_grade
 from examples.leukemia.synthetic import ABSTRACTS, LYMPHOMA, QUESTIONS_FILE
 from examples.leukemia.tasks import (
     CONCLUDE,
@@ -236,11 +238,25 @@ def test_plain_words_by_the_glossary() -> None:
     )
     longer = Glossary({"relapse": "return", "relapse rate": "share of returns"})
     assert longer.simplify("the relapse rate")[0] == "the share of returns"
-    assert plain_pair("Cells died. A relapse came. It went.", glossary) == (
-        "A relapse came.",
-        "A return of the disease came.",
-    )
+    assert glossary.simplify("Cells died.") == ("Cells died.", 0)
+
+
+def test_the_plain_sentence_is_the_one_that_gets_easiest() -> None:
+    """By Flesch-Kincaid grade: not the sentence with the most terms, and none where words only get more."""
+    glossary = Glossary({"thrombocytopenia": "few platelets", "relapse": "return of the disease", "first": "early"})
+    easier = ("All had thrombocytopenia.", "All had few platelets.")
+    assert plain_pair(f"Cells died. {easier[0]} A first relapse came.", glossary) == easier
+    assert plain_pair("Cells died. A first relapse came.", glossary) is None
     assert plain_pair("Cells died.", glossary) is None
+
+
+def test_every_plain_sentence_is_easier_than_its_source(real: Path) -> None:
+    records = RECORDS + read_abstracts(real / "pubmed_leukemia_abstracts.csv")[0]
+    pairs = [found for record in records if (found := plain_pair(record.abstract, load_glossary()))]
+    assert len(pairs) > 0.5 * len(records)
+    for texts in pairs:
+        source, plain = (float(reading_grade(np.array(reading_counts(text)))) for text in texts)
+        assert plain < source, texts
 
 
 def test_lab_flags_follow_from_the_ranges() -> None:
