@@ -279,6 +279,19 @@ def test_lab_flags_follow_from_the_ranges() -> None:
     assert [read_flag(text) for text in ("It is LOW.", "ferritin: high, not low", "lower")] == ["low", "high", ""]
 
 
+def test_no_lab_line_is_on_two_sides() -> None:
+    """Ids belong to lines: whoever draws a line, with whatever seed, it has the side of its text; and none comes twice."""
+    reports = lab_reports(load_ranges(), 600, 0)
+    assert len({name for name, *_ in reports}) == len({line for _, line, _ in reports}) == len(reports) == 600
+    assert all(name.startswith("LAB-") for name, *_ in reports)
+    names = {line: name for name, line, _ in reports}
+    again = [(name, line) for name, line, _ in lab_reports(load_ranges(), 600, 1) if line in names]
+    assert again and all(name == names[line] for name, line in again)
+    tiny = (Range("x", "cells", "10^9/L", 1, 1, 0),)  # 0 to 4 of them
+    few = lab_reports(tiny, 50, 0)
+    assert sorted(line for _, line, _ in few) == [f"cells {value} 10^9/L (1-1)" for value in range(5)]
+
+
 def plain_log_prob(model: Llama, example: Example) -> float:
     """Token by token from one full forward pass."""
     with torch.no_grad():
