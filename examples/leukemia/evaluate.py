@@ -38,7 +38,15 @@ from examples.leukemia.terms import read_terms
 from llama_min import Llama, Tokenizer, generate_batch
 from lora_lite import Example
 
-__all__ = ["Evaluation", "completion_log_probs", "evaluate", "perplexity", "subtype_scores", "worst", "write_answers"]
+__all__ = [
+    "Evaluation",
+    "completion_log_probs",
+    "evaluate",
+    "perplexity",
+    "subtype_scores",
+    "worst",
+    "write_answers",
+]
 
 MAX_ANSWER_TOKENS = 128
 ANSWERS_AT_ONCE = 16
@@ -75,19 +83,16 @@ def evaluate(
 
     Args:
         most: answers are written for that many items of a task at the most, the first ones (writing is the slow part).
-            Questions that come with no text to read are one task more.
+            Open questions count as a task of their own.
         name: of the model, for the progress bar.
         retrieve: puts passages that it finds in place of the sources of questions; None leaves that comparison out.
     """
     of_task = {task: [item for item in items if item.task == task] for task in TASKS}
-    closed_book = [item for item in of_task["question"] if not item.source][:most]
-    of_task["question"] = [item for item in of_task["question"] if item.source][:most]
-    for task in WRITTEN:
+    for task in WRITTEN.keys() - {"question"}:
         of_task[task] = of_task[task][:most]
-    of_articles = len(of_task["question"])
-    closed_book = [replace(item, source="") for item in of_task["question"]] + closed_book
+    ways = _ways_of_asking(of_task.pop("question"), most, retrieve)
     result = Evaluation()
-    total = sum(map(len, of_task.values())) + len(closed_book) * (2 if retrieve else 1)
+    total = sum(map(len, of_task.values())) + sum(map(len, ways.values()))
     with tqdm(total=total, desc=f"evaluating {name}", unit="item") as bar:
         result.scores["text"] = perplexity(model, tokenizer, of_task["text"], bar.update)
         if of_task["subtype"]:
@@ -95,21 +100,39 @@ def evaluate(
             scored = subtype_scores(model, tokenizer, labels, of_task["subtype"], bar.update)
             result.scores["subtype"], result.answers["subtype"] = scored
         for task, score in WRITTEN.items():
-            if of_task[task]:
-                texts = write_answers(model, tokenizer, of_task[task], bar.update)
-                result.scores[task], points = score(of_task[task], texts, gazetteer)
-                result.answers[task] = list(zip(of_task[task], texts, points))
-        if closed_book:
-            asked = {"closed_book": closed_book} | ({"retrieved": retrieve(closed_book)} if retrieve else {})
-            row = result.scores.get("question") or {}
-            for way, rows in asked.items():
-                texts = write_answers(model, tokenizer, rows, bar.update)
-                row |= {f"{metric}_{way}": value for metric, value in _questions(rows, texts, gazetteer)[0].items()}
-            if retrieve and of_articles:
-                row["gold_recall"] = proportion(own_article_found(asked["retrieved"][:of_articles]))
-            result.scores["question"] = row
+            for way, asked in ways.items() if task == "question" else [("", of_task[task])]:
+                if not asked:
+                    continue
+                texts = write_answers(model, tokenizer, asked, bar.update)
+                scores, points = score(asked, texts, gazetteer)
+                row = result.scores.setdefault(task, {})
+                row |= {f"{metric}{way}": value for metric, value in scores.items()}
+                if not way:
+                    result.answers[task] = list(zip(asked, texts, points))
+        if ways.get("_retrieved"):
+            result.scores["question"]["gold_recall"] = proportion(own_article_found(ways["_retrieved"]))
     result.scores = {task: result.scores.get(task) for task in TASKS}
     return result
+
+
+def _ways_of_asking(
+    questions: Sequence[Item], most: int, retrieve: Callable[[list[Item]], list[Item]] | None
+) -> dict[str, list[Item]]:
+    """The questions, `most` of a kind, with what each way of asking gives to read: {what the metric's name ends in: items}.
+
+    Questions of articles are asked with their article, with nothing (closed book) and with what is retrieved. Open ones,
+    which name no article, are scored apart: with nothing, with what is retrieved, and with their file's context if they
+    have one.
+    """
+    of_articles = [item for item in questions if not item.open][:most]
+    of_none = [item for item in questions if item.open][:most]
+    ways = {"": of_articles}
+    for way, asked in (("closed_book", of_articles), ("open", of_none)):
+        ways[f"_{way}"] = [replace(item, source="") for item in asked]
+    if retrieve:
+        ways["_retrieved"] = retrieve(ways["_closed_book"])
+        ways["_open_retrieved"] = retrieve(ways["_open"])
+    return ways | {"_open_context": [item for item in of_none if item.source]}
 
 
 def worst(evaluations: dict[str, Evaluation], judge: str, most: int = 3) -> dict[str, list[dict[str, Any]]]:

@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from examples.leukemia.evaluate import MAX_ANSWER_TOKENS
+
 __all__ = ["claim", "write_report"]
 
 CLAIMED = {"smaller": 40, "faster": 30}  # percent, of the report that started this project
@@ -33,9 +35,15 @@ METRICS = {
     "exact_match": "exact match",
     "exact_match_closed_book": "exact match, nothing to read",
     "exact_match_retrieved": "exact match, with retrieval",
+    "exact_match_open": "exact match, open questions",
+    "exact_match_open_retrieved": "exact match, open questions, with retrieval",
+    "exact_match_open_context": "exact match, open questions, with their context",
     "f1": "F1",
     "f1_closed_book": "F1, nothing to read",
     "f1_retrieved": "F1, with retrieval",
+    "f1_open": "F1, open questions",
+    "f1_open_retrieved": "F1, open questions, with retrieval",
+    "f1_open_context": "F1, open questions, with their context",
     "gold_recall": "own article among those retrieved",
     "sari": "SARI",
     "reading_grade": "reading grade",
@@ -47,6 +55,7 @@ SCORE_CHARTS = {  # file: (task, metrics side by side, what the axis says)
     "summary_rouge_l": ("summary", ("rouge_1", "rouge_2", "rouge_l"), "ROUGE, F-measure"),
     "summary_faithful": ("summary", ("numbers_faithful", "entities_faithful"), "share"),
     "question_f1": ("question", ("f1_closed_book", "f1_retrieved", "f1"), "F1 of words"),
+    "open_question_f1": ("question", ("f1_open", "f1_open_retrieved", "f1_open_context"), "F1 of words"),
     "question_exact_match": ("question", ("exact_match_closed_book", "exact_match_retrieved", "exact_match"), "share"),
     "terms_f1": ("terms", ("precision", "recall", "f1"), "share"),
     "plain_sari": ("plain", ("sari",), "SARI, 0 to 100"),
@@ -78,7 +87,12 @@ def write_report(metrics: dict[str, Any], out: Path) -> None:
     )
     environment.filters |= {"number": _number, "metric": _metric, "score": _score}
     page = environment.get_template("report.html.jinja").render(
-        m=metrics, charts=_charts(metrics, out), claim=claim(metrics), tasks=TASKS, score_charts=SCORE_CHARTS
+        m=metrics,
+        charts=_charts(metrics, out),
+        claim=claim(metrics),
+        tasks=TASKS,
+        score_charts=SCORE_CHARTS,
+        most_tokens=MAX_ANSWER_TOKENS,
     )
     (out / "report.html").write_text(page, encoding="utf-8")
 

@@ -394,26 +394,39 @@ def test_answers_written_together_are_those_written_alone(model: Llama) -> None:
 
 
 def test_an_evaluation_with_and_without_the_abstract(model: Llama) -> None:
-    """Each way of asking is scored on its own prompts; what is retrieved stands where the abstract stood."""
-    items = [*of("question")[:3], *open_questions([Question("What is CML?", "A leukemia.")], TOKENIZER, 1024)]
-    seen: list[Item] = []
+    """Each way of asking is scored on its own prompts; what is retrieved stands where the abstract stood.
+
+    Questions of no article are no closed book of the articles' ones: they have scores of their own.
+    """
+    asked = [Question("What is CML?", "A leukemia."), Question("What is APL?", "It.", context="It is APL.")]
+    items = [*of("question")[:3], *open_questions([*asked, asked[0]], TOKENIZER, 1024)]
+    seen: list[list[Item]] = []
 
     def retrieve(asked: list[Item]) -> list[Item]:
-        seen.extend(asked)
+        seen.append(asked)
         block = f'<article id="{items[0].pubmed_id}">\n{RECORDS[0].abstract}\n</article>'
         return [replace(item, source=block) for item in asked]
 
     result = evaluate(model, TOKENIZER, GAZETTEER, items, 2, "tiny", retrieve)
     row = result.scores["question"]
-    assert [row[f"f1{way}"].n for way in ("", "_closed_book", "_retrieved")] == [2, 3, 3]
+    ways = ("", "_closed_book", "_retrieved", "_open", "_open_retrieved", "_open_context")
+    assert [row[f"f1{way}"].n for way in ways] == [2, 2, 2, 2, 2, 1]
+    assert set(row) == {f"{metric}{way}" for way in ways for metric in ("exact_match", "f1")} | {"gold_recall"}
     assert (row["gold_recall"].value, row["gold_recall"].n) == (0.5, 2)  # the first's article, given to both
-    assert [item.source for item in seen] == ["", "", ""] and seen[2].instruction == "What is CML?"
+    assert [[item.instruction for item in each] for each in seen] == [
+        [item.instruction for item in items[:2]],
+        ["What is CML?", "What is APL?"],
+    ]
+    assert not any(item.source for each in seen for item in each)
     assert [item.pubmed_id for item, *_ in result.answers["question"]] == [item.pubmed_id for item in items[:2]]
     plain = evaluate(model, TOKENIZER, GAZETTEER, items, 2, "tiny")
     assert (
-        not {"f1_retrieved", "gold_recall"} & plain.scores["question"].keys()
+        not {"f1_retrieved", "f1_open_retrieved", "gold_recall"} & plain.scores["question"].keys()
         and plain.scores["question"]["f1"] == row["f1"]
     )
+    alone = evaluate(model, TOKENIZER, GAZETTEER, items[3:4], 2, "tiny", retrieve)
+    metrics = {"exact_match_open", "f1_open", "exact_match_open_retrieved", "f1_open_retrieved"}
+    assert set(alone.scores["question"]) == metrics and not alone.answers
     found = worst({"base": result, "int8": plain}, "int8", most=1)["question"]
     points = [point for *_, point in plain.answers["question"]]
     assert found[0]["score"]["int8"] == min(points) and set(found[0]["answers"]) == {"base", "int8"}
