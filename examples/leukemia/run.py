@@ -271,6 +271,7 @@ def _question_counts(questions: Sequence[Question], items: dict[str, list[Item]]
         "of articles": len(questions) - unnamed - lost,
         "of no article, for the test": unnamed,
         "left out: their article is not there": lost,
+        "a patient's data masked": sum(question.masked for question in questions),
     }
 
 

@@ -221,6 +221,16 @@ def test_question_files(tmp_path: Path, real: Path) -> None:
     assert max(len(TOKENIZER.encode(item.completion)) for item in items) > 1024  # longer than any model's answer
 
 
+def test_a_patients_data_in_questions_is_masked(tmp_path: Path) -> None:
+    path = tmp_path / "questions.csv"
+    told = "Mr. John Smith took imatinib (MRN 1234567)."
+    path.write_text(f"question,answer,context,pubmed_id\nHow is Mrs. Jane Doe?,{told},{told},34567890\nWho?,All.,,\n")
+    first, second = read_questions([path])
+    hidden = "[name] took imatinib ([record number])."
+    assert first == Question("How is [name]?", hidden, "34567890", hidden, masked=True)
+    assert second == Question("Who?", "All.")
+
+
 def test_terms_are_the_gazetteers() -> None:
     text = "Gleevec in chronic myeloid leukaemia (CML): imatinib and BCR-ABL1."
     assert key_terms(text, GAZETTEER) == ["imatinib", "chronic myeloid leukemia", "BCR::ABL1"]
