@@ -22,6 +22,7 @@ from examples.leukemia.lab import read_flag
 from examples.leukemia.metrics import (
     Score,
     bootstrap,
+    chrf,
     exact_match,
     faithful,
     macro_f1,
@@ -91,7 +92,7 @@ def evaluate(
     for task in WRITTEN.keys() - {"question"}:
         of_task[task] = of_task[task][:most]
     ways = _ways_of_asking(of_task.pop("question"), most, retrieve)
-    result = Evaluation()
+    result, written = Evaluation(), dict[str, Scores]()
     total = sum(map(len, of_task.values())) + sum(map(len, ways.values()))
     with tqdm(total=total, desc=f"evaluating {name}", unit="item") as bar:
         result.scores["text"] = perplexity(model, tokenizer, of_task["text"], bar.update)
@@ -105,13 +106,13 @@ def evaluate(
                     continue
                 texts = write_answers(model, tokenizer, asked, bar.update)
                 scores, points = score(asked, texts, gazetteer)
-                row = result.scores.setdefault(task, {})
-                row |= {f"{metric}{way}": value for metric, value in scores.items()}
+                named = {f"{metric}{way}": value for metric, value in scores.items()}
+                written[task] = written.get(task, {}) | named
                 if not way:
                     result.answers[task] = list(zip(asked, texts, points))
         if ways.get("_retrieved"):
-            result.scores["question"]["gold_recall"] = proportion(own_article_found(ways["_retrieved"]))
-    result.scores = {task: result.scores.get(task) for task in TASKS}
+            written["question"]["gold_recall"] = proportion(own_article_found(ways["_retrieved"]))
+    result.scores = {task: (result.scores | written).get(task) for task in TASKS}
     return result
 
 
@@ -179,21 +180,23 @@ def subtype_scores(
 ) -> tuple[Scores, list[Answer]]:
     """How often the right label is the likeliest of all, by the log-probability of the label and its end token.
 
-    Beside the accuracy: macro-F1, the share that the most frequent label would
-    get, and the confusions {true label: {chosen label: count}}.
+    Beside the accuracy: macro-F1, the share that the most frequent label would get, and the confusions {true label:
+    {chosen label: count}}.
     """
+    from sklearn.metrics import confusion_matrix
+
     answers: list[Answer] = []
-    table = np.zeros((len(items), len(labels), len(labels)))
-    for row, item in enumerate(items):
+    for item in items:
         examples = [encode_item(item, tokenizer, completion=label) for label in labels]
-        best = int(completion_log_probs(model, examples).argmax())
-        table[row, labels.index(item.completion), best] = 1
-        answers.append((item, labels[best], float(labels[best] == item.completion)))
+        chosen = labels[int(completion_log_probs(model, examples).argmax())]
+        answers.append((item, chosen, float(chosen == item.completion)))
         done(1)
-    confusion = table.sum(0)
+    pairs = [(item.completion, chosen) for item, chosen, _ in answers]
+    confusion = confusion_matrix(*zip(*pairs), labels=labels)  # rows are true labels, columns chosen ones
+    cells = [labels.index(true) * len(labels) + labels.index(chosen) for true, chosen in pairs]
     return {
         "accuracy": proportion([point for *_, point in answers]),
-        "macro_f1": bootstrap(macro_f1, table.reshape(len(items), -1).tolist()),
+        "macro_f1": bootstrap(macro_f1, np.eye(len(labels) ** 2)[cells].tolist()),
         "majority": float(confusion.sum(1).max()) / len(items),
         "confusion": {label: dict(zip(labels, map(int, confusion[row]))) for row, label in enumerate(labels)},
     }, answers
@@ -203,13 +206,14 @@ def subtype_scores(
 
 
 def _summaries(items: Sequence[Item], texts: Sequence[str], gazetteer: Gazetteer) -> tuple[Scores, list[float]]:
-    """ROUGE-1, -2 and -L (Lin 2004), F-measures; shares of numbers and entities that the source holds."""
+    """ROUGE-1, -2 and -L (Lin 2004), F-measures; chrF; shares of numbers and entities that the source holds."""
     from rouge_score.rouge_scorer import RougeScorer
 
     names = {"rouge_1": "rouge1", "rouge_2": "rouge2", "rouge_l": "rougeL"}
     scorer = RougeScorer(list(names.values()), use_stemmer=True)
     found = [scorer.score(item.completion, text) for item, text in zip(items, texts)]
     scores: Scores = {name: mean_score([row[key].fmeasure for row in found]) for name, key in names.items()}
+    scores["chrf"] = _mean_chrf(items, texts)
     held = [faithful(text, item.source, gazetteer) for item, text in zip(items, texts)]
     for kind in ("numbers", "entities"):
         rows = [row[kind] for row in held if row[kind][1]]  # a text without any cannot be false in that
@@ -233,11 +237,16 @@ def _terms(items: Sequence[Item], texts: Sequence[str], _: Gazetteer) -> tuple[S
 
 
 def _plain(items: Sequence[Item], texts: Sequence[str], _: Gazetteer) -> tuple[Scores, list[float]]:
-    """SARI, and the reading grade of what was written and of what it was written from."""
+    """SARI, chrF, and the reading grade of what was written and of what it was written from."""
     values = [sari(item.source, text, [item.completion]) for item, text in zip(items, texts)]
     grade = bootstrap(reading_grade, [reading_counts(text) for text in texts])
     source = bootstrap(reading_grade, [reading_counts(item.source) for item in items])
-    return {"sari": mean_score(values), "reading_grade": grade, "source_grade": source.value}, values
+    scores = {"sari": mean_score(values), "chrf": _mean_chrf(items, texts)}
+    return scores | {"reading_grade": grade, "source_grade": source.value}, values
+
+
+def _mean_chrf(items: Sequence[Item], texts: Sequence[str]) -> Score:
+    return mean_score([chrf(text, item.completion) for item, text in zip(items, texts)])
 
 
 def _lab(items: Sequence[Item], texts: Sequence[str], _: Gazetteer) -> tuple[Scores, list[float]]:

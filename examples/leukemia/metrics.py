@@ -11,6 +11,7 @@ import string
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -22,6 +23,7 @@ from examples.leukemia.terms import key_terms
 __all__ = [
     "Score",
     "bootstrap",
+    "chrf",
     "exact_match",
     "faithful",
     "macro_f1",
@@ -144,6 +146,18 @@ def numbers_of(text: str) -> set[str]:
     text = _KARYOTYPE.sub(" ", re.sub(r"(?<=\d),(?=\d{3}(?!\d))", "", text))
     powers = {f"10^{exponent}" for exponent in _POWER.findall(text)}
     return powers | set(_NUMBER.findall(re.sub(r"(?<![\w.])\.(?=\d)", "0.", _POWER.sub(" ", text))))
+
+
+def chrf(answer: str, expected: str) -> float:
+    """chrF2 (Popović 2015) by sacrebleu: F of character 1- to 6-grams, recall twice as heavy, from 0 to 100."""
+    return float(_chrf().sentence_score(answer, [expected]).score)
+
+
+@cache
+def _chrf() -> Any:
+    from sacrebleu.metrics import CHRF
+
+    return CHRF()
 
 
 def sari(source: str, answer: str, references: Sequence[str]) -> float:

@@ -299,7 +299,18 @@ def _item_counts(items: dict[str, list[Item]], left_out: Counter[str]) -> dict[s
 
 
 def _made_with() -> dict[str, Any]:
-    packages = ("torch", "safetensors", "numpy", "tokenizers", "sentencepiece", "scipy", "rouge_score", "pyphen")
+    packages = (
+        "torch",
+        "safetensors",
+        "numpy",
+        "tokenizers",
+        "sentencepiece",
+        "scipy",
+        "rouge_score",
+        "sacrebleu",
+        "scikit-learn",
+        "pyphen",
+    )
     return {
         "command": " ".join(["python -m examples.leukemia", *sys.argv[1:]]),
         "python": platform.python_version(),

@@ -10,6 +10,7 @@ import pytest
 from examples.leukemia.gazetteer import load_gazetteer
 from examples.leukemia.metrics import (
     bootstrap,
+    chrf,
     exact_match,
     faithful,
     macro_f1,
@@ -55,6 +56,14 @@ def test_answers_by_hand() -> None:
     assert token_f1("imatinib twice a day", "imatinib daily") == pytest.approx(2 * 1 / (3 + 2))
     assert token_f1("cell cell", "cell") == pytest.approx(2 / 3)
     assert token_f1("", "the") == 1 and token_f1("", "cell") == 0
+
+
+def test_chrf_by_hand() -> None:
+    """ "abcd" of "abce": of 1-grams 3 of 4, 2-grams 2 of 3, 3-grams 1 of 2, 4-grams 0 of 1, both ways; none is longer."""
+    assert chrf("abcd", "abce") == pytest.approx(100 * (3 / 4 + 2 / 3 + 1 / 2 + 0) / 4)
+    assert (chrf("Imatinib helped.", "Imatinib helped."), chrf("", "abce")) == (pytest.approx(100), 0)
+    # beta 2: as precision falls, so does it, but less than where recall falls
+    assert chrf("imatinib", "imatinib helped") < chrf("imatinib helped", "imatinib") < 100
 
 
 def test_macro_f1_is_scikit_learns() -> None:
