@@ -6,6 +6,7 @@ Each score has its 95% interval; the metrics themselves are in metrics.py.
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import groupby
@@ -237,12 +238,13 @@ def _terms(items: Sequence[Item], texts: Sequence[str], _: Gazetteer) -> tuple[S
 
 
 def _plain(items: Sequence[Item], texts: Sequence[str], _: Gazetteer) -> tuple[Scores, list[float]]:
-    """SARI, chrF, and the reading grade of what was written and of what it was written from."""
+    """SARI, chrF, and the reading grade of what was written; beside it those of the source and of what was expected."""
     values = [sari(item.source, text, [item.completion]) for item, text in zip(items, texts)]
-    grade = bootstrap(reading_grade, [reading_counts(text) for text in texts])
-    source = bootstrap(reading_grade, [reading_counts(item.source) for item in items])
-    scores = {"sari": mean_score(values), "chrf": _mean_chrf(items, texts)}
-    return scores | {"reading_grade": grade, "source_grade": source.value}, values
+    scores: Scores = {"sari": mean_score(values), "chrf": _mean_chrf(items, texts)}
+    scores["reading_grade"] = bootstrap(reading_grade, [reading_counts(text) for text in texts])
+    for name, of in (("source", [item.source for item in items]), ("expected", [item.completion for item in items])):
+        scores[f"{name}_grade"] = bootstrap(reading_grade, [reading_counts(text) for text in of]).value
+    return scores, values
 
 
 def _mean_chrf(items: Sequence[Item], texts: Sequence[str]) -> Score:
@@ -250,9 +252,10 @@ def _mean_chrf(items: Sequence[Item], texts: Sequence[str]) -> Score:
 
 
 def _lab(items: Sequence[Item], texts: Sequence[str], _: Gazetteer) -> tuple[Scores, list[float]]:
-    """Share of values that are told rightly to be low, normal or high."""
+    """Share of values that are told rightly to be low, normal or high, and what the most frequent of these would get."""
     right = [float(read_flag(text) == item.completion) for item, text in zip(items, texts)]
-    return {"accuracy": proportion(right)}, right
+    most = max(Counter(item.completion for item in items).values())
+    return {"accuracy": proportion(right), "majority": most / len(items)}, right
 
 
 WRITTEN = {"summary": _summaries, "question": _questions, "terms": _terms, "plain": _plain, "lab": _lab}

@@ -26,7 +26,6 @@ TASKS = {
 METRICS = {
     "bits_per_byte": "bits a byte",
     "macro_f1": "macro-F1",
-    "majority": "accuracy of always the most frequent label",
     "rouge_1": "ROUGE-1",
     "rouge_2": "ROUGE-2",
     "rouge_l": "ROUGE-L",
@@ -48,7 +47,10 @@ METRICS = {
     "gold_recall": "own article among those retrieved",
     "sari": "SARI",
     "reading_grade": "reading grade",
-    "source_grade": "reading grade of the source",
+}
+REFERENCES = {  # what no model scored, but what its scores are to be read against: {metric: {name in the scores: in words}}
+    "accuracy": {"majority": "always the most frequent label"},
+    "reading_grade": {"source_grade": "the source", "expected_grade": "the expected answers"},
 }
 SCORE_CHARTS = {  # file: (task, metrics side by side, what the axis says)
     "text_perplexity": ("text", ("perplexity",), "perplexity a token (lower is better)"),
@@ -91,6 +93,7 @@ def write_report(metrics: dict[str, Any], out: Path) -> None:
     page = environment.get_template("report.html.jinja").render(
         m=metrics,
         charts=_charts(metrics, out),
+        tables={task: _table(metrics["scores"], task) for task in TASKS},
         claim=claim(metrics),
         tasks=TASKS,
         score_charts=SCORE_CHARTS,
@@ -144,8 +147,23 @@ def _score(score: Any) -> str:
         return "no items"
     if not isinstance(score, Mapping):
         return _number(score)
-    interval = "" if score["low"] is None else f" [{_number(score['low'])}, {_number(score['high'])}]"
+    known = score["low"] != score["high"]  # neither None nor resamples that are all alike
+    interval = f" [{_number(score['low'])}, {_number(score['high'])}]" if known else ""
     return f"{_number(score['value'])}{interval}, n={score['n']}"
+
+
+def _table(scores: Mapping[str, Mapping[str, Any]], task: str) -> list[tuple[str, dict[str, float], list[Any]]]:
+    """A row a metric: its name, what it is to be read against, and the score of each model."""
+    rows = {model: row.get(task) or {} for model, row in scores.items()}
+    names = dict.fromkeys(name for row in rows.values() for name in row if name != "confusion")
+    metrics = names.keys() - {name for against in REFERENCES.values() for name in against}
+    return [(n, _references(rows, n), [row.get(n) for row in rows.values()]) for n in names if n in metrics]
+
+
+def _references(rows: Mapping[str, Mapping[str, Any]], metric: str) -> dict[str, float]:
+    """What a metric of a task is to be read against, in words and its value; all models were asked the same."""
+    names = REFERENCES.get(metric, {})
+    return {names[name]: row[name] for row in rows.values() for name in names if row.get(name) is not None}
 
 
 def _charts(metrics: dict[str, Any], out: Path) -> dict[str, Chart]:
@@ -226,7 +244,7 @@ def _grouped(path: Path, title: str, label: str, rows: dict[str, dict[str, Any]]
             score, x = row[name], place + (number - (len(rows) - 1) / 2) * width
             axes.bar(x, score["value"], width, color=COLOURS[number % len(COLOURS)])
             top = score["value"]
-            if score["low"] is not None:
+            if score["low"] != score["high"]:
                 reach = [[score["value"] - score["low"]], [score["high"] - score["value"]]]
                 axes.errorbar(x, score["value"], reach, color="black", capsize=3, linewidth=1)
                 top = score["high"]
@@ -235,9 +253,10 @@ def _grouped(path: Path, title: str, label: str, rows: dict[str, dict[str, Any]]
             )
             told.append(f"{_metric(name)}, {model}: {_score(score)}")
         axes.bar(0, 0, color=COLOURS[number % len(COLOURS)], label=model)  # the legend's
-    majority = next((row["majority"] for row in rows.values() if row.get("majority") is not None), None)
-    if majority is not None:
-        axes.axhline(majority, color="black", linestyle="--", linewidth=1, label="always the most frequent label")
+    for place, name in enumerate(names):  # a line across the bars of its metric alone
+        for (words, value), line in zip(_references(rows, name).items(), ("--", ":")):
+            axes.hlines(value, place - 0.5, place + 0.5, "black", line, linewidth=1, label=words)
+            told.append(f"{words}: {_number(value)}")
     axes.set_xticks(range(len(names)), [_metric(name).removesuffix(" (lower is better)") for name in names])
     axes.margins(y=0.25)
     axes.legend(frameon=False, fontsize=8, loc="upper left", ncols=2)

@@ -7,9 +7,11 @@ import re
 from html.parser import HTMLParser
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from examples.leukemia import report
 from examples.leukemia.notice import NOTICE
 from examples.leukemia.report import claim, write_report
 
@@ -39,8 +41,8 @@ def row(value: float) -> dict:
             "exact_match": None,
         },
         "terms": {"precision": score(value), "recall": score(value), "f1": score(value)},
-        "plain": {"sari": score(41.5), "reading_grade": score(12.25), "source_grade": 15.5},
-        "lab": {"accuracy": score(value)},
+        "plain": {"sari": score(41.5), "reading_grade": score(12.25), "source_grade": 15.5, "expected_grade": 8.5},
+        "lab": {"accuracy": score(value), "f1": {"value": 0.0, "low": 0.0, "high": 0.0, "n": 9}, "majority": 0.375},
     }
 
 
@@ -110,7 +112,7 @@ class Page(HTMLParser):
 
     def handle_starttag(self, tag, attributes) -> None:
         self.elements.append((tag, dict(attributes)))
-        if tag not in ("meta", "img"):
+        if tag not in ("meta", "img", "br"):
             self.open.append(tag)
 
     def handle_endtag(self, tag) -> None:
@@ -124,7 +126,7 @@ class Page(HTMLParser):
 
 
 @pytest.fixture(scope="module")
-def report(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
+def written(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
     out = tmp_path_factory.mktemp("report")
     write_report(METRICS, out)
     return out, (out / "report.html").read_text(encoding="utf-8")
@@ -145,15 +147,18 @@ def test_the_claim_beside_what_was_measured() -> None:
     assert [row["float32"] for row in claim(half)] == ["not measured"] * 3
 
 
-def test_scores_and_claim_are_on_the_page(report) -> None:
-    text = " ".join(Page(report[1]).text.split())
+def test_scores_and_claim_are_on_the_page(written) -> None:
+    text = " ".join(Page(written[1]).text.split())
     for words in (
         "0.850 [0.800, 0.900], n=20",
         "0.500, n=1",  # no interval
         "F1, with retrieval 0.375",
         "F1, open questions 0.062",
         "Written answers end after 128 tokens",
-        "reading grade of the source 15.5",
+        "accuracy always the most frequent label: 0.250 0.150 [0.100, 0.200], n=20",
+        "accuracy always the most frequent label: 0.375 0.150",
+        "reading grade (lower is better) the source: 15.5 the expected answers: 8.500 12.2",
+        "F1 0.000, n=9 0.000, n=9",  # resamples that are all alike are no certainty
         "41.5 [41.5, 41.5], n=20",
         "There are no held-out items of this task.",
         "1,234",
@@ -167,9 +172,33 @@ def test_scores_and_claim_are_on_the_page(report) -> None:
     assert text.index("expected imatinib base 0.000 the the") < text.index("LoRA+int8 0.125 <script>")
 
 
-def test_everything_can_be_read_without_seeing_and_on_a_small_screen(report) -> None:
+def test_references_are_no_metrics_of_the_models(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In the table they stand in the heading of a row; in the chart their line crosses the bars of their metric alone."""
+    drawn: dict[str, Any] = {}
+    save = report._save
+
+    def saved(axes: Any, path: Path, alt: str) -> report.Chart:
+        drawn[path.stem] = axes
+        return save(axes, path, alt)
+
+    monkeypatch.setattr(report, "_save", saved)
+    write_report(METRICS, tmp_path)
+    text = Page((tmp_path / "report.html").read_text(encoding="utf-8")).text
+    assert text.count("always the most frequent label") == 2 and "majority" not in text and "source grade" not in text
+
+    def lines(stem: str) -> list[list[float]]:
+        return [
+            line.get_segments()[0].ravel().tolist() for line in drawn[stem].collections if line.get_label()[0] != "_"
+        ]
+
+    assert [axis.get_text() for axis in drawn["subtype_accuracy"].get_xticklabels()] == ["accuracy", "macro-F1"]
+    assert lines("subtype_accuracy") == [[-0.5, 0.25, 0.5, 0.25]]
+    assert lines("plain_reading_grade") == [[-0.5, 15.5, 0.5, 15.5], [-0.5, 8.5, 0.5, 8.5]]
+
+
+def test_everything_can_be_read_without_seeing_and_on_a_small_screen(written) -> None:
     """Every picture has its values in words, every table a caption and scopes, headings go down by one."""
-    out, text = report
+    out, text = written
     page = Page(text)
     pictures = page.all("img")
     assert len(pictures) == len(CHARTS) and {path.stem for path in out.glob("*.png")} == CHARTS
@@ -199,8 +228,8 @@ def test_everything_can_be_read_without_seeing_and_on_a_small_screen(report) -> 
     assert "@media print" in text and "@media (max-width" in text
 
 
-def test_the_page_stands_alone_and_texts_stay_text(report) -> None:
-    _, text = report
+def test_the_page_stands_alone_and_texts_stay_text(written) -> None:
+    _, text = written
     assert not Page(text).all("script") and "&lt;script&gt;" in text
     assert "http" not in re.sub(r"base64,[^\"]*", "", text) and not Page(text).all("link")
 
