@@ -12,7 +12,8 @@ from examples.leukemia.evaluate import MAX_ANSWER_TOKENS
 
 __all__ = ["claim", "write_report"]
 
-CLAIMED = {"smaller": 40, "faster": 30}  # percent, of the report that started this project
+# of the report that started this project: 40% smaller leaves 0.6 of the bytes; 30% faster is 1.3 times the speed, 1/1.3 of the time
+CLAIMED = {"smaller": 40, "faster": 30}  # percent
 LOWER_IS_BETTER = ("perplexity", "bits_per_byte", "reading_grade")
 TASKS = {
     "text": "Text: abstracts to go on with",
@@ -107,26 +108,27 @@ def claim(metrics: dict[str, Any]) -> list[dict[str, str]]:
     sizes, times = metrics["size_bytes"], metrics["inference"]
     prompt = metrics["prompt_tokens"]
     measures = {
-        "weights on disk": (CLAIMED["smaller"], "smaller", "larger", sizes),
-        f"time to read {prompt} tokens": (CLAIMED["faster"], "less", "more", _column(times, "prefill_ms")),
-        "time to write a token": (CLAIMED["faster"], "less", "more", _column(times, "decode_ms_per_token")),
+        "weights on disk": ("smaller", sizes),
+        f"time to read {prompt} tokens": ("faster", _column(times, "prefill_ms")),
+        "time to write a token": ("faster", _column(times, "decode_ms_per_token")),
     }
     rows = []
-    for name, (claimed, less, more, values) in measures.items():
-        row = {"measure": name, "claimed": f"{claimed}% {'smaller' if less == 'smaller' else 'faster'}"}
+    for name, (kind, values) in measures.items():
+        row = {"measure": name, "claimed": f"{CLAIMED[kind]}% {kind}"}
         for peer in ("float32", "bfloat16"):
-            row[peer] = _saved(values["int8"], values[peer], claimed, less, more) if peer in values else "not measured"
+            row[peer] = _saved(kind, values["int8"], values[peer]) if peer in values else "not measured"
         rows.append(row)
     return rows
 
 
-def _saved(ours: float, theirs: float, claimed: int, less: str, more: str) -> str:
-    """In words, and whether that is what was claimed; of times also how many times as fast."""
-    percent = 100 * (1 - ours / theirs)
-    text = f"{abs(percent):.1f}% {less if percent >= 0 else more}"
-    if less != "smaller":
-        text += f" ({theirs / ours:.2f} times as fast)"
-    return f"{text}: {'at least what was claimed' if percent >= claimed else 'less than was claimed'}"
+def _saved(kind: str, ours: float, theirs: float) -> str:
+    """How much smaller or faster in words, and whether that is what was claimed."""
+    if kind == "smaller":
+        percent, other, times = 100 * (1 - ours / theirs), "larger", ""
+    else:
+        percent, other, times = 100 * (theirs / ours - 1), "slower", f" ({theirs / ours:.2f} times the speed)"
+    verdict = "at least what was claimed" if percent >= CLAIMED[kind] else "less than was claimed"
+    return f"{abs(percent):.1f}% {kind if percent >= 0 else other}{times}: {verdict}"
 
 
 def _column(table: Mapping[str, Mapping[str, float]], key: str) -> dict[str, float]:
