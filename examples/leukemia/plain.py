@@ -43,7 +43,8 @@ class Glossary:
             plain = self.plain[term.lower()]
             return plain[0].upper() + plain[1:] if term[0].isupper() and match.start() == 0 else plain
 
-        return self.pattern.subn(put, text)
+        plain, terms = self.pattern.subn(put, text)
+        return re.sub(r"(\(\w+\)) \1", r"\1", plain), terms  # a short form that both text and glossary give
 
 
 @cache

@@ -248,6 +248,8 @@ def test_plain_words_by_the_glossary() -> None:
     )
     longer = Glossary({"relapse": "return", "relapse rate": "share of returns"})
     assert longer.simplify("the relapse rate")[0] == "the share of returns"
+    named = Glossary({"follicular lymphoma": "a cancer (FL)"})
+    assert named.simplify("In follicular lymphoma (FL), not in (FL).")[0] == "In a cancer (FL), not in (FL)."
     assert glossary.simplify("Cells died.") == ("Cells died.", 0)
 
 
