@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 
 from examples.leukemia.data import Record
-from examples.leukemia.plain import sentences_of
+from examples.leukemia.reading import sentences_of
 
 __all__ = ["part_conclusion"]
 

@@ -6,6 +6,7 @@ Each score has its 95% interval; the metrics themselves are in metrics.py.
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import groupby
@@ -20,26 +21,34 @@ from tqdm import tqdm
 from examples.leukemia.gazetteer import Gazetteer
 from examples.leukemia.lab import read_flag
 from examples.leukemia.metrics import (
-    CONFIDENCE,
     Score,
     bootstrap,
+    chrf,
     exact_match,
     faithful,
     macro_f1,
     mean_score,
-    reading_counts,
-    reading_grade,
+    proportion,
     sari,
     shares,
     token_f1,
 )
+from examples.leukemia.reading import reading_counts, reading_grade
 from examples.leukemia.retrieved import own_article_found
 from examples.leukemia.tasks import TASKS, Item, encode_item, encode_prompt
 from examples.leukemia.terms import read_terms
 from llama_min import Llama, Tokenizer, generate_batch
 from lora_lite import Example
 
-__all__ = ["Evaluation", "completion_log_probs", "evaluate", "perplexity", "subtype_scores", "worst", "write_answers"]
+__all__ = [
+    "Evaluation",
+    "completion_log_probs",
+    "evaluate",
+    "perplexity",
+    "subtype_scores",
+    "worst",
+    "write_answers",
+]
 
 MAX_ANSWER_TOKENS = 128
 ANSWERS_AT_ONCE = 16
@@ -76,19 +85,16 @@ def evaluate(
 
     Args:
         most: answers are written for that many items of a task at the most, the first ones (writing is the slow part).
-            Questions that come with no text to read are one task more.
+            Open questions count as a task of their own.
         name: of the model, for the progress bar.
         retrieve: puts passages that it finds in place of the sources of questions; None leaves that comparison out.
     """
     of_task = {task: [item for item in items if item.task == task] for task in TASKS}
-    closed_book = [item for item in of_task["question"] if not item.source][:most]
-    of_task["question"] = [item for item in of_task["question"] if item.source][:most]
-    for task in WRITTEN:
+    for task in WRITTEN.keys() - {"question"}:
         of_task[task] = of_task[task][:most]
-    of_articles = len(of_task["question"])
-    closed_book = [replace(item, source="") for item in of_task["question"]] + closed_book
-    result = Evaluation()
-    total = sum(map(len, of_task.values())) + len(closed_book) * (2 if retrieve else 1)
+    ways = _ways_of_asking(of_task.pop("question"), most, retrieve)
+    result, written = Evaluation(), dict[str, Scores]()
+    total = sum(map(len, of_task.values())) + sum(map(len, ways.values()))
     with tqdm(total=total, desc=f"evaluating {name}", unit="item") as bar:
         result.scores["text"] = perplexity(model, tokenizer, of_task["text"], bar.update)
         if of_task["subtype"]:
@@ -96,21 +102,39 @@ def evaluate(
             scored = subtype_scores(model, tokenizer, labels, of_task["subtype"], bar.update)
             result.scores["subtype"], result.answers["subtype"] = scored
         for task, score in WRITTEN.items():
-            if of_task[task]:
-                texts = write_answers(model, tokenizer, of_task[task], bar.update)
-                result.scores[task], points = score(of_task[task], texts, gazetteer)
-                result.answers[task] = list(zip(of_task[task], texts, points))
-        if closed_book:
-            asked = {"closed_book": closed_book} | ({"retrieved": retrieve(closed_book)} if retrieve else {})
-            row = result.scores.get("question") or {}
-            for way, rows in asked.items():
-                texts = write_answers(model, tokenizer, rows, bar.update)
-                row |= {f"{metric}_{way}": value for metric, value in _questions(rows, texts, gazetteer)[0].items()}
-            if retrieve and of_articles:
-                row["gold_recall"] = mean_score(own_article_found(asked["retrieved"][:of_articles]))
-            result.scores["question"] = row
-    result.scores = {task: result.scores.get(task) for task in TASKS}
+            for way, asked in ways.items() if task == "question" else [("", of_task[task])]:
+                if not asked:
+                    continue
+                texts = write_answers(model, tokenizer, asked, bar.update)
+                scores, points = score(asked, texts, gazetteer)
+                named = {f"{metric}{way}": value for metric, value in scores.items()}
+                written[task] = written.get(task, {}) | named
+                if not way:
+                    result.answers[task] = list(zip(asked, texts, points))
+        if ways.get("_retrieved"):
+            written["question"]["gold_recall"] = proportion(own_article_found(ways["_retrieved"]))
+    result.scores = {task: (result.scores | written).get(task) for task in TASKS}
     return result
+
+
+def _ways_of_asking(
+    questions: Sequence[Item], most: int, retrieve: Callable[[list[Item]], list[Item]] | None
+) -> dict[str, list[Item]]:
+    """The questions, `most` of a kind, with what each way of asking gives to read: {what the metric's name ends in: items}.
+
+    Questions of articles are asked with their article, with nothing (closed book) and with what is retrieved. Open ones,
+    which name no article, are scored apart: with nothing, with what is retrieved, and with their file's context if they
+    have one.
+    """
+    of_articles = [item for item in questions if not item.open][:most]
+    of_none = [item for item in questions if item.open][:most]
+    ways = {"": of_articles}
+    for way, asked in (("closed_book", of_articles), ("open", of_none)):
+        ways[f"_{way}"] = [replace(item, source="") for item in asked]
+    if retrieve:
+        ways["_retrieved"] = retrieve(ways["_closed_book"])
+        ways["_open_retrieved"] = retrieve(ways["_open"])
+    return ways | {"_open_context": [item for item in of_none if item.source]}
 
 
 def worst(evaluations: dict[str, Evaluation], judge: str, most: int = 3) -> dict[str, list[dict[str, Any]]]:
@@ -157,25 +181,23 @@ def subtype_scores(
 ) -> tuple[Scores, list[Answer]]:
     """How often the right label is the likeliest of all, by the log-probability of the label and its end token.
 
-    The interval of the accuracy is Wilson's (1927). Beside it: macro-F1, the share that the most frequent label would
-    get, and the confusions {true label: {chosen label: count}}.
+    Beside the accuracy: macro-F1, the share that the most frequent label would get, and the confusions {true label:
+    {chosen label: count}}.
     """
-    from scipy.stats import binomtest
+    from sklearn.metrics import confusion_matrix
 
     answers: list[Answer] = []
-    table = np.zeros((len(items), len(labels), len(labels)))
-    for row, item in enumerate(items):
+    for item in items:
         examples = [encode_item(item, tokenizer, completion=label) for label in labels]
-        best = int(completion_log_probs(model, examples).argmax())
-        table[row, labels.index(item.completion), best] = 1
-        answers.append((item, labels[best], float(labels[best] == item.completion)))
+        chosen = labels[int(completion_log_probs(model, examples).argmax())]
+        answers.append((item, chosen, float(chosen == item.completion)))
         done(1)
-    confusion = table.sum(0)
-    right = round(confusion.trace())
-    interval = binomtest(right, len(items)).proportion_ci(CONFIDENCE, method="wilson")
+    pairs = [(item.completion, chosen) for item, chosen, _ in answers]
+    confusion = confusion_matrix(*zip(*pairs), labels=labels)  # rows are true labels, columns chosen ones
+    cells = [labels.index(true) * len(labels) + labels.index(chosen) for true, chosen in pairs]
     return {
-        "accuracy": Score(right / len(items), float(interval.low), float(interval.high), len(items)),
-        "macro_f1": bootstrap(macro_f1, table.reshape(len(items), -1).tolist()),
+        "accuracy": proportion([point for *_, point in answers]),
+        "macro_f1": bootstrap(macro_f1, np.eye(len(labels) ** 2)[cells].tolist()),
         "majority": float(confusion.sum(1).max()) / len(items),
         "confusion": {label: dict(zip(labels, map(int, confusion[row]))) for row, label in enumerate(labels)},
     }, answers
@@ -185,13 +207,14 @@ def subtype_scores(
 
 
 def _summaries(items: Sequence[Item], texts: Sequence[str], gazetteer: Gazetteer) -> tuple[Scores, list[float]]:
-    """ROUGE-1, -2 and -L (Lin 2004), F-measures; shares of numbers and entities that the source holds."""
+    """ROUGE-1, -2 and -L (Lin 2004), F-measures; chrF; shares of numbers and entities that the source holds."""
     from rouge_score.rouge_scorer import RougeScorer
 
     names = {"rouge_1": "rouge1", "rouge_2": "rouge2", "rouge_l": "rougeL"}
     scorer = RougeScorer(list(names.values()), use_stemmer=True)
     found = [scorer.score(item.completion, text) for item, text in zip(items, texts)]
     scores: Scores = {name: mean_score([row[key].fmeasure for row in found]) for name, key in names.items()}
+    scores["chrf"] = _mean_chrf(items, texts)
     held = [faithful(text, item.source, gazetteer) for item, text in zip(items, texts)]
     for kind in ("numbers", "entities"):
         rows = [row[kind] for row in held if row[kind][1]]  # a text without any cannot be false in that
@@ -204,7 +227,7 @@ def _questions(items: Sequence[Item], texts: Sequence[str], _: Gazetteer) -> tup
     """Exact match and F1 of words, as for SQuAD (Rajpurkar et al. 2016)."""
     f1 = [token_f1(text, item.completion) for item, text in zip(items, texts)]
     same = [exact_match(text, item.completion) for item, text in zip(items, texts)]
-    return {"exact_match": mean_score(same), "f1": mean_score(f1)}, f1
+    return {"exact_match": proportion(same), "f1": mean_score(f1)}, f1
 
 
 def _terms(items: Sequence[Item], texts: Sequence[str], _: Gazetteer) -> tuple[Scores, list[float]]:
@@ -215,17 +238,24 @@ def _terms(items: Sequence[Item], texts: Sequence[str], _: Gazetteer) -> tuple[S
 
 
 def _plain(items: Sequence[Item], texts: Sequence[str], _: Gazetteer) -> tuple[Scores, list[float]]:
-    """SARI, and the reading grade of what was written and of what it was written from."""
+    """SARI, chrF, and the reading grade of what was written; beside it those of the source and of what was expected."""
     values = [sari(item.source, text, [item.completion]) for item, text in zip(items, texts)]
-    grade = bootstrap(reading_grade, [reading_counts(text) for text in texts])
-    source = bootstrap(reading_grade, [reading_counts(item.source) for item in items])
-    return {"sari": mean_score(values), "reading_grade": grade, "source_grade": source.value}, values
+    scores: Scores = {"sari": mean_score(values), "chrf": _mean_chrf(items, texts)}
+    scores["reading_grade"] = bootstrap(reading_grade, [reading_counts(text) for text in texts])
+    for name, of in (("source", [item.source for item in items]), ("expected", [item.completion for item in items])):
+        scores[f"{name}_grade"] = bootstrap(reading_grade, [reading_counts(text) for text in of]).value
+    return scores, values
+
+
+def _mean_chrf(items: Sequence[Item], texts: Sequence[str]) -> Score:
+    return mean_score([chrf(text, item.completion) for item, text in zip(items, texts)])
 
 
 def _lab(items: Sequence[Item], texts: Sequence[str], _: Gazetteer) -> tuple[Scores, list[float]]:
-    """Share of values that are told rightly to be low, normal or high."""
+    """Share of values that are told rightly to be low, normal or high, and what the most frequent of these would get."""
     right = [float(read_flag(text) == item.completion) for item, text in zip(items, texts)]
-    return {"accuracy": mean_score(right)}, right
+    most = max(Counter(item.completion for item in items).values())
+    return {"accuracy": proportion(right), "majority": most / len(items)}, right
 
 
 WRITTEN = {"summary": _summaries, "question": _questions, "terms": _terms, "plain": _plain, "lab": _lab}

@@ -12,9 +12,12 @@ from dataclasses import dataclass
 from functools import cache, cached_property
 from pathlib import Path
 
-from examples.leukemia.data import UserError
+import numpy as np
 
-__all__ = ["GLOSSARY", "Glossary", "load_glossary", "plain_pair", "sentences_of"]
+from examples.leukemia.data import UserError
+from examples.leukemia.reading import reading_counts, reading_grade, sentences_of
+
+__all__ = ["GLOSSARY", "Glossary", "load_glossary", "plain_pair"]
 
 GLOSSARY = Path(__file__).parent / "data" / "glossary.json"
 LONGEST = 60  # words of a sentence that is put plainly
@@ -40,7 +43,8 @@ class Glossary:
             plain = self.plain[term.lower()]
             return plain[0].upper() + plain[1:] if term[0].isupper() and match.start() == 0 else plain
 
-        return self.pattern.subn(put, text)
+        plain, terms = self.pattern.subn(put, text)
+        return re.sub(r"(\(\w+\)) \1", r"\1", plain), terms  # a short form that both text and glossary give
 
 
 @cache
@@ -60,13 +64,19 @@ def load_glossary(path: Path = GLOSSARY) -> Glossary:
 
 
 def plain_pair(abstract: str, glossary: Glossary) -> tuple[str, str] | None:
-    """The sentence of an abstract with the most technical terms, and the sentence put plainly; None without any term."""
+    """The sentence of an abstract that gets easiest to read when put plainly, and how it then reads.
+
+    Easier is a lower Flesch-Kincaid grade: words that explain a term can make a sentence harder. None if none gets easier.
+    """
     pairs = [(sentence, *glossary.simplify(sentence)) for sentence in sentences_of(abstract)]
-    pairs = [pair for pair in pairs if len(pair[0].split()) <= LONGEST]
-    best = max(pairs, key=lambda pair: pair[2], default=("", "", 0))  # of equals the first
-    return (best[0], best[1]) if best[2] else None
+    falls = {
+        (sentence, plain): _grade(sentence) - _grade(plain)
+        for sentence, plain, terms in pairs
+        if terms and len(sentence.split()) <= LONGEST
+    }
+    best = max(falls, key=falls.__getitem__, default=None)  # of equals the first
+    return best if best and falls[best] > 0 else None
 
 
-def sentences_of(text: str) -> list[str]:
-    """The sentences of a text: parted where a full stop or the like is followed by a capital or a digit."""
-    return re.split(r"(?<=[.!?]) (?=[A-Z0-9])", text)
+def _grade(text: str) -> float:
+    return float(reading_grade(np.array(reading_counts(text))))

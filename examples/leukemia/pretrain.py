@@ -21,7 +21,8 @@ from pathlib import Path
 import torch
 
 from examples.leukemia.lab import Range, lab_line, load_ranges
-from examples.leukemia.plain import load_glossary, sentences_of
+from examples.leukemia.plain import load_glossary
+from examples.leukemia.reading import sentences_of
 from examples.leukemia.synthetic import DISEASES, FORMS, Forms, SyntheticAbstract, fill, slots, write_abstract
 from llama_min import Llama, LlamaConfig, RopeScaling, Tokenizer, load_tokenizer, save_llama
 from llama_min.tokenizer import LLAMA3_SPLIT

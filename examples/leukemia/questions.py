@@ -11,6 +11,7 @@ from examples.leukemia.annotate import annotate
 from examples.leukemia.clean import clean
 from examples.leukemia.data import Record, UserError, read_csv
 from examples.leukemia.gazetteer import Gazetteer
+from examples.leukemia.safety import mask_identifiers
 
 __all__ = ["Question", "questions_from_names", "read_questions"]
 
@@ -32,31 +33,39 @@ class Question:
     Attributes:
         pubmed_id: of the article that answers it; empty where the file names none.
         context: the text that answers it, where the file holds one.
+        masked: whether a patient's data in it was masked.
     """
 
     question: str
     answer: str
     pubmed_id: str = ""
     context: str = ""
+    masked: bool = False
 
 
 def read_questions(paths: Iterable[Path]) -> list[Question]:
     """The questions of CSV files with the columns question and answer and, if they have them, pubmed_id and context.
+
+    What looks like a patient's data in their texts is masked.
 
     Raises:
         UserError: a file cannot be read, lacks a column or holds no question with an answer.
     """
     questions: list[Question] = []
     for path in paths:
-        rows = [
-            Question(*(clean(str(row.get(name) or "")) for name in ("question", "answer", "pubmed_id", "context")))
-            for row in read_csv(path, ("question", "answer"))
-        ]
+        rows = [_masked(row) for row in read_csv(path, ("question", "answer"))]
         rows = [row for row in rows if row.question and row.answer]
         if not rows:
             raise UserError(f"{path} holds no question with an answer: give a CSV with question,answer")
         questions += rows
     return questions
+
+
+def _masked(row: dict[str, str]) -> Question:
+    """A row's question, its texts clean and without a patient's data."""
+    texts = [clean(row.get(name) or "") for name in ("question", "answer", "context")]
+    question, answer, context = map(mask_identifiers, texts)
+    return Question(question, answer, clean(row.get("pubmed_id") or ""), context, [question, answer, context] != texts)
 
 
 def questions_from_names(record: Record, gazetteer: Gazetteer) -> list[Question]:

@@ -55,7 +55,7 @@ __all__ = ["Settings", "run"]
 SAVE_EVERY = 20  # steps from one checkpoint to the next
 PAIRS = 30  # of answers, for people to rate
 REHEARSAL = 0.1  # share of the passages that the tasks' stage reads again
-TIMES = {"question": 2, "lab": 2}  # that an epoch holds an item: to find and to compare takes longer than to phrase
+TIMES = {"question": 3, "lab": 2}  # that an epoch holds an item: to find and to compare takes longer than to phrase
 # every linear layer of a block: seven tasks want more than attention's four (Dettmers et al. 2023, section 4)
 TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 _CHARTS = (*SCORE_CHARTS, "items", "model_size", "prefill_time", "decode_time", "confusion")
@@ -350,6 +350,7 @@ def _question_counts(questions: Sequence[Question], items: dict[str, list[Item]]
         "of articles": len(questions) - unnamed - lost,
         "of no article, for the test": unnamed,
         "left out: their article is not there": lost,
+        "a patient's data masked": sum(question.masked for question in questions),
     }
 
 
@@ -373,7 +374,18 @@ def _item_counts(items: dict[str, list[Item]], left_out: Counter[str]) -> dict[s
 
 
 def _made_with() -> dict[str, Any]:
-    packages = ("torch", "safetensors", "numpy", "tokenizers", "sentencepiece", "scipy", "rouge_score", "pyphen")
+    packages = (
+        "torch",
+        "safetensors",
+        "numpy",
+        "tokenizers",
+        "sentencepiece",
+        "scipy",
+        "rouge_score",
+        "sacrebleu",
+        "scikit-learn",
+        "pyphen",
+    )
     return {
         "command": " ".join(["python -m examples.leukemia", *sys.argv[1:]]),
         "python": platform.python_version(),

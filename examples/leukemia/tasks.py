@@ -60,6 +60,7 @@ class Item:
         instruction, source: together the prompt; both empty where text is simply gone on with.
         completion: what the model should say.
         words_cut: how many words of the source did not fit the model's context.
+        open: whether it is a question that names no article; `pubmed_id` then numbers it.
     """
 
     pubmed_id: str
@@ -68,6 +69,7 @@ class Item:
     source: str
     completion: str
     words_cut: int = 0
+    open: bool = False
 
     @property
     def prompt(self) -> str:
@@ -141,7 +143,7 @@ def open_questions(questions: Sequence[Question], tokenizer: Tokenizer, context:
     """
     items = []
     for number, question in enumerate((q for q in questions if not q.pubmed_id), 1):
-        item = Item(f"question {number}", "question", question.question, question.context, "")
+        item = Item(f"question {number}", "question", question.question, question.context, "", open=True)
         fitted = fit_item(item, tokenizer, context // 2)
         if fitted is None:
             raise UserError(

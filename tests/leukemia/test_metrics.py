@@ -10,16 +10,18 @@ import pytest
 from examples.leukemia.gazetteer import load_gazetteer
 from examples.leukemia.metrics import (
     bootstrap,
+    chrf,
     exact_match,
     faithful,
     macro_f1,
     mean_score,
-    reading_counts,
-    reading_grade,
+    numbers_of,
+    proportion,
     sari,
     shares,
     token_f1,
 )
+from examples.leukemia.reading import reading_counts, reading_grade
 
 SOURCE = "About 95 species are currently accepted ."
 REFERENCES = (
@@ -54,6 +56,14 @@ def test_answers_by_hand() -> None:
     assert token_f1("imatinib twice a day", "imatinib daily") == pytest.approx(2 * 1 / (3 + 2))
     assert token_f1("cell cell", "cell") == pytest.approx(2 / 3)
     assert token_f1("", "the") == 1 and token_f1("", "cell") == 0
+
+
+def test_chrf_by_hand() -> None:
+    """ "abcd" of "abce": of 1-grams 3 of 4, 2-grams 2 of 3, 3-grams 1 of 2, 4-grams 0 of 1, both ways; none is longer."""
+    assert chrf("abcd", "abce") == pytest.approx(100 * (3 / 4 + 2 / 3 + 1 / 2 + 0) / 4)
+    assert (chrf("Imatinib helped.", "Imatinib helped."), chrf("", "abce")) == (pytest.approx(100), 0)
+    # beta 2: as precision falls, so does it, but less than where recall falls
+    assert chrf("imatinib", "imatinib helped") < chrf("imatinib helped", "imatinib") < 100
 
 
 def test_macro_f1_is_scikit_learns() -> None:
@@ -107,6 +117,33 @@ def test_means_and_their_edges() -> None:
     assert (same.value, same.low, same.high, same.n) == (0.5, 0.5, 0.5, 9)
     half = mean_score([0.0, 1.0] * 200)  # the binomial's: 0.5 +- 1.96 sqrt(0.25 / 400)
     assert half.high - half.low == pytest.approx(2 * 1.96 * math.sqrt(0.25 / 400), rel=0.1)
+
+
+def test_shares_have_wilsons_interval() -> None:
+    """By Wilson's formula; none of 8 and 8 of 8 are no certainty, and one item is little to go by."""
+    z2 = 1.959964**2
+    for right, n in ((0, 8), (8, 8), (3, 8), (1, 1), (0, 1)):
+        score, p = proportion([1.0] * right + [0.0] * (n - right)), right / n
+        half = math.sqrt(z2 * p * (1 - p) / n + z2 * z2 / (4 * n * n))
+        expected = [(p + z2 / (2 * n) + sign * half) / (1 + z2 / n) for sign in (-1, 1)]
+        assert (score.value, score.n) == (p, n)
+        assert [score.low, score.high] == pytest.approx(expected, abs=1e-6)
+        assert score.high - score.low > 0.3
+
+
+@pytest.mark.parametrize(
+    ("text", "numbers"),
+    [
+        ("126mg, 5mL and 2.5g/dL, 3-fold, 2x, 40th", "126 5 2.5 3 2 40"),
+        ("12.5x10^9/L or 12.5 x 10(9)/L", "12.5 10^9"),
+        ("45% of 1,532 and 95.0%, p=.05 (n=7).", "45 1532 95.0 0.05 7"),
+        ("5-year, 3-5 and 2-4mg; day-28, 1990s, <20", "5 3 2 4 28 1990 20"),
+        ("NPM1, CD34+, p53, 17p, 11q23.3, IL-2, 5-FU, t(15;17)(q24;q21), inv(16), 3H, 18F, version 3.5.1", ""),
+        ("in 12.", "12"),
+    ],
+)
+def test_numbers_are_whole_and_names_are_none(text: str, numbers: str) -> None:
+    assert numbers_of(text) == set(numbers.split())
 
 
 def test_faithfulness_counts_what_the_source_holds() -> None:

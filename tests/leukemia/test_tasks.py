@@ -9,6 +9,7 @@ from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -30,6 +31,7 @@ from examples.leukemia.lab import Range, lab_reports, load_ranges, read_flag
 from examples.leukemia.plain import Glossary, load_glossary, plain_pair
 from examples.leukemia.pretrain import TINY_LLAMA
 from examples.leukemia.questions import Question, questions_from_names, read_questions
+from examples.leukemia.reading import reading_counts, reading_grade
 from examples.leukemia.synthetic import ABSTRACTS, LYMPHOMA, QUESTIONS_FILE
 from examples.leukemia.tasks import (
     CONCLUDE,
@@ -219,6 +221,16 @@ def test_question_files(tmp_path: Path, real: Path) -> None:
     assert max(len(TOKENIZER.encode(item.completion)) for item in items) > 1024  # longer than any model's answer
 
 
+def test_a_patients_data_in_questions_is_masked(tmp_path: Path) -> None:
+    path = tmp_path / "questions.csv"
+    told = "Mr. John Smith took imatinib (MRN 1234567)."
+    path.write_text(f"question,answer,context,pubmed_id\nHow is Mrs. Jane Doe?,{told},{told},34567890\nWho?,All.,,\n")
+    first, second = read_questions([path])
+    hidden = "[name] took imatinib ([record number])."
+    assert first == Question("How is [name]?", hidden, "34567890", hidden, masked=True)
+    assert second == Question("Who?", "All.")
+
+
 def test_terms_are_the_gazetteers() -> None:
     text = "Gleevec in chronic myeloid leukaemia (CML): imatinib and BCR-ABL1."
     assert key_terms(text, GAZETTEER) == ["imatinib", "chronic myeloid leukemia", "BCR::ABL1"]
@@ -236,11 +248,27 @@ def test_plain_words_by_the_glossary() -> None:
     )
     longer = Glossary({"relapse": "return", "relapse rate": "share of returns"})
     assert longer.simplify("the relapse rate")[0] == "the share of returns"
-    assert plain_pair("Cells died. A relapse came. It went.", glossary) == (
-        "A relapse came.",
-        "A return of the disease came.",
-    )
+    named = Glossary({"follicular lymphoma": "a cancer (FL)"})
+    assert named.simplify("In follicular lymphoma (FL), not in (FL).")[0] == "In a cancer (FL), not in (FL)."
+    assert glossary.simplify("Cells died.") == ("Cells died.", 0)
+
+
+def test_the_plain_sentence_is_the_one_that_gets_easiest() -> None:
+    """By Flesch-Kincaid grade: not the sentence with the most terms, and none where words only get more."""
+    glossary = Glossary({"thrombocytopenia": "few platelets", "relapse": "return of the disease", "first": "early"})
+    easier = ("All had thrombocytopenia.", "All had few platelets.")
+    assert plain_pair(f"Cells died. {easier[0]} A first relapse came.", glossary) == easier
+    assert plain_pair("Cells died. A first relapse came.", glossary) is None
     assert plain_pair("Cells died.", glossary) is None
+
+
+def test_every_plain_sentence_is_easier_than_its_source(real: Path) -> None:
+    records = RECORDS + read_abstracts(real / "pubmed_leukemia_abstracts.csv")[0]
+    pairs = [found for record in records if (found := plain_pair(record.abstract, load_glossary()))]
+    assert len(pairs) > 0.5 * len(records)
+    for texts in pairs:
+        source, plain = (float(reading_grade(np.array(reading_counts(text)))) for text in texts)
+        assert plain < source, texts
 
 
 def test_lab_flags_follow_from_the_ranges() -> None:
@@ -261,6 +289,19 @@ def test_lab_flags_follow_from_the_ranges() -> None:
         flags[flag] += 1
     assert min(flags.values()) > 0.25 * flags.total()
     assert [read_flag(text) for text in ("It is LOW.", "ferritin: high, not low", "lower")] == ["low", "high", ""]
+
+
+def test_no_lab_line_is_on_two_sides() -> None:
+    """Ids belong to lines: whoever draws a line, with whatever seed, it has the side of its text; and none comes twice."""
+    reports = lab_reports(load_ranges(), 600, 0)
+    assert len({name for name, *_ in reports}) == len({line for _, line, _ in reports}) == len(reports) == 600
+    assert all(name.startswith("LAB-") for name, *_ in reports)
+    names = {line: name for name, line, _ in reports}
+    again = [(name, line) for name, line, _ in lab_reports(load_ranges(), 600, 1) if line in names]
+    assert again and all(name == names[line] for name, line in again)
+    tiny = (Range("x", "cells", "10^9/L", 1, 1, 0),)  # 0 to 4 of them
+    few = lab_reports(tiny, 50, 0)
+    assert sorted(line for _, line, _ in few) == [f"cells {value} 10^9/L (1-1)" for value in range(5)]
 
 
 def plain_log_prob(model: Llama, example: Example) -> float:
@@ -317,13 +358,20 @@ def test_accuracy_counts_the_likeliest_label(model: Llama) -> None:
 
 def test_each_task_is_scored_by_what_was_written() -> None:
     """The expected answers score full marks, and nothing at all scores none; half an answer lies between."""
-    full = {"summary": "rouge_2", "question": "exact_match", "terms": "f1", "plain": "sari", "lab": "accuracy"}
-    for task, metric in full.items():
+    full = (
+        ("summary", "rouge_2"),
+        ("question", "exact_match"),
+        ("terms", "f1"),
+        ("plain", "sari"),
+        ("lab", "accuracy"),
+    )
+    for task, metric in (*full, ("summary", "chrf"), ("plain", "chrf")):
         items = of(task)
         right, points = WRITTEN[task](items, [item.completion for item in items], GAZETTEER)
-        best = 100 if metric == "sari" else 1
+        best = 100 if metric in ("sari", "chrf") else 1
         assert right[metric].value == pytest.approx(best) and right[metric].n == len(items)
-        assert points == pytest.approx([best] * len(items))
+        if (task, metric) in full:
+            assert points == pytest.approx([best] * len(items))
         wrong, points = WRITTEN[task](items, [""] * len(items), GAZETTEER)
         assert wrong[metric].value < 0.7 * best and max(points) < 0.7 * best
         mixed, _ = WRITTEN[task](items, [items[0].completion] + [""] * (len(items) - 1), GAZETTEER)
@@ -343,6 +391,16 @@ def test_partial_answers_by_hand() -> None:
     assert (scores["numbers_faithful"].value, scores["entities_faithful"].value) == (0.5, 0.5)
 
 
+def test_nothing_and_everything_right_are_no_certainty() -> None:
+    """Shares of zeros and ones: none and all of 12 right leave room on the other side, as Wilson's interval does."""
+    for task, metric in (("question", "exact_match"), ("lab", "accuracy")):
+        items = [Item(str(n), task, "", "", "high") for n in range(12)]
+        none = WRITTEN[task](items, ["low"] * 12, GAZETTEER)[0][metric]
+        every = WRITTEN[task](items, ["high"] * 12, GAZETTEER)[0][metric]
+        assert (none.value, every.value) == (0, 1)
+        assert none.high == pytest.approx(0.2425, abs=1e-3) == 1 - every.low
+
+
 def test_answers_written_together_are_those_written_alone(model: Llama) -> None:
     """Prompts from the longest on, so that batches reorder them: each item gets the answer to its own prompt."""
     items = sorted(of("summary")[:9], key=lambda item: -len(encode_prompt(item, TOKENIZER)))
@@ -355,26 +413,39 @@ def test_answers_written_together_are_those_written_alone(model: Llama) -> None:
 
 
 def test_an_evaluation_with_and_without_the_abstract(model: Llama) -> None:
-    """Each way of asking is scored on its own prompts; what is retrieved stands where the abstract stood."""
-    items = [*of("question")[:3], *open_questions([Question("What is CML?", "A leukemia.")], TOKENIZER, 1024)]
-    seen: list[Item] = []
+    """Each way of asking is scored on its own prompts; what is retrieved stands where the abstract stood.
+
+    Questions of no article are no closed book of the articles' ones: they have scores of their own.
+    """
+    asked = [Question("What is CML?", "A leukemia."), Question("What is APL?", "It.", context="It is APL.")]
+    items = [*of("question")[:3], *open_questions([*asked, asked[0]], TOKENIZER, 1024)]
+    seen: list[list[Item]] = []
 
     def retrieve(asked: list[Item]) -> list[Item]:
-        seen.extend(asked)
+        seen.append(asked)
         block = f'<article id="{items[0].pubmed_id}">\n{RECORDS[0].abstract}\n</article>'
         return [replace(item, source=block) for item in asked]
 
     result = evaluate(model, TOKENIZER, GAZETTEER, items, 2, "tiny", retrieve)
     row = result.scores["question"]
-    assert [row[f"f1{way}"].n for way in ("", "_closed_book", "_retrieved")] == [2, 3, 3]
+    ways = ("", "_closed_book", "_retrieved", "_open", "_open_retrieved", "_open_context")
+    assert [row[f"f1{way}"].n for way in ways] == [2, 2, 2, 2, 2, 1]
+    assert set(row) == {f"{metric}{way}" for way in ways for metric in ("exact_match", "f1")} | {"gold_recall"}
     assert (row["gold_recall"].value, row["gold_recall"].n) == (0.5, 2)  # the first's article, given to both
-    assert [item.source for item in seen] == ["", "", ""] and seen[2].instruction == "What is CML?"
+    assert [[item.instruction for item in each] for each in seen] == [
+        [item.instruction for item in items[:2]],
+        ["What is CML?", "What is APL?"],
+    ]
+    assert not any(item.source for each in seen for item in each)
     assert [item.pubmed_id for item, *_ in result.answers["question"]] == [item.pubmed_id for item in items[:2]]
     plain = evaluate(model, TOKENIZER, GAZETTEER, items, 2, "tiny")
     assert (
-        not {"f1_retrieved", "gold_recall"} & plain.scores["question"].keys()
+        not {"f1_retrieved", "f1_open_retrieved", "gold_recall"} & plain.scores["question"].keys()
         and plain.scores["question"]["f1"] == row["f1"]
     )
+    alone = evaluate(model, TOKENIZER, GAZETTEER, items[3:4], 2, "tiny", retrieve)
+    metrics = {"exact_match_open", "f1_open", "exact_match_open_retrieved", "f1_open_retrieved"}
+    assert set(alone.scores["question"]) == metrics and not alone.answers
     found = worst({"base": result, "int8": plain}, "int8", most=1)["question"]
     points = [point for *_, point in plain.answers["question"]]
     assert found[0]["score"]["int8"] == min(points) and set(found[0]["answers"]) == {"base", "int8"}
