@@ -49,7 +49,8 @@ from quant_lite import QuantConfig, kernel_path, quantize_
 __all__ = ["Settings", "run"]
 
 REHEARSAL = 0.1  # share of the passages that the tasks' stage reads again
-TIMES = {"question": 3, "lab": 2}  # that an epoch holds an item: to find and to compare takes longer than to phrase
+# that an epoch holds an item: to find, to conclude and to compare takes longer than to phrase
+TIMES = {"question": 3, "summary": 2, "lab": 2}
 # every linear layer of a block: seven tasks want more than attention's four (Dettmers et al. 2023, section 4)
 TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 
