@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from examples.leukemia.gazetteer import Entity, Gazetteer, load_gazetteer, words_of
+from examples.leukemia.spelling import american_word
 
 __all__ = ["Span", "annotate", "blank_subtypes", "find_subtypes", "subtype_of"]
 
@@ -65,7 +66,7 @@ def blank_subtypes(text: str, gazetteer: Gazetteer | None = None) -> str:
 def _matches(text: str, gazetteer: Gazetteer) -> Iterator[tuple[int, int, Entity]]:
     """(start, end, entity) of the longest name at each word; a word that was taken starts no other name."""
     words, lowered = words_of(text), text.lower()
-    keys = [gazetteer.american_word(word).lower() for word, _ in words]
+    keys = [american_word(word.lower()) for word, _ in words]
     place = 0
     while place < len(words):
         node, start, found = gazetteer.trie, words[place][1], None

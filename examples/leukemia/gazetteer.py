@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from examples.leukemia.data import UserError
+from examples.leukemia.spelling import americanize
 
 __all__ = ["LEUKEMIA", "Entity", "Gazetteer", "load_gazetteer", "words_of"]
 
@@ -39,7 +40,7 @@ class Entity:
 
 @dataclass(frozen=True)
 class Gazetteer:
-    """Entities, the class labels of their subtypes, and how British words become American.
+    """Entities, and the class labels of their subtypes.
 
     Attributes:
         labels: {label: the label that it is a part of, or None}; a narrower label counts where a text names both.
@@ -48,7 +49,6 @@ class Gazetteer:
 
     topic: str
     labels: dict[str, str | None]
-    spelling: dict[str, str]
     entities: tuple[Entity, ...]
 
     @cached_property
@@ -63,28 +63,10 @@ class Gazetteer:
         for entity in self.entities:
             for name in dict.fromkeys((entity.name, *entity.names)):
                 node = trie
-                for word, _ in words_of(self.americanize(name).lower()):
+                for word, _ in words_of(americanize(name).lower()):
                     node = node.setdefault(word, {})
                 node.setdefault("", []).append((entity, name))
         return trie
-
-    @cached_property
-    def _american(self) -> dict[str, str]:
-        """The words met so far in American spelling: texts repeat their words, and looking up is faster than searching."""
-        return {}
-
-    def americanize(self, text: str) -> str:
-        """`text` in American spelling, capitals kept."""
-        return _WORD.sub(lambda match: self.american_word(match.group()), text)
-
-    def american_word(self, word: str) -> str:
-        """One word in American spelling."""
-        if word not in self._american:
-            new = word
-            for british, american in self.spelling.items():
-                new = new.replace(british, american).replace(british.capitalize(), american.capitalize())
-            self._american[word] = new
-        return self._american[word]
 
 
 @cache
@@ -101,7 +83,7 @@ def load_gazetteer(path: Path = LEUKEMIA) -> Gazetteer:
             for row in data["entities"]
         )
         labels = {label: entry.get("part_of") for label, entry in data["labels"].items()}
-        gazetteer = Gazetteer(data["topic"], labels, data["spelling"], entities)
+        gazetteer = Gazetteer(data["topic"], labels, entities)
     except OSError as error:
         raise UserError(f"{path} cannot be read ({error.strerror}): give a gazetteer file") from None
     except (ValueError, KeyError, TypeError, AttributeError) as error:

@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Sequence
 
 from examples.leukemia.annotate import Span
-from examples.leukemia.gazetteer import Gazetteer
+from examples.leukemia.spelling import americanize
 
 __all__ = ["normalize"]
 
@@ -23,7 +23,7 @@ _UNITS = (
 )
 
 
-def normalize(text: str, spans: Sequence[Span], gazetteer: Gazetteer, counts: Counter[str] | None = None) -> str:
+def normalize(text: str, spans: Sequence[Span], counts: Counter[str] | None = None) -> str:
     """`text` with each span in its preferred form: "CML treated with STI571" names chronic myeloid leukemia, imatinib.
 
     Args:
@@ -47,7 +47,7 @@ def normalize(text: str, spans: Sequence[Span], gazetteer: Gazetteer, counts: Co
     for pattern, form in _UNITS:
         text, changed = pattern.subn(form, text)
         counts["units written one way"] += changed
-    american = gazetteer.americanize(text)
+    american = americanize(text)
     counts["texts with British spelling"] += american != text
     return american
 

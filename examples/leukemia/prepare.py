@@ -77,7 +77,7 @@ def prepare_records(
         row = vars(record) | {"subtype": subtype, "side": side_of(record.pubmed_id, seed)}
         row["spans"] = [{"field": field, **_compact(span)} for field, each in spans.items() for span in each]
         row["normalized"] = {
-            field: normalize(getattr(record, field), each, gazetteer, normalized) for field, each in spans.items()
+            field: normalize(getattr(record, field), each, normalized) for field, each in spans.items()
         }
         rows.append(row)
     counts["annotate"], counts["normalize"] = found, normalized

@@ -22,6 +22,7 @@ from examples.leukemia.data import read_abstracts, side_of
 from examples.leukemia.duplicates import near_duplicates
 from examples.leukemia.gazetteer import LEUKEMIA, load_gazetteer
 from examples.leukemia.normalize import normalize
+from examples.leukemia.spelling import american_word, americanize
 
 
 @pytest.mark.parametrize(
@@ -106,10 +107,34 @@ def test_no_value_or_a_unit_of_another_kind_is_no_lab_value(text: str) -> None:
 
 def test_normalizing() -> None:
     text = "Imatinib mesylate (STI571) in chronic myelogenous leukaemia (CML): 400 mg/m(2), WBC 12,000/mm3, tumour in 62 percent."
-    gazetteer = load_gazetteer()
-    assert normalize(text, annotate(text), gazetteer) == (
+    assert normalize(text, annotate(text)) == (
         "Imatinib in chronic myeloid leukemia: 400 mg/m2, white blood cell count 12 x 10^9/L, tumor in 62%."
     )
+
+
+BRITISH = """colour->color tumours->tumors antitumour->antitumor leukaemia->leukemia leukaemogenesis->leukemogenesis anaemia->anemia
+haematology->hematology ischaemic->ischemic characterised->characterized characterisation->characterization 
+randomised->randomized hospitalisation->hospitalization Haematological->Hematological LEUKAEMIA->LEUKEMIA labelling->labeling
+programme->program centred->centered multicentre->multicenter litres->liters fibres->fibers analysed->analyzed grey->gray
+behaviour->behavior harbouring->harboring foetal->fetal oedema->edema diarrhoea->diarrhea paediatric->pediatric
+leucocytes->leukocytes sulphate->sulfate oestrogen->estrogen hypothesised->hypothesized faeces->feces signalling->signaling"""
+UNCHANGED = """characteristics characteristic promise advise exercise revised surprise precise otherwise comprise disease raised
+analysis analyses emphasis hypothesis four hour our course source programmed programming premise supervised likewise rise arises
+organism organisms optimism optimistic television improvisation randomly immunocompromised utility Haemophilus foetus
+faecalis faecium haematobium leucine leucovorin Leuconostoc aerobic anaerobic does coefficient coenzyme sequelae petechiae
+controlled enrolled called killing swelling compelling filled humoral laboratory Labourdette Greyhound metastasis metastases
+synthesis paralysis catalysis dialysis lysed excise incised bruise appraised theories EasyModeller generally localized mitral genre acre"""
+
+
+@pytest.mark.parametrize("pair", BRITISH.split())
+def test_british_words_become_american(pair: str) -> None:
+    british, american = pair.split("->")
+    assert american_word(british) == american
+
+
+@pytest.mark.parametrize("word", UNCHANGED.split())
+def test_words_that_only_look_british_stay(word: str) -> None:
+    assert americanize(f"the {word}.") == f"the {word}."
 
 
 def test_the_gazetteer_is_sound() -> None:
