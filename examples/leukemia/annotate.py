@@ -124,19 +124,19 @@ def _joined_fusions(text: str, spans: list[Span], gazetteer: Gazetteer) -> list[
     return joined
 
 
-_NUMBER = r"\d+(?:,\d{3})+(?:\.\d+)?|\d+(?:\.\d+)?"
+_NUMBER = r"\d{1,3}(?:[, ]\d{3})+(?:\.\d+)?|\d+(?:\.\d+)?"
 _VALUE = re.compile(
     rf"""(?:\s\([A-Za-z]{{2,6}}\))?(?:\s(?:counts?|levels?|values?|concentrations?|percentages?))?
     (?:\s(?:at\s(?:diagnosis|presentation|admission)|in\s(?:the\s)?(?:bone\smarrow|peripheral\sblood|marrow|blood)))?
     (?:\s?[:=,(]\s?|\s(?:was|were|is|of|equal\sto)\s|\s)?
     (?P<sign>(?:<=|>=|[<>≤≥~]|(?:below|above|over|under|less\sthan|greater\sthan|more\sthan|at\sleast|up\sto))\s?)?
-    (?P<number>{_NUMBER})(?:\s?(?:-|to|±|\+/-)\s?(?P<high>{_NUMBER}))?\s?
-    (?P<unit>[x×]\s?10\s?(?:\^|\(|\*\*?)?\s?\d{{1,2}}\)?\s?/\s?(?:L|l|[µμu][Ll]|mm\^?\(?3\)?|m[lL])(?!\w)
+    (?P<number>{_NUMBER})(?:\s?%?\s?(?P<between>-|to|±|\+/-)\s?(?P<high>{_NUMBER}))?\s?
+    (?P<unit>[x×]\s?10\s?(?:\^|\(|\*\*?|E)?\s?\d{{1,2}}\)?\s?/\s?(?:L|l|[µμu][Ll]|mm\^?\(?3\)?|m[lL])(?!\w)
       |(?:cells?\s?)?/\s?(?:mm\^?\(?3\)?|[µμu][Ll]|microl|L)(?!\w)
       |(?:g|mg|ng|[µμ]g|ug|pg|IU|U|[µμ]mol|mmol)\s?/\s?(?:dL|dl|L|l|mL|ml)(?!\w)|%)""",
     re.VERBOSE,
 )
-_COUNT = re.compile(r"(?:[x×]10\**(?P<power>\d+)|cells?)?/(?P<volume>l|ml|ul|mm3|microl)")
+_COUNT = re.compile(r"(?:[x×]10[*e]*(?P<power>\d+)|cells?)?/(?P<volume>l|ml|ul|mm3|microl)")
 _PER_LITRE = {"l": 1.0, "ml": 1e3, "ul": 1e6, "mm3": 1e6, "microl": 1e6}
 _SCALES: tuple[dict[str, float], ...] = (  # units that can be turned into each other
     {"g/l": 1, "g/dl": 10, "mg/dl": 1e-2, "mg/l": 1e-3, "ug/ml": 1e-3, "ug/dl": 1e-5, "ug/l": 1e-6, "ng/ml": 1e-6},
@@ -157,8 +157,9 @@ def _lab_value(text: str, span: Span, gazetteer: Gazetteer) -> Span | None:
     if factor is None:
         return None
     sign = (match["sign"] or "").strip()
-    numbers = [float(n.replace(",", "")) * factor for n in (match["number"], match["high"]) if n]
-    value = _SIGNS.get(sign, sign) + "-".join(f"{number:.6g}" for number in numbers)
+    numbers = [float(re.sub("[, ]", "", n)) * factor for n in (match["number"], match["high"]) if n]
+    between = "±" if match["between"] in ("±", "+/-") else "-"
+    value = _SIGNS.get(sign, sign) + between.join(f"{number:.6g}" for number in numbers)
     return Span(span.start, match.end(), text[span.start : match.end()], "lab", span.id, span.name, value, unit)
 
 

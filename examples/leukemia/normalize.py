@@ -11,14 +11,17 @@ from examples.leukemia.spelling import americanize
 
 __all__ = ["normalize"]
 
+_MASS = r"(?<![A-Za-z])(m?g|ng|µg|pg|I?U|[mµμ]?mol)"  # also right behind a number: 400mg/m2
 _UNITS = (
-    (re.compile(r"[x×]\s?10\s?(?:\^|\(|\*\*?)\s?(-?\d{1,2})\)?"), r"x 10^\1"),
+    (re.compile(r"(?<=\d)[x×](?=\s?10\s?[\^(*])"), " x"),
+    (re.compile(r"[x×]\s?10\s?(?:\^|\(|\*\*?)\s?(-?\d{1,2})(?!\d)\)?"), r"x 10^\1"),
     (re.compile(r"\b(10\^-?\d{1,2})\s?/\s?l\b"), r"\1/L"),
-    (re.compile(r"\b(m?g|[µμ]g|mL|ml)\s?/\s?m(?:\(2\)|\^2|²|2|\ssquared)(?!\w)"), r"\1/m2"),
-    (re.compile(r"\b(g|mg|ng|[µμ]g|pg|I?U|[mµμ]?mol)\s?/\s?dl\b"), r"\1/dL"),
-    (re.compile(r"\b(g|mg|ng|[µμ]g|pg|I?U|[mµμ]?mol)\s?/\s?ml\b"), r"\1/mL"),
-    (re.compile(r"\b(g|mg|ng|[µμ]g|pg|I?U|[mµμ]?mol)\s?/\s?l\b"), r"\1/L"),
     (re.compile(r"(?<=\d)\s?(?:microg|mcg|[µμ]g)\b"), " µg"),
+    (re.compile(rf"{_MASS}\s?/\s?m(?:\(2\)|\^2|²|2|\ssquared)(?!\w)"), r"\1/m2"),
+    (re.compile(rf"{_MASS}\s?/\s?dl\b"), r"\1/dL"),
+    (re.compile(rf"{_MASS}\s?/\s?ml\b"), r"\1/mL"),
+    (re.compile(rf"{_MASS}\s?/\s?l\b"), r"\1/L"),
+    (re.compile(r"(?<![\w.,-])(\d+(?:[.,]\d+)*)(?=(?:mg|kg|ng|pg|IU|m?mol|m[Ll])\b)"), r"\1 "),
     (re.compile(r"(?<=\d)\s?(?:per\s?cent)\b(?!ile|age)"), "%"),
 )
 

@@ -93,6 +93,11 @@ def test_spans_have_offsets_and_ids(text: str, spans: list[tuple[str, str, str]]
         ("ferritin 1.2 mg/L", "1200", "ng/mL"),
         ("LDH at least 500 IU/L", ">=500", "U/L"),
         ("MRD <0.01%", "<0.01", "%"),
+        ("WBC 12 300/mm3", "12.3", "10^9/L"),
+        ("platelets 30x10E9/L", "30", "10^9/L"),
+        ("hemoglobin 10.5 ± 2.1 g/dL", "10.5±2.1", "g/dL"),
+        ("blasts 5.0%-10%", "5-10", "%"),
+        ("creatinine 126mg/dL", "126", "mg/dL"),
     ],
 )
 def test_lab_values_come_in_one_unit(text: str, value: str, unit: str) -> None:
@@ -110,6 +115,20 @@ def test_normalizing() -> None:
     assert normalize(text, annotate(text)) == (
         "Imatinib in chronic myeloid leukemia: 400 mg/m2, white blood cell count 12 x 10^9/L, tumor in 62%."
     )
+
+
+@pytest.mark.parametrize(
+    ("text", "written"),
+    [
+        ("126mg and 1.5mL daily, compound 5g", "126 mg and 1.5 mL daily, compound 5g"),
+        ("400mg/m(2), 5microg/ml, 12mcg", "400 mg/m2, 5 µg/mL, 12 µg"),
+        ("20×10(9)/l and 10^-4", "20 x 10^9/L and 10^-4"),
+        ("13mg/dl, 5μmol/l, 62percent", "13 mg/dL, 5μmol/L, 62%"),
+        ("miR-17g, G12g, 3.5 x 10(123), the 62 percentile, 1,234mg", "miR-17g, G12g, 3.5 x 10(123), the 62 percentile, 1,234 mg"),
+    ],
+)  # fmt: skip
+def test_numbers_stay_whole_when_units_are_written_one_way(text: str, written: str) -> None:
+    assert normalize(text, []) == written
 
 
 BRITISH = """colour->color tumours->tumors antitumour->antitumor leukaemia->leukemia leukaemogenesis->leukemogenesis anaemia->anemia
