@@ -28,6 +28,8 @@ __all__ = [
     "faithful",
     "macro_f1",
     "mean_score",
+    "numbers_of",
+    "proportion",
     "reading_counts",
     "reading_grade",
     "sari",
@@ -42,7 +44,7 @@ Floats = NDArray[Any]
 
 @dataclass(frozen=True)
 class Score:
-    """A measured value with its 95% confidence interval (None for n = 1) and how many items it rests on."""
+    """A measured value with its 95% confidence interval (None where one item cannot be resampled) and how many items it rests on."""
 
     value: float
     low: float | None
@@ -65,6 +67,18 @@ def bootstrap(statistic: Callable[[Floats], Floats], rows: Sequence[Any]) -> Sco
     edge = 100 * (1 - CONFIDENCE) / 2
     low, high = np.percentile(statistic(drawn @ table), (edge, 100 - edge))
     return Score(value, float(low), float(high), n)
+
+
+def proportion(hits: Sequence[float]) -> Score:
+    """The share of ones among values that are 0 or 1, and Wilson's interval (1927).
+
+    Resampling would find [0, 0] or [1, 1] where no value or every value is 1, as if nothing else were possible.
+    """
+    from scipy.stats import binomtest
+
+    right = round(sum(hits))
+    interval = binomtest(right, len(hits)).proportion_ci(CONFIDENCE, method="wilson")
+    return Score(right / len(hits), float(interval.low), float(interval.high), len(hits))
 
 
 def mean_score(values: Sequence[float]) -> Score:
@@ -114,14 +128,26 @@ def _words(text: str) -> list[str]:
 
 def faithful(answer: str, source: str, gazetteer: Gazetteer) -> dict[str, tuple[int, int]]:
     """(how many of them the source holds, how many there are) of an answer's numbers and of the entities that it names."""
-    pairs = {"numbers": (_numbers(answer), _numbers(source))}
+    pairs = {"numbers": (numbers_of(answer), numbers_of(source))}
     pairs["entities"] = (set(key_terms(answer, gazetteer)), set(key_terms(source, gazetteer)))
     return {kind: (len(given & held), len(given)) for kind, (given, held) in pairs.items()}
 
 
-def _numbers(text: str) -> set[str]:
-    """The numbers of a text as written, without the commas of thousands; the digits of a name (NPM1, 17p) are none."""
-    return set(re.findall(r"(?<![\w.])\d+(?:\.\d+)?(?![A-Za-z])", re.sub(r"(?<=\d),(?=\d{3}\b)", "", text)))
+_KARYOTYPE = re.compile(r"\b(?:t|inv|del|ins|der|dup|add|dic)\([\w;.?]+\)")
+_POWER = re.compile(r"(?<![\d.])10(?:\^|\*\*?|(?=\())\(?(\d{1,2})\)?(?!\d)")  # 10^9, 10**9, and 10(9) as in PubMed
+_UNIT = r"(?:[mkcdnpuµμ]?(?:g|l|L|m|M|mol|IU|U|Gy)|mcg|[x×k]|h|hrs?|s|min|d|days?|wks?|mo|y|yrs?|yo|fold|st|nd|rd|th)"
+# other letters right behind a number make a name of it
+_NUMBER = re.compile(rf"(?<![\w.])(?<![A-Z]-)\d+(?:\.\d+)?(?!\.?\d|-[A-Z]{{2}})(?={_UNIT}?(?![A-Za-z]))")
+
+
+def numbers_of(text: str) -> set[str]:
+    """The numbers of a text without commas of thousands and units: 1532 of "1,532", 126 of "126mg", 0.05 of "p=.05".
+
+    A power of ten is one number, 10^9. The digits of names are none: NPM1, 17p, t(15;17), IL-2, 5-FU.
+    """
+    text = _KARYOTYPE.sub(" ", re.sub(r"(?<=\d),(?=\d{3}(?!\d))", "", text))
+    powers = {f"10^{exponent}" for exponent in _POWER.findall(text)}
+    return powers | set(_NUMBER.findall(re.sub(r"(?<![\w.])\.(?=\d)", "0.", _POWER.sub(" ", text))))
 
 
 def sari(source: str, answer: str, references: Sequence[str]) -> float:

@@ -14,6 +14,8 @@ from examples.leukemia.metrics import (
     faithful,
     macro_f1,
     mean_score,
+    numbers_of,
+    proportion,
     reading_counts,
     reading_grade,
     sari,
@@ -107,6 +109,33 @@ def test_means_and_their_edges() -> None:
     assert (same.value, same.low, same.high, same.n) == (0.5, 0.5, 0.5, 9)
     half = mean_score([0.0, 1.0] * 200)  # the binomial's: 0.5 +- 1.96 sqrt(0.25 / 400)
     assert half.high - half.low == pytest.approx(2 * 1.96 * math.sqrt(0.25 / 400), rel=0.1)
+
+
+def test_shares_have_wilsons_interval() -> None:
+    """By Wilson's formula; none of 8 and 8 of 8 are no certainty, and one item is little to go by."""
+    z2 = 1.959964**2
+    for right, n in ((0, 8), (8, 8), (3, 8), (1, 1), (0, 1)):
+        score, p = proportion([1.0] * right + [0.0] * (n - right)), right / n
+        half = math.sqrt(z2 * p * (1 - p) / n + z2 * z2 / (4 * n * n))
+        expected = [(p + z2 / (2 * n) + sign * half) / (1 + z2 / n) for sign in (-1, 1)]
+        assert (score.value, score.n) == (p, n)
+        assert [score.low, score.high] == pytest.approx(expected, abs=1e-6)
+        assert score.high - score.low > 0.3
+
+
+@pytest.mark.parametrize(
+    ("text", "numbers"),
+    [
+        ("126mg, 5mL and 2.5g/dL, 3-fold, 2x, 40th", "126 5 2.5 3 2 40"),
+        ("12.5x10^9/L or 12.5 x 10(9)/L", "12.5 10^9"),
+        ("45% of 1,532 and 95.0%, p=.05 (n=7).", "45 1532 95.0 0.05 7"),
+        ("5-year, 3-5 and 2-4mg; day-28, 1990s, <20", "5 3 2 4 28 1990 20"),
+        ("NPM1, CD34+, p53, 17p, 11q23.3, IL-2, 5-FU, t(15;17)(q24;q21), inv(16), 3H, 18F, version 3.5.1", ""),
+        ("in 12.", "12"),
+    ],
+)
+def test_numbers_are_whole_and_names_are_none(text: str, numbers: str) -> None:
+    assert numbers_of(text) == set(numbers.split())
 
 
 def test_faithfulness_counts_what_the_source_holds() -> None:
