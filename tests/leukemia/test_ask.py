@@ -70,6 +70,32 @@ def test_what_an_article_bears_out_is_kept_and_cited(index: Index, monkeypatch) 
     assert text.endswith(NOTICE) and "PMID 11: Imatinib in CML 2003" in text
 
 
+@pytest.mark.parametrize(
+    ("says", "kept"),
+    [
+        ("Remission came after 1.5 months of venetoclax in patients with acute myeloid leukemia.", True),
+        ("Remission came after 1.5 months of ABT-199 in patients with AML.", True),  # the same drug
+        ("Remission came after 1.5 months of venetoclax in patients with leukemia.", True),  # less is said
+        ("Remission came after 1.5 months of venetoclax in patients with acute lymphoblastic leukemia.", False),
+        ("Remission came after 1.5 months of venetoclax in patients with ALL.", False),
+        ("Remission came after 1.5 months of imatinib in patients with AML.", False),
+        ("Remission came after 15 months of venetoclax in patients with AML.", False),
+        ("Remission came after 11.5 months of venetoclax in patients with AML.", False),
+        ("Remission came after 5 months of venetoclax in patients with AML.", False),
+        ("Remission came not after 1.5 months of venetoclax in patients with AML.", False),
+        ("The dose of 126 mg was given daily to those patients with AML.", True),
+        ("The dose of 26 mg was given daily to those patients with AML.", False),
+    ],
+)
+def test_another_disease_drug_or_number_is_not_borne_out(tmp_path: Path, monkeypatch, says: str, kept: bool) -> None:
+    made = Index(tmp_path / "index.sqlite", create=True)
+    text = "Remission came after 1.5 months of venetoclax in patients with AML. The dose of 126mg was given daily."
+    made.add([Record("31", "Venetoclax", text)])
+    given = ask_with(monkeypatch, made, "venetoclax", says)
+    made.close()
+    assert not any("dropped" in note for note in given.notes) == kept
+
+
 def test_where_nothing_is_borne_out_the_articles_speak(index: Index, monkeypatch) -> None:
     given = ask_with(monkeypatch, index, QUESTION, "Purple elephants dance wildly tonight.")
     assert "Nothing that the model wrote was borne out" in given.notes[-1]
