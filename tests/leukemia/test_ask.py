@@ -93,7 +93,7 @@ def test_another_disease_drug_or_number_is_not_borne_out(tmp_path: Path, monkeyp
     made.add([Record("31", "Venetoclax", text)])
     given = ask_with(monkeypatch, made, "venetoclax", says)
     made.close()
-    assert not any("dropped" in note for note in given.notes) == kept
+    assert any("dropped" in note for note in given.notes) != kept
 
 
 def test_where_nothing_is_borne_out_the_articles_speak(index: Index, monkeypatch) -> None:
@@ -176,6 +176,24 @@ IDENTIFIERS = [
     ("DOB: 1956/03/12", "[date of birth]"),
     ("date of birth - 12/3/1956", "[date of birth]"),
     ("lives at 12 High Street, London", "lives at [address], London"),
+    ("mr. john smith has aml", "[name] has aml"),
+    ("ms jones, 45", "[name], 45"),
+    ("MR. SMITH has AML", "[name] has AML"),
+    ("Mr O'Brien and Mr McDonald", "[name] and [name]"),
+    ("the patient named john smith has aml", "the [name] has aml"),
+    ("my name is john smith", "[name]"),
+    ("My name's Ana", "[name]"),
+    ("Name: john smith", "[name]"),
+    ("full name: jane doe", "[name]"),
+    ("patient's name: j. smith", "[name]"),
+    ("my husband John Smith has CML", "[name] has CML"),
+    ("John Smith has been diagnosed with AML", "[name] has been diagnosed with AML"),
+    ("John Smith, 45, has AML", "[name], 45, has AML"),
+    ("Does John Smith have AML?", "Does [name] have AML?"),
+    ("John Smith's leukemia", "[name]'s leukemia"),
+    ("Should Maria Garcia take imatinib?", "Should [name] take imatinib?"),
+    ("JOHN SMITH, DOB 12/03/1956", "[name], [date of birth]"),
+    ("Smith, John (DOB 1/2/1990)", "[name] ([date of birth])"),
 ]
 
 
@@ -194,6 +212,43 @@ def test_what_is_no_identifier() -> None:
         "Philadelphia Chromosome in Acute Leukemia",
         "patients in New York",
         "trial NCT01234567",
+        "Dr. Smith recommends imatinib",
+        "Dr John Smith recommended imatinib",
+        "as described by Dr. John Smith",
+        "a cancer called Acute Myeloid Leukemia",
+        "a drug called Imatinib Mesylate",
+        "Philadelphia Chromosome has been found",
+        "Hodgkin Lymphoma was diagnosed in 12",
+        "Does Hodgkin Lymphoma have a cure?",
+        "Kaplan-Meier curves",
+        "Kaplan Meier was used",
+        "Down Syndrome has acute leukemia",
+        "LC-MS analysis and ms data after 5 ms of light",
+        "MR imaging and mr imaging",
+        "do not miss doses of imatinib",
+        "relative molecular mass Mr 45,000",
+        "Is Bone Marrow Transplantation safe?",
+        "Gene name: TP53",
+        "Drug name: imatinib mesylate",
+        "Does Imatinib Mesylate have side effects?",
+        "patients named in the registry",
+        "the patient is called back",
+        "St. Jude Children's Research Hospital has acute leukemia protocols",
+        "Should Hairy Cell Leukemia be treated?",
+        "New York was 12, 13",
+        "Does Venetoclax With Azacitidine have toxicity?",
+        "Multiple Myeloma, 45 patients",
+        "Ann Arbor stage",
+        "Li Fraumeni syndrome",
+        "Johns Hopkins, 2003",
+        "Wright Giemsa stain has been used",
+        "Mann Whitney was used",
+        "Epstein Barr was found",
+        "Burkitt Lymphoma has been described",
+        "my name is not important",
+        "United States, 45% of patients",
+        "Cancer and Leukemia Group B, 12 patients",
+        "the gene is named after its homologue",
     ):
         assert not find_identifiers(text), text
 
