@@ -51,8 +51,10 @@ _ANY_CASE = rf"(?:[A-Za-z]\.\s?){{0,2}}{_WORD}(?:,?\s{_WORD}){{0,2}}"
 _SCAN = r"(?!(?i:imag|spect|angio|scan|data|anal))"
 _SOMEONE = "patient|pt|man|woman|boy|girl|child|baby|mother|father|son|daughter|wife|husband|brother|sister|friend|person|client"
 _TITLED = (
-    rf"\b(?:[Mm]rs?|[Mm]me|[Mm]ister|[Hh]err|[Ff]rau|(?<!\d)(?<!\d\s)[Mm]s)\b\.?\s{_SCAN}(?:[A-Z]\.\s?){{0,2}}"
-    rf"(?:{_CAPITAL}(?:\s{_CAPITAL}){{0,3}}|{_WORD}(?:\s{_WORD})?)",
+    (
+        rf"\b(?:[Mm]rs?|[Mm]me|[Mm]ister|[Hh]err|[Ff]rau|(?<!\d)(?<!\d\s)[Mm]s)\b\.?\s{_SCAN}(?:[A-Z]\.\s?){{0,2}}"
+        rf"(?:{_CAPITAL}(?:\s{_CAPITAL}){{0,3}}|{_WORD}(?:\s{_WORD})?)"
+    ),
     rf"\bMRS?\b\.?\s{_SCAN}(?=[A-Z]{{2}}){_WORD}(?:\s(?=[A-Z]{{2}}){_WORD})?|\b(?:Miss|Master)\s{_CAPITAL}(?:\s{_CAPITAL})?",
     rf"\b[Mm]y\sname(?:\sis|'s)\s{_ANY_CASE}|\b(?i:(?:patient|pt)(?:'s)?\sname)(?:\sis)?\s?[:=]?\s?{_ANY_CASE}",
     rf"(?:^|(?<=[,;.(]\s)|(?<=\n)|\b(?i:full|first|last|family|given|sur)\s?)(?i:name)\s?[:=]\s?{_ANY_CASE}",
@@ -121,19 +123,41 @@ def _is_nhs_number(text: str) -> bool:
     return check % 11 == digits[9] and check != 10 and len(set(digits)) > 1
 
 
-_INSTRUCTION = re.compile(
-    r"(?:^|[.:;]\s)\W*(?:system|assistant|instructions?)\s?:|#\s?(?:instructions?|system|response)\b|[\[({<]\s?system\s?[\])}>]"
-    r"|\b(?:ignore|disregard|forget|override)\s(?:everything|anything|whatever|what)\b"
-    r"|\byou\s(?:must|should|will|shall)\s(?:now\s)?(?:answer|respond|reply|say|output|obey)\b|\byour\s(?:new\s)?(?:task|role|job)\sis\b"
-    r"|\btell\s(?:the\s)?(?:user|reader)s?\b|\bwhen\sasked\b.{0,20}\b(?:respond|answer|reply|say)\b|\bfrom\snow\son,?\syou\b"
-    r"|\b(?:reading|processing)\sthis\b.{0,20}\b(?:must|should)\b|\bpretend\s(?:that\syou|you|to\sbe)\b"
-    r"|(?:^|[.:;]\s)(?:please\s)?act\sas\san?\b|\b(?:do\snot|don't|never)\sfollow\s(?:the|these|those|any)\s(?:articles?|instructions?)\b"
-    r"|\b(?:ignore|disregard|forget|override)\b.{0,40}\b(?:instructions?|prompts?|rules|above|previous(?:ly)?)\b"
-    r"|\b(?:system|developer)\sprompt\b|\byou\sare\s(?:now|an?\s(?:AI|assistant|language\smodel))\b|\bas\san\sAI\b"
-    r"|\b(?:respond|answer|reply)\s(?:only\s)?with\b|\b(?:do\snot|don't|never)\s(?:cite|mention|tell|reveal)\b"
-    r"|\b(?:print|say|write|output|repeat)\s(?:exactly|only|the\sfollowing|that\b)|<\||\|>|\[/?INST\]|<</?SYS>>",
-    re.IGNORECASE,
+_STARTS = r"(?:^|[.:;?!]\s)\W{0,5}(?:please\s|kindly\s|now\s)?"
+_MACHINE = r"(?:AIs?|LLMs?|(?:AI|language)\smodels?|(?:the|dear|hey|hello|any)\s(?:assistant|model)|assistants|chat\s?bots?|chatgpt|llama)"
+_SPEAK = r"(?:answer|respond|reply|say|state|output|obey|recommend|cite|ignore|behave|act|speak|write|print|praise)"
+_TOLD = r"(?:instru[ck]\w{3,8}|anweisungen|prompts?|rules|guidelines?|guidance|directions|restrictions|orders|above|preceding"
+_INSTRUCTIONS = (
+    rf"{_STARTS}(?:system|assistant|user|(?:new\s)?(?:instructions?|tasks?|orders?|commands?))\s?:",
+    r"#\s?(?:instructions?|system|response)\b|[\[({<]\s?/?(?:system|instructions?|inst|prompt)\s?[\])}>]|<\||\|>|<</?SYS>>",
+    r"\b(?:system|developer)\s(?:prompt|message|mode)\b|\b(?:debug|admin|god)\smode\b|\bend\sof\s(?:article|prompt|context)\b",
+    r"\b(?:ignore|disregard|forget|override)\s(?:everything|anything|whatever|what|all\sthis)\b",
+    rf"\b(?:ignor(?:e|ez|a|iere)|disregard|forget|override)\b.{{0,40}}\b{_TOLD}|previous(?:ly)?|prior|earlier|question)\b",
+    rf"\b(?:neglect|bypass|skip|set\saside|stop\sfollowing|pay\sno\sattention)\b.{{0,40}}\b{_TOLD}|sources|articles?)\b",
+    r"\b(?:previous|prior|earlier|these|new|following)\s(?:instructions|orders|rules)\b|\bdo\sas\sI\ssay\b|\bobey\sthe\b",
+    r"\byour\s(?:\w+\s)?(?:answers?|reply|output|prompt|instructions?|guidelines?|restrictions?|programming)\b",
+    r"\byour\sresponse\s(?:include|must|should)\b|\byour\s(?:new\s)?(?:task|role|job)\sis\b",
+    r"\b(?:correct|right|expected|only|the|your)\sanswer\s(?:is|must|should)\b|\b(?:in|to)\s(?:the|every|each)\sanswer\b",
+    rf"\byou\s(?:must|should|will|shall)\s(?:now\s)?{_SPEAK}\b|\bthat\syou\s{_SPEAK}\b|\b{_MACHINE}\s(?:must|should|shall)\s{_SPEAK}\b",
+    rf"\b(?:to|for|attention|dear|hey|hello)\s{_MACHINE}\b\s?(?:reading|:|,)|\bnote\sto\s{_MACHINE}\b|\b(?:dear|hey|hello),?\s(?:AI|assistant|model|bot)\b",
+    rf"\battention,?\s{_MACHINE}\b|{_STARTS}{_MACHINE}\s?:|\bif\syou\sare\san?\s(?:AI|LLM|language)\b|\bas\san\sAI\b",
+    r"\byou\sare\s(?:now|no\slonger\san?|an?\s(?:\w+\s)?(?:AI|assistant|language\smodel|bot|doctor|physician|expert|pirate))\b",
+    r"\b(?:reading|processing)\sthis\b.{0,20}\b(?:must|should)\b|\bpretend\s(?:that\syou|you|to\sbe)\b|\bfrom\snow\son,?\syou\b",
+    r"\btell\s(?:the\s)?(?:user|reader)s?\b|\bto\sthe\suser\b|\bwhen\sasked\b.{0,20}\b(?:respond|answer|reply|say)\b",
+    rf"{_STARTS}(?:act|speak|behave|respond|answer|reply|role-?play|write)\s(?:as|in|like|every|all|only|with)\b|\brespond\swith\b",
+    rf"{_STARTS}(?:assume\sthe\srole|refuse\sto\s{_SPEAK}|(?:always|only|never)\s{_SPEAK}|cite\s(?:only|this|no)|enter\s\w+\smode)\b",
+    rf"{_STARTS}(?:follow|obey|execute|comply\swith)\s(?:this|these|my|the\s(?:following|next|above))\b|\blet's\splay\b",
+    rf"{_STARTS}(?:summari[sz]e|translate|rewrite|paraphrase|repeat)\s(?:this|after\sme|the\s(?:above|following|text|article|abstract))\b",
+    rf"{_STARTS}(?:(?:make|be)\ssure|remember)\sto\s(?:mention|say|include|answer|recommend|state|tell\spatients)\b",
+    rf"\bI\s(?:want|need|order|command|ask)\syou\sto\b|{_STARTS}(?:show|give|reveal|send)\s(?:me|us)\s(?:your|the)\b",
+    (
+        r"\b(?:do\snot|don't|never)\s(?:use|follow|cite|read|trust|answer)\s(?:the|these|those|any|this)\s(?:other\s)?"
+        r"(?:articles?|instructions?|sources?|question|text)\b|\b(?:do\snot|don't|never)\s(?:cite|mention|tell|reveal)\b"
+    ),
+    r"\b(?:respond|answer|reply)\s(?:only\s)?with\b|\b(?:print|say|write|output|repeat)\s(?:exactly|only|the\sfollowing|that\b)|\binclude\sthe\sfollowing\s(?:sentence|text|word)",
+    r"\b(?:[a-z]\s){5,40}[a-z]\b|[a-z][\u0400-\u04ff]|[\u0400-\u04ff][a-z]",  # spelt apart, or with letters of two scripts
 )
+_INSTRUCTION = re.compile("|".join(_INSTRUCTIONS), re.IGNORECASE)
 
 
 def reads_like_instruction(sentence: str) -> bool:
@@ -152,27 +176,45 @@ _PERSON = re.compile(
     r"|husband|baby|brother|sister|dose|treatment)\b|\bwhat\s(?:do|does)\s(?:I|my|he|she)\b|\bI\s(?:have|am|feel|take)\b",
     re.IGNORECASE,
 )
-_SURELY = r"(?:(?:(?:most\s)?likely|probably|clearly|certainly|definitely|surely|obviously|indeed|also|do|does)\s)*"
+_SURELY = r"(?:(?:(?:most\s)?likely|probably|clearly|certainly|definitely|surely|obviously|indeed|also|do|does|not|don't|doesn't)\s){0,4}"
+_OTHER = r"(?:patient|person|child|mother|father|son|daughter|wife|husband)"
+_NAMED = r"(?:acute|chronic|leuk|lymph|(?-i:A\.?M\.?L\b|A\.?L\.?L\b|C\.?M\.?L\b|C\.?L\.?L\b|A\.?P\.?L\b|MDS\b))"
 _STATED = re.compile(
-    r"(?:\b(?:you|(?:your|the|this)\s(?:patient|child|mother|father|son|daughter|wife|husband)|he|she)|(?:^|[.:;]\s)patient)\s"
-    rf"{_SURELY}(?:have|has|got|must\shave|suffers?|(?:is|are)\ssuffering)\b|\byou've\b"
-    r"|\b(?:the|your|this)\sdiagnosis(?:\s(?:is|must\sbe|would\sbe)\b|\s?:)"
-    r"|\byou(?:'re|\sare)\s(?:diagnosed|suffering|(?:very\s|most\s)?likely\sto\shave)\b"
-    r"|\byour\s(?:\w+\s){1,2}(?:shows?|indicates?|suggests?|points?\sto)\b|\bthese\s(?:\w+\s)?(?:results|values|counts)\smean\b"
-    r"|(?:\b(?:this|it)|^that|\bthese\s(?:findings|results|values|counts)|\byour\s(?:\w+\s)?\w+)\s(?:is|are|confirms?|means?|proves?)\s"
-    r"(?:clearly\s|certainly\s)?(?:an?\s)?(?:case\sof\s)?(?:acute|chronic|leuk|lymph|[A-Z]{3}\b)",
+    rf"(?:\byou,?\s(?:the\spatient,?\s)?|\b(?:(?:your|the|this)\s{_OTHER}(?:\syou\sdescribe)?|he|she)\s|^(?:yes,?\s)?patient\s)"
+    rf"{_SURELY}(?:have|has|got|must\s(?:have|be\ssuffering)|suffers?|(?:is|are)\ssuffering)\b"
+    r"|\byou've\b|\byou\sdeveloped\b|\b(?:he|she)'s\s(?:got|suffering|diagnosed)\b|\bI\sdiagnose\b|\bwhat\syou\s(?:have|describe)\sis\b"
+    r"|\b(?:the|your|this|my)\sdiagnosis(?:\s(?:is|must\sbe|would\sbe)\b|\s?:)|^\W{0,3}diagnosis\s?:"
+    r"|\byou(?:'re|\sare|\swere)\s(?:diagnosed|suffering|found\sto|free\sof|cured|positive|negative|(?:very\s|most\s)?likely\sto\shave)\b"
+    rf"|\b(?:you\sare|s?he\sis)\san?\s(?:\w+\s)?(?:leuk\w+|cancer|{_NAMED})\spatient\b|\bsigns?\sof\syour\b|\bin\syou\b"
+    rf"|\byour\s(?:cancer|disease|\w*\s?{_NAMED}\w*)\s(?:has|is|was)\b|^yes,?\s{_NAMED}"
+    r"|\byour\s(?:\w+\s){1,2}(?:shows?|indicates?|suggests?|points?\sto|(?:is|are)\s(?:caused|due|consistent|typical))\b"
+    r"|\bthese\s(?:\w+\s)?(?:results|values|counts)\smean\b"
+    r"|(?:\b(?:this|it)|^that|\bthese\s(?:findings|results|values|counts)|\byour\s(?:\w+\s)?\w+)"
+    r"(?:'s|\s(?:is|are|must\sbe|can\sonly\sbe|confirms?|means?|proves?))\s"
+    rf"(?:clearly\s|certainly\s)?(?:an?\s)?(?:case\sof\s)?{_NAMED}",
     re.IGNORECASE,
+)
+_MEDICINE = (
+    r"(?:chemo\w*|radiation|(?:stem\scell\s|marrow\s)?transplant\w*|\w+(?:nib|mab|clax|bine|cin|tinoin|parin)\b)"
 )
 _ADVISED = re.compile(
     r"\byou\s(?:should|must|need\sto|have\sto|ought\sto|had\sbetter)\s(?:not\s)?(?:\w+ly\s)?"
-    r"(?:take|start|begin|stop|increase|reduce|receive|switch|undergo|continue)\b"
-    r"|\bI\s(?:would\s|strongly\s)?(?:recommend|advise|prescribe)\b",
+    r"(?:take(?!\spart)|start|begin|stop|increase|reduce|receive|switch|undergo|continue)\b"
+    r"|\byou\s(?:can|may|could)\s(?:now\s)?(?:stop|start|skip|increase|reduce|double)\b"
+    rf"|\byou\s(?:need|require)\s(?:an?\s|more\s)?{_MEDICINE}|\byour\s(?:doctor\s(?:should|must)|dose\s(?:should|must|is))\b"
+    r"|\bI\s(?:would\s|strongly\s)?(?:recommend|advise|prescribe|suggest\syou)\b|\bwe\s(?:recommend|advise|suggest)\s(?:that\s)?you\b"
+    rf"|(?:^|\b(?:please|yes,|so|then)\s)(?:take|stop|start|begin|increase|reduce|double|skip)\s(?:taking\b|your\b|{_MEDICINE})"
+    r"|\bmy\sadvice\b|\byou(?:'re|\sare)?\s(?:will|going\sto)\sdie\b|\byou\shave\s\w+\s(?:days|weeks|months|years)\sto\slive\b",
     re.IGNORECASE,
 )
 _DISEASE = re.compile(
-    r"leuk|lymphom|myelo|cancer|tumou?r|malignan|relapse|\b(?:AML|ALL|CML|CLL|APL|MDS)\b", re.IGNORECASE
+    r"leuk|lymphom|myelo|cancer|tumou?r|malignan|relapse|\b(?:AML|ALL|CML|CLL|APL|MDS|A\.M\.L|A\.L\.L|C\.M\.L|C\.L\.L)\b",
+    re.IGNORECASE,
 )
-_CONDITION = re.compile(r"\b(?:if|whether|when|may|might|could|can|who|(?:type|kind|stage)\sof\s\w+)\b", re.IGNORECASE)
+_CONDITION = re.compile(
+    r"\b(?:if(?!\s(?:I|we)\b)|whether|when|may|might|could|can|who|(?:type|kind|stage)\sof\s\w+)\b", re.IGNORECASE
+)
+_CLAUSES = re.compile(r"[;!?]\s|\.\s(?=[A-Z])|\b(?:but|in\sfact)\s")
 
 
 def asks_about_a_person(question: str) -> bool:
@@ -183,5 +225,10 @@ def asks_about_a_person(question: str) -> bool:
 def states_diagnosis(sentence: str) -> bool:
     """Whether a sentence says of a person, as a fact, what they have or must take."""
     # a condition behind the statement takes nothing back: "you have leukemia and can be treated"
-    stated = any(not _CONDITION.search(sentence[: match.start()]) for match in _STATED.finditer(sentence))
+    stated = any(_stated(clause) for clause in _CLAUSES.split(sentence))
     return bool((stated and _DISEASE.search(sentence)) or _ADVISED.search(sentence))
+
+
+def _stated(clause: str) -> bool:
+    statement, condition = _STATED.search(clause), _CONDITION.search(clause)
+    return statement is not None and (condition is None or statement.start() < condition.start())
