@@ -66,6 +66,7 @@ def blank_subtypes(text: str, gazetteer: Gazetteer | None = None) -> str:
 def _matches(text: str, gazetteer: Gazetteer) -> Iterator[tuple[int, int, Entity]]:
     """(start, end, entity) of the longest name at each word; a word that was taken starts no other name."""
     words, lowered = words_of(text), text.lower()
+    excluded = _excluded(lowered, gazetteer)  # once a text: looking for these words takes time
     keys = [american_word(word.lower()) for word, _ in words]
     place = 0
     while place < len(words):
@@ -75,7 +76,8 @@ def _matches(text: str, gazetteer: Gazetteer) -> Iterator[tuple[int, int, Entity
             singular = key.removesuffix("s") or key  # a lone s is no plural of nothing
             names = [*node.get(key, {}).get("", ()), *node.get(singular, {}).get("", ())]
             for entity, name in names:
-                if _as_written(text[start:end], entity, name) and _in_place(lowered, start, entity):
+                denied = entity.type in ("subtype", "disease") and lowered.endswith("non-", 0, start)
+                if entity.id not in excluded and not denied and _as_written(text[start:end], entity, name):
                     found = (start, end, entity), position + 1
             node = node.get(key)
             if node is None:
@@ -97,13 +99,14 @@ def _as_written(found: str, entity: Entity, name: str) -> bool:
     return all(word in (wanted, f"{wanted}s") or wanted == wanted.lower() for (word, _), (wanted, _) in pairs)
 
 
-def _in_place(lowered: str, start: int, entity: Entity) -> bool:
-    """Whether the words around allow it: BCR is no gene where the text speaks of B-cell receptors; no non-CLL."""
-    if lowered.endswith("non-", 0, start) and entity.type in ("subtype", "disease"):
-        return False
-    if any(word in lowered for word in entity.unless):
-        return False
-    return not entity.needs or any(word in lowered for word in entity.needs)
+def _excluded(lowered: str, gazetteer: Gazetteer) -> set[str]:
+    """Ids of what the words of a text rule out: BCR is no gene where the text speaks of B-cell receptors."""
+    return {
+        entity.id
+        for entity in gazetteer.conditional
+        if any(word in lowered for word in entity.unless)
+        or (entity.needs and not any(word in lowered for word in entity.needs))
+    }
 
 
 _FUSION = re.compile(r"fusion|fused|translocat|rearrange|transcript|chim(?:a)?er|t\(\d", re.IGNORECASE)
@@ -112,11 +115,10 @@ _FUSION = re.compile(r"fusion|fused|translocat|rearrange|transcript|chim(?:a)?er
 def _joined_fusions(text: str, spans: list[Span], gazetteer: Gazetteer) -> list[Span]:
     """Two genes written as one fusion that the gazetteer does not list become it: RUNX1-PRDM16, RUNX1::PRDM16."""
     joined: list[Span] = []
+    marks = ("::", "-") if _FUSION.search(text) else ("::",)
     for span in spans:
         first = joined[-1] if joined else span
-        between = text[first.end : span.start]
-        fusion = between == "::" or (between == "-" and _FUSION.search(text))
-        if fusion and first.type == span.type == "gene":
+        if text[first.end : span.start] in marks and first.type == span.type == "gene":
             ids, name = f"{first.id}::{span.id}", f"{first.name}::{span.name}"
             joined[-1] = Span(first.start, span.end, text[first.start : span.end], "fusion", ids, name)
         else:

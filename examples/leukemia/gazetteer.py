@@ -57,6 +57,11 @@ class Gazetteer:
         return {entity.id: entity for entity in self.entities}
 
     @cached_property
+    def conditional(self) -> tuple[Entity, ...]:
+        """Those whose names count only beside, or only without, some words."""
+        return tuple(entity for entity in self.entities if entity.needs or entity.unless)
+
+    @cached_property
     def trie(self) -> dict[str, Any]:
         """Names as paths of words: trie["acute"]["myeloid"]["leukemia"][""] lists (entity, name)."""
         trie: dict[str, Any] = {}

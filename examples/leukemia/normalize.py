@@ -44,7 +44,7 @@ def normalize(text: str, spans: Sequence[Span], counts: Counter[str] | None = No
         place = span.end
     text = "".join([*parts, text[place:]])
     lowered = text.lower()
-    for term in sorted({span.name for span in spans if f"({span.name.lower()})" in lowered}):
+    for term in sorted(name for name in {span.name for span in spans} if f"({name.lower()})" in lowered):
         # "acute myeloid leukemia (AML)" has become "acute myeloid leukemia (acute myeloid leukemia)"
         text = re.sub(rf"({re.escape(term)})s? \({re.escape(term)}\)", r"\1", text, flags=re.IGNORECASE)
     for pattern, form in _UNITS:
@@ -61,4 +61,4 @@ def _lab(span: Span) -> str:
 
 
 def _starts_sentence(text: str, place: int) -> bool:
-    return place == 0 or text[:place].rstrip()[-1:] in ".:?!"
+    return place == 0 or text[max(0, place - 9) : place].rstrip()[-1:] in ".:?!"

@@ -135,17 +135,17 @@ _INSTRUCTIONS = (
     rf"\b(?:ignor(?:e|ez|a|iere)|disregard|forget|override)\b.{{0,40}}\b{_TOLD}|previous(?:ly)?|prior|earlier|question)\b",
     rf"\b(?:neglect|bypass|skip|set\saside|stop\sfollowing|pay\sno\sattention)\b.{{0,40}}\b{_TOLD}|sources|articles?)\b",
     r"\b(?:previous|prior|earlier|these|new|following)\s(?:instructions|orders|rules)\b|\bdo\sas\sI\ssay\b|\bobey\sthe\b",
-    r"\byour\s(?:\w+\s)?(?:answers?|reply|output|prompt|instructions?|guidelines?|restrictions?|programming)\b",
+    r"\byour\s(?:\w{1,30}\s)?(?:answers?|reply|output|prompt|instructions?|guidelines?|restrictions?|programming)\b",
     r"\byour\sresponse\s(?:include|must|should)\b|\byour\s(?:new\s)?(?:task|role|job)\sis\b",
     r"\b(?:correct|right|expected|only|the|your)\sanswer\s(?:is|must|should)\b|\b(?:in|to)\s(?:the|every|each)\sanswer\b",
     rf"\byou\s(?:must|should|will|shall)\s(?:now\s)?{_SPEAK}\b|\bthat\syou\s{_SPEAK}\b|\b{_MACHINE}\s(?:must|should|shall)\s{_SPEAK}\b",
     rf"\b(?:to|for|attention|dear|hey|hello)\s{_MACHINE}\b\s?(?:reading|:|,)|\bnote\sto\s{_MACHINE}\b|\b(?:dear|hey|hello),?\s(?:AI|assistant|model|bot)\b",
     rf"\battention,?\s{_MACHINE}\b|{_STARTS}{_MACHINE}\s?:|\bif\syou\sare\san?\s(?:AI|LLM|language)\b|\bas\san\sAI\b",
-    r"\byou\sare\s(?:now|no\slonger\san?|an?\s(?:\w+\s)?(?:AI|assistant|language\smodel|bot|doctor|physician|expert|pirate))\b",
+    r"\byou\sare\s(?:now|no\slonger\san?|an?\s(?:\w{1,30}\s)?(?:AI|assistant|language\smodel|bot|doctor|physician|expert|pirate))\b",
     r"\b(?:reading|processing)\sthis\b.{0,20}\b(?:must|should)\b|\bpretend\s(?:that\syou|you|to\sbe)\b|\bfrom\snow\son,?\syou\b",
     r"\btell\s(?:the\s)?(?:user|reader)s?\b|\bto\sthe\suser\b|\bwhen\sasked\b.{0,20}\b(?:respond|answer|reply|say)\b",
     rf"{_STARTS}(?:act|speak|behave|respond|answer|reply|role-?play|write)\s(?:as|in|like|every|all|only|with)\b|\brespond\swith\b",
-    rf"{_STARTS}(?:assume\sthe\srole|refuse\sto\s{_SPEAK}|(?:always|only|never)\s{_SPEAK}|cite\s(?:only|this|no)|enter\s\w+\smode)\b",
+    rf"{_STARTS}(?:assume\sthe\srole|refuse\sto\s{_SPEAK}|(?:always|only|never)\s{_SPEAK}|cite\s(?:only|this|no)|enter\s\w{1, 30}\smode)\b",
     rf"{_STARTS}(?:follow|obey|execute|comply\swith)\s(?:this|these|my|the\s(?:following|next|above))\b|\blet's\splay\b",
     rf"{_STARTS}(?:summari[sz]e|translate|rewrite|paraphrase|repeat)\s(?:this|after\sme|the\s(?:above|following|text|article|abstract))\b",
     rf"{_STARTS}(?:(?:make|be)\ssure|remember)\sto\s(?:mention|say|include|answer|recommend|state|tell\spatients)\b",
@@ -172,7 +172,7 @@ def as_data(text: str, tags: Sequence[str]) -> str:
 
 _PERSON = re.compile(
     r"\b(?:do|does|did|am|have|has|is|are|should|can|could|will|would)\s(?:I|my|we|he|she|our)\b"
-    r"|\bmy\s(?:\w+\s){0,2}(?:blood|results?|report|diagnosis|symptoms?|counts?|doctor|mother|father|son|daughter|child|wife"
+    r"|\bmy\s(?:\w{1,30}\s){0,2}(?:blood|results?|report|diagnosis|symptoms?|counts?|doctor|mother|father|son|daughter|child|wife"
     r"|husband|baby|brother|sister|dose|treatment)\b|\bwhat\s(?:do|does)\s(?:I|my|he|she)\b|\bI\s(?:have|am|feel|take)\b",
     re.IGNORECASE,
 )
@@ -185,26 +185,24 @@ _STATED = re.compile(
     r"|\byou've\b|\byou\sdeveloped\b|\b(?:he|she)'s\s(?:got|suffering|diagnosed)\b|\bI\sdiagnose\b|\bwhat\syou\s(?:have|describe)\sis\b"
     r"|\b(?:the|your|this|my)\sdiagnosis(?:\s(?:is|must\sbe|would\sbe)\b|\s?:)|^\W{0,3}diagnosis\s?:"
     r"|\byou(?:'re|\sare|\swere)\s(?:diagnosed|suffering|found\sto|free\sof|cured|positive|negative|(?:very\s|most\s)?likely\sto\shave)\b"
-    rf"|\b(?:you\sare|s?he\sis)\san?\s(?:\w+\s)?(?:leuk\w+|cancer|{_NAMED})\spatient\b|\bsigns?\sof\syour\b|\bin\syou\b"
-    rf"|\byour\s(?:cancer|disease|\w*\s?{_NAMED}\w*)\s(?:has|is|was)\b|^yes,?\s{_NAMED}"
-    r"|\byour\s(?:\w+\s){1,2}(?:shows?|indicates?|suggests?|points?\sto|(?:is|are)\s(?:caused|due|consistent|typical))\b"
-    r"|\bthese\s(?:\w+\s)?(?:results|values|counts)\smean\b"
-    r"|(?:\b(?:this|it)|^that|\bthese\s(?:findings|results|values|counts)|\byour\s(?:\w+\s)?\w+)"
+    rf"|\b(?:you\sare|s?he\sis)\san?\s(?:\w{1, 30}\s)?(?:leuk\w{1, 30}|cancer|{_NAMED})\spatient\b|\bsigns?\sof\syour\b|\bin\syou\b"
+    rf"|\byour\s(?:cancer|disease|\w{0, 30}\s?{_NAMED}\w{0, 30})\s(?:has|is|was)\b|^yes,?\s{_NAMED}"
+    r"|\byour\s(?:\w{1,30}\s){1,2}(?:shows?|indicates?|suggests?|points?\sto|(?:is|are)\s(?:caused|due|consistent|typical))\b"
+    r"|\bthese\s(?:\w{1,30}\s)?(?:results|values|counts)\smean\b"
+    r"|(?:\b(?:this|it)|^that|\bthese\s(?:findings|results|values|counts)|\byour\s(?:\w{1,30}\s)?\w{1,30})"
     r"(?:'s|\s(?:is|are|must\sbe|can\sonly\sbe|confirms?|means?|proves?))\s"
     rf"(?:clearly\s|certainly\s)?(?:an?\s)?(?:case\sof\s)?{_NAMED}",
     re.IGNORECASE,
 )
-_MEDICINE = (
-    r"(?:chemo\w*|radiation|(?:stem\scell\s|marrow\s)?transplant\w*|\w+(?:nib|mab|clax|bine|cin|tinoin|parin)\b)"
-)
+_MEDICINE = r"(?:chemo\w{0,30}|radiation|(?:stem\scell\s|marrow\s)?transplant\w{0,30}|\w{1,30}(?:nib|mab|clax|bine|cin|tinoin|parin)\b)"
 _ADVISED = re.compile(
-    r"\byou\s(?:should|must|need\sto|have\sto|ought\sto|had\sbetter)\s(?:not\s)?(?:\w+ly\s)?"
+    r"\byou\s(?:should|must|need\sto|have\sto|ought\sto|had\sbetter)\s(?:not\s)?(?:\w{1,30}ly\s)?"
     r"(?:take(?!\spart)|start|begin|stop|increase|reduce|receive|switch|undergo|continue)\b"
     r"|\byou\s(?:can|may|could)\s(?:now\s)?(?:stop|start|skip|increase|reduce|double)\b"
     rf"|\byou\s(?:need|require)\s(?:an?\s|more\s)?{_MEDICINE}|\byour\s(?:doctor\s(?:should|must)|dose\s(?:should|must|is))\b"
     r"|\bI\s(?:would\s|strongly\s)?(?:recommend|advise|prescribe|suggest\syou)\b|\bwe\s(?:recommend|advise|suggest)\s(?:that\s)?you\b"
     rf"|(?:^|\b(?:please|yes,|so|then)\s)(?:take|stop|start|begin|increase|reduce|double|skip)\s(?:taking\b|your\b|{_MEDICINE})"
-    r"|\bmy\sadvice\b|\byou(?:'re|\sare)?\s(?:will|going\sto)\sdie\b|\byou\shave\s\w+\s(?:days|weeks|months|years)\sto\slive\b",
+    r"|\bmy\sadvice\b|\byou(?:'re|\sare)?\s(?:will|going\sto)\sdie\b|\byou\shave\s\w{1,30}\s(?:days|weeks|months|years)\sto\slive\b",
     re.IGNORECASE,
 )
 _DISEASE = re.compile(
@@ -212,7 +210,7 @@ _DISEASE = re.compile(
     re.IGNORECASE,
 )
 _CONDITION = re.compile(
-    r"\b(?:if(?!\s(?:I|we)\b)|whether|when|may|might|could|can|who|(?:type|kind|stage)\sof\s\w+)\b", re.IGNORECASE
+    r"\b(?:if(?!\s(?:I|we)\b)|whether|when|may|might|could|can|who|(?:type|kind|stage)\sof\s\w{1,30})\b", re.IGNORECASE
 )
 _CLAUSES = re.compile(r"[;!?]\s|\.\s(?=[A-Z])|\b(?:but|in\sfact)\s")
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from examples.leukemia import ask
+from examples.leukemia import ask, safety
 from examples.leukemia.__main__ import main
 from examples.leukemia.ask import answer, prompt_ids
 from examples.leukemia.clean import clean
@@ -346,6 +346,17 @@ You were found to have AML. / You are positive for AML. / You've developed AML. 
 @pytest.mark.parametrize("text", re.split(r" / |\n", DIAGNOSES))
 def test_a_diagnosis_or_advice_put_another_way(text: str) -> None:
     assert states_diagnosis(text)
+
+
+def test_no_pattern_repeats_without_a_limit() -> None:
+    """A repeat without one, tried from each place of a long text, takes the square of its length."""
+    compiled = [value for value in vars(safety).values() if isinstance(value, re.Pattern)]
+    compiled += safety._PATTERN.values()
+    assert len(compiled) > 12
+    for pattern in compiled:
+        bare = re.sub(r"\\.", "x", pattern.pattern)  # escapes and classes are one character each
+        bare = re.sub(r"\[\^?\]?[^\]]*\]", "x", bare)
+        assert not re.search(r"[*+]|\{\d+,\}", bare), pattern.pattern
 
 
 def test_diagnoses_and_questions_about_people() -> None:

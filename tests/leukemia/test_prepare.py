@@ -123,6 +123,17 @@ def test_no_value_or_a_unit_of_another_kind_is_no_lab_value(text: str) -> None:
     assert annotate(text) == []
 
 
+def test_a_text_is_searched_for_conditions_once_however_many_names_it_has(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Counting:
+        calls = 0
+
+        def search(self, text: str) -> None:
+            Counting.calls += 1
+
+    monkeypatch.setattr("examples.leukemia.annotate._FUSION", Counting())
+    assert len(annotate("AML-" * 50)) == 50 and Counting.calls == 1
+
+
 def test_normalizing() -> None:
     text = "Imatinib mesylate (STI571) in chronic myelogenous leukaemia (CML): 400 mg/m(2), WBC 12,000/mm3, tumour in 62 percent."
     assert normalize(text, annotate(text)) == (
