@@ -145,7 +145,7 @@ _INSTRUCTIONS = (
     r"\b(?:reading|processing)\sthis\b.{0,20}\b(?:must|should)\b|\bpretend\s(?:that\syou|you|to\sbe)\b|\bfrom\snow\son,?\syou\b",
     r"\btell\s(?:the\s)?(?:user|reader)s?\b|\bto\sthe\suser\b|\bwhen\sasked\b.{0,20}\b(?:respond|answer|reply|say)\b",
     rf"{_STARTS}(?:act|speak|behave|respond|answer|reply|role-?play|write)\s(?:as|in|like|every|all|only|with)\b|\brespond\swith\b",
-    rf"{_STARTS}(?:assume\sthe\srole|refuse\sto\s{_SPEAK}|(?:always|only|never)\s{_SPEAK}|cite\s(?:only|this|no)|enter\s\w{1, 30}\smode)\b",
+    rf"{_STARTS}(?:assume\sthe\srole|refuse\sto\s{_SPEAK}|(?:always|only|never)\s{_SPEAK}|cite\s(?:only|this|no)|enter\s\w{{1,30}}\smode)\b",
     rf"{_STARTS}(?:follow|obey|execute|comply\swith)\s(?:this|these|my|the\s(?:following|next|above))\b|\blet's\splay\b",
     rf"{_STARTS}(?:summari[sz]e|translate|rewrite|paraphrase|repeat)\s(?:this|after\sme|the\s(?:above|following|text|article|abstract))\b",
     rf"{_STARTS}(?:(?:make|be)\ssure|remember)\sto\s(?:mention|say|include|answer|recommend|state|tell\spatients)\b",
@@ -185,8 +185,8 @@ _STATED = re.compile(
     r"|\byou've\b|\byou\sdeveloped\b|\b(?:he|she)'s\s(?:got|suffering|diagnosed)\b|\bI\sdiagnose\b|\bwhat\syou\s(?:have|describe)\sis\b"
     r"|\b(?:the|your|this|my)\sdiagnosis(?:\s(?:is|must\sbe|would\sbe)\b|\s?:)|^\W{0,3}diagnosis\s?:"
     r"|\byou(?:'re|\sare|\swere)\s(?:diagnosed|suffering|found\sto|free\sof|cured|positive|negative|(?:very\s|most\s)?likely\sto\shave)\b"
-    rf"|\b(?:you\sare|s?he\sis)\san?\s(?:\w{1, 30}\s)?(?:leuk\w{1, 30}|cancer|{_NAMED})\spatient\b|\bsigns?\sof\syour\b|\bin\syou\b"
-    rf"|\byour\s(?:cancer|disease|\w{0, 30}\s?{_NAMED}\w{0, 30})\s(?:has|is|was)\b|^yes,?\s{_NAMED}"
+    rf"|\b(?:you\sare|s?he\sis)\san?\s(?:\w{{1,30}}\s)?(?:leuk\w{{1,30}}|cancer|{_NAMED})\spatient\b|\bsigns?\sof\syour\b|\bin\syou\b"
+    rf"|\byour\s(?:cancer|disease|\w{{0,30}}\s?{_NAMED}\w{{0,30}})\s(?:has|is|was)\b|^yes,?\s{_NAMED}"
     r"|\byour\s(?:\w{1,30}\s){1,2}(?:shows?|indicates?|suggests?|points?\sto|(?:is|are)\s(?:caused|due|consistent|typical))\b"
     r"|\bthese\s(?:\w{1,30}\s)?(?:results|values|counts)\smean\b"
     r"|(?:\b(?:this|it)|^that|\bthese\s(?:findings|results|values|counts)|\byour\s(?:\w{1,30}\s)?\w{1,30})"
