@@ -55,16 +55,28 @@ def subtype_of(title: str, abstract: str, gazetteer: Gazetteer | None = None) ->
 
 
 def blank_subtypes(text: str, gazetteer: Gazetteer | None = None) -> str:
-    """`text` with each name of a subtype replaced by "leukemia", so that a classifier cannot copy its answer."""
+    """`text` with each name of a subtype replaced by "leukemia", so that a classifier cannot copy its answer.
+
+    More is blanked than is annotated: what is denied (non-APL), parts of names ("acute myelogenous and lymphocytic
+    leukemia") and abbreviations inside of others (AAML0531), but no gene's (AML1).
+    """
     gazetteer = gazetteer or load_gazetteer()
-    for span in reversed(annotate(text, gazetteer)):
-        if span.type == "subtype":
-            text = text[: span.start] + gazetteer.topic + text[span.end :]
+    parts, place = [], 0
+    for start, end, entity in _matches(text, gazetteer, denied=True):
+        between = gazetteer.abbreviation.sub(gazetteer.topic, text[place:start])
+        parts += [between, gazetteer.topic if entity.type == "subtype" else text[start:end]]
+        place = end
+    text = "".join([*parts, gazetteer.abbreviation.sub(gazetteer.topic, text[place:])])
+    text = gazetteer.lineage.sub("", text)
     return text.replace(f"{gazetteer.topic} ({gazetteer.topic})", gazetteer.topic)
 
 
-def _matches(text: str, gazetteer: Gazetteer) -> Iterator[tuple[int, int, Entity]]:
-    """(start, end, entity) of the longest name at each word; a word that was taken starts no other name."""
+def _matches(text: str, gazetteer: Gazetteer, denied: bool = False) -> Iterator[tuple[int, int, Entity]]:
+    """(start, end, entity) of the longest name at each word; a word that was taken starts no other name.
+
+    Args:
+        denied: whether non-CLL names CLL.
+    """
     words, lowered = words_of(text), text.lower()
     excluded = _excluded(lowered, gazetteer)  # once a text: looking for these words takes time
     keys = [american_word(word.lower()) for word, _ in words]
@@ -76,8 +88,8 @@ def _matches(text: str, gazetteer: Gazetteer) -> Iterator[tuple[int, int, Entity
             singular = key.removesuffix("s") or key  # a lone s is no plural of nothing
             names = [*node.get(key, {}).get("", ()), *node.get(singular, {}).get("", ())]
             for entity, name in names:
-                denied = entity.type in ("subtype", "disease") and lowered.endswith("non-", 0, start)
-                if entity.id not in excluded and not denied and _as_written(text[start:end], entity, name):
+                no = not denied and entity.type in ("subtype", "disease") and lowered.endswith("non-", 0, start)
+                if entity.id not in excluded and not no and _as_written(text[start:end], entity, name):
                     found = (start, end, entity), position + 1
             node = node.get(key)
             if node is None:

@@ -62,6 +62,35 @@ class Gazetteer:
         return tuple(entity for entity in self.entities if entity.needs or entity.unless)
 
     @cached_property
+    def abbreviation(self) -> re.Pattern[str]:
+        """Subtypes' abbreviations with a letter before or more behind: cALL, AAML0531, ALL_IDB."""
+        names = {name for entity in self.entities if entity.type == "subtype" for name in (entity.name, *entity.names)}
+        short = sorted(name for name in names if re.fullmatch(r"[A-Z]{3,5}", name))
+        return re.compile(
+            rf"\b(?:[a-z]{{1,2}}|A(?=A))?(?:{'|'.join(short) or '(?!)'})[sS]?(?:\d\w{{0,9}}|_\w{{1,20}})?\b"
+        )
+
+    @cached_property
+    def lineage(self) -> re.Pattern[str]:
+        """What tells a subtype before the topic ("acute myelogenous and" leukemia) or behind it (leukemia", myeloid, acute").
+
+        "acute leukemia" tells none.
+        """
+        names = [name for entity in self.entities if entity.type == "subtype" for name in (entity.name, *entity.names)]
+        words = {word.lower() for name in names if self.topic in name for word, _ in words_of(name)} - {"chronic"}
+        telling = sorted(word for word in words if re.fullmatch(r"\w{5,}(?:ic|id|ous|ar|al)", word))
+        spelt = "|".join(
+            re.sub("(lympho|myelo)(?=.)", r"\1-?", word).replace("cytic", "cyt(?:ic|e)") for word in telling
+        )
+        kind = rf"(?:acute|chronic|pro|non)?(?:{spelt or '(?!)'})"
+        more = r"(?:acute|chronic|juvenile|[TB]-cell|[TB]|cell)"
+        part = r"(?:\s?[,/]\s?(?:and\s|or\s)?|\s?\([\w ]{1,10}\)\s|[\s-](?:and\s|or\s)?)"
+        topic = self.topic[:-1].replace("uke", "[un][ck]a?e")  # leukaemia, leucemia, and lenkemia, which is misspelt
+        before = rf"\b(?:{more}{part}){{0,4}}{kind}{part}(?:(?:{more}|{kind}){part}){{0,6}}(?={topic})"
+        behind = rf"(?<={self.topic}),?\s(?:(?:acute|chronic),?\s)?{kind}(?:,?\s(?:acute|chronic))?(?=[,.;)]|$)"
+        return re.compile(f"{before}|{behind}", re.IGNORECASE)
+
+    @cached_property
     def trie(self) -> dict[str, Any]:
         """Names as paths of words: trie["acute"]["myeloid"]["leukemia"][""] lists (entity, name)."""
         trie: dict[str, Any] = {}
