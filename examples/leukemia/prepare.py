@@ -99,7 +99,9 @@ def _read(
         found, counts = read_abstracts(path, id_column, subtype_column, cleaning)
         total.update(counts)
         total["left out: pubmed_id came before"] += sum(record.pubmed_id in records for record in found)
+        retracted = {record.pubmed_id for record in found if record.retracted}
         records = {record.pubmed_id: record for record in found} | records
+        records |= {name: replace(records[name], retracted=True) for name in retracted}
     total["articles"] = len(records)
     return sorted(records.values(), key=lambda r: (len(r.pubmed_id), r.pubmed_id)), total, cleaning
 

@@ -85,6 +85,31 @@ def test_half_a_character_and_half_a_section_do_no_harm(tmp_path: Path) -> None:
     assert record.pubmed_id == "1?" and record.sections == (("LABEL", "x?"),) and record.abstract == "LABEL: x?"
 
 
+@pytest.mark.parametrize(
+    ("title", "abstract", "column"),
+    [
+        ("RETRACTED: On AML", "Text.", ""),
+        ("Retracted article: on AML", "Text.", ""),
+        ("[Retracted] On AML", "Text.", ""),
+        ("On AML", "This article has been retracted. Text.", ""),
+        ("On AML", "Text.", "Yes"),
+        ("On AML", "Text.", "1.0"),
+        ("On AML", "Text.", "Retracted"),
+    ],
+)
+def test_retractions_are_read(tmp_path: Path, title: str, abstract: str, column: str) -> None:
+    path = write(tmp_path / "a.csv", f"pubmed_id,title,abstract,retracted\n1,{title},{abstract},{column}\n")
+    assert read_abstracts(path)[0][0].retracted
+    again = write(tmp_path / "b.csv", f"pubmed_id,title,abstract,retracted\n1,T,A,no\n1,{title},{abstract},{column}\n")
+    assert read_abstracts(again)[0] == [Record("1", "T", "A", retracted=True)]  # the first text, the later retraction
+
+
+def test_a_notice_and_talk_of_retraction_are_no_retraction(tmp_path: Path) -> None:
+    rows = "1,Retraction: On AML,We retract.,\n2,On retracted articles,They were retracted.,false\n3,T,A,0\n"
+    path = write(tmp_path / "a.csv", f"pubmed_id,title,abstract,retracted\n{rows}")
+    assert [record.retracted for record in read_abstracts(path)[0]] == [False] * 3
+
+
 def test_missing_file_and_folder(tmp_path: Path) -> None:
     for name, words in {"none.csv": "cannot be read", "none.xml": "cannot be read", ".": "holds no .xml file"}.items():
         with pytest.raises(UserError, match=words):

@@ -294,6 +294,14 @@ def test_the_command_on_made_abstracts(tmp_path: Path, capsys: pytest.CaptureFix
     assert [record.pubmed_id for record in again] == list(articles) and counts_again["rows"] == 4
 
 
+def test_a_retraction_in_a_later_file_counts(tmp_path: Path) -> None:
+    for name, retracted in (("a", ""), ("b", "yes")):
+        (tmp_path / f"{name}.csv").write_text(f"pubmed_id,title,abstract,retracted\n1,T,On AML.,{retracted}\n")
+    out = tmp_path / "out"
+    assert main(["prepare", str(tmp_path / "a.csv"), str(tmp_path / "b.csv"), "--out", str(out)]) == 0
+    assert [row["retracted"] for row in lines(out / "articles.jsonl")] == [True]
+
+
 def test_sides_stay_when_articles_come(tmp_path: Path) -> None:
     assert [side_of(str(n)) for n in range(8)] == [side_of(str(n)) for n in range(16)][:8]
 
