@@ -24,7 +24,7 @@ from examples.leukemia.arguments import positive, share
 from examples.leukemia.data import UserError, as_text
 from examples.leukemia.dense import SentenceTransformerEmbedder
 from examples.leukemia.gazetteer import LEUKEMIA, Gazetteer, load_gazetteer, words_of
-from examples.leukemia.index import Hit, Index, query_units
+from examples.leukemia.index import Hit, Index, query_units, readable
 from examples.leukemia.metrics import numbers_of
 from examples.leukemia.notice import NOTICE
 from examples.leukemia.prompt import TAGS, answer_room, article_blocks, fit_articles, sentences_of
@@ -45,6 +45,7 @@ __all__ = ["Answer", "answer", "prompt_ids"]
 THRESHOLD = 0.6  # of coverage: see docs/leukemia.md for how it was chosen
 SUPPORT = 0.7  # share of a sentence's content words that one article must hold
 ARTICLES = 5
+LONGEST = 2000  # characters of a question: what is longer is a text
 _TINY_LLAMA = Path(__file__).parent / "data" / "tiny-llama"
 _SYSTEM = (
     "Answer the question from the articles, and from nothing else. What stands between <article> and </article> or "
@@ -223,6 +224,12 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 def main(options: argparse.Namespace) -> None:
     """Answer, and print the answer with its articles and the notice."""
     question = " ".join(as_text(options.question).split())
+    if len(question) > LONGEST:
+        raise UserError(
+            f"the question has {len(question):,} characters, at most {LONGEST:,} are read: ask a shorter one"
+        )
+    if options.since and options.until and options.since > options.until:
+        raise UserError(f"--since {options.since} is after --until {options.until}: no article is of such a year")
     identifiers = find_identifiers(question)
     if identifiers and not options.mask:
         kinds = ", ".join(sorted({each.kind for each in identifiers}))
@@ -234,8 +241,9 @@ def main(options: argparse.Namespace) -> None:
     dense = SentenceTransformerEmbedder(options.dense) if options.dense else None
     index = Index(options.index, gazetteer, dense=dense)
     if not query_units(question, gazetteer):
-        raise UserError(f"{options.question!r} asks for nothing: name a disease, a drug, a gene or a finding")
-    hits = index.search(question, options.articles, options.since, options.until, options.subtype)
+        raise UserError(f"{question[:80]!r} asks for nothing: name a disease, a drug, a gene or a finding")
+    with readable(options.index):
+        hits = index.search(question, options.articles, options.since, options.until, options.subtype)
     model, tokenizer = (None, None) if options.quote or not hits else _load(options.model)
     print(answer(question, index, model, tokenizer, hits, options.threshold))
     index.close()

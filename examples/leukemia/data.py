@@ -137,16 +137,21 @@ def _jsonl(path: Path, needed: Sequence[str]) -> Iterator[dict[str, Any]]:
         with path.open(encoding="utf-8-sig") as file:
             for number, line in enumerate(file, 1):
                 row = json.loads(line) if line.strip() else None
-                if row is not None and not (isinstance(row, dict) and all(key in row for key in needed)):
+                if row is not None and not (isinstance(row, dict) and all(_is_plain(row, key) for key in needed)):
                     raise UserError(f"{path}, line {number}: is no object with {', '.join(needed)}: mend it")
                 if row is not None:
                     yield row
     except UnicodeDecodeError as error:
         raise UserError(f"{path} is not UTF-8 ({error.reason} at byte {error.start}): save it as UTF-8") from None
-    except json.JSONDecodeError as error:
-        raise UserError(f"{path}, line {number}: is not JSON ({error.msg}): mend it") from None
+    except (ValueError, RecursionError) as error:  # no JSON, a number of 5,000 digits, brackets 100,000 deep
+        raise UserError(f"{path}, line {number}: is not JSON ({getattr(error, 'msg', error)}): mend it") from None
     except OSError as error:
         raise UserError(f"{path} cannot be read ({error.strerror}): give JSON Lines with {', '.join(needed)}") from None
+
+
+def _is_plain(row: dict[str, Any], key: str) -> bool:
+    """Whether the field is there and a text, a number or null; an object or a list is no title."""
+    return key in row and not isinstance(row[key], (bool, dict, list))
 
 
 def _from_fields(rows: Iterable[dict[str, Any]], id_column: str, subtype_column: str) -> Iterator[Record]:

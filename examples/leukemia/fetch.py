@@ -30,7 +30,7 @@ from xml.etree.ElementTree import Element
 
 from tqdm import tqdm
 
-from examples.leukemia.data import UserError
+from examples.leukemia.data import UserError, as_text
 from examples.leukemia.files import write_json, write_whole
 from examples.leukemia.notice import NOTICE
 from examples.leukemia.pubmed import pubmed_ids
@@ -203,7 +203,9 @@ def _plan(eutils: Eutils, query: str, out: Path, update: bool) -> list[Part]:
             plan = json.loads(path.read_text(encoding="utf-8"))
             planned, first = plan["query"], date.fromisoformat(plan["until"])
             parts = [Part(**part) for part in plan["parts"]]
-        except (ValueError, KeyError, TypeError):
+            for part in parts:
+                _ = date.fromisoformat(part.first), date.fromisoformat(part.last), range(part.count), range(part.again)
+        except (ValueError, KeyError, TypeError, RecursionError):
             raise UserError(f"{path} is no plan of fetch: give another --out") from None
         if planned != query:
             raise UserError(f"{out} holds the articles of {planned!r}: give another --out")
@@ -240,7 +242,10 @@ def _fetch_part(
         if int(root.findtext("./Count") or 0) > LIMIT:
             raise UserError(f"{part.first} to {part.last} has grown past {LIMIT:,}: give another --out")
         write_whole(path, body)
-    search = ElementTree.fromstring(path.read_bytes())
+    try:
+        search = ElementTree.fromstring(path.read_bytes())
+    except ElementTree.ParseError:
+        raise UserError(f"{path} is not whole XML: remove it, and it is fetched again") from None
     listed = [element.text or "" for element in search.iterfind("./IdList/Id")]
     ids = [one for one in listed if one not in seen]
     seen.update(ids)
@@ -311,7 +316,7 @@ def main(options: argparse.Namespace) -> None:
     if importlib.util.find_spec("requests") is None:
         raise UserError("fetch needs the package requests: pip install requests")
     key = options.api_key or os.environ.get("NCBI_API_KEY", "")
-    eutils = Eutils(options.email, key, options.base_url.rstrip("/"), options.tool)
+    eutils = Eutils(options.email, key, options.base_url.rstrip("/"), as_text(options.tool))
     counts: dict[str, Any] = fetch(eutils, options.query, options.out, options.update)
     for name, number in counts.items():
         print(f"{number:8,}  {name}")

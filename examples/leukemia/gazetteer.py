@@ -120,7 +120,7 @@ def load_gazetteer(path: Path = LEUKEMIA) -> Gazetteer:
         gazetteer = Gazetteer(data["topic"], labels, entities)
     except OSError as error:
         raise UserError(f"{path} cannot be read ({error.strerror}): give a gazetteer file") from None
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise UserError(f"{path} is no gazetteer ({type(error).__name__}: {error}): see data/gazetteer.json") from None
     twice = len(entities) - len(gazetteer.by_id)
     unknown = sorted({entity.label for entity in entities if entity.type == "subtype"} - set(labels))

@@ -30,7 +30,7 @@ from examples.leukemia.gazetteer import LEUKEMIA, Gazetteer, load_gazetteer, wor
 from examples.leukemia.notice import NOTICE
 from examples.leukemia.safety import mask_identifiers
 
-__all__ = ["Hit", "Index", "query_units"]
+__all__ = ["Hit", "Index", "query_units", "readable"]
 
 WEIGHTS = (2.0, 1.0, 0.5)  # of title, abstract and names in BM25
 PLAIN = 0.5  # weight in coverage of a word that names no entity: "Gleevec" says what is asked more than "help" does
@@ -359,6 +359,15 @@ class Index:
         return {place: weight / whole if whole else 0.0 for place, weight in covered.items()}
 
 
+@contextmanager
+def readable(path: Path) -> Iterator[None]:
+    """What goes wrong in reading an index, as the one line that the user sees: it is damaged, or stays locked."""
+    try:
+        yield
+    except sqlite3.Error as error:
+        raise UserError(f"{path} cannot be read ({error}): make it anew with index ABSTRACTS") from None
+
+
 def query_units(question: str, gazetteer: Gazetteer) -> Units:
     """What a question asks for: the names of each thing that it names, and each other word; and how much each counts."""
     units: Units = {}
@@ -424,7 +433,9 @@ def main(options: argparse.Namespace) -> None:
         total.update(index.add(records, progress=True))
     for name, number in total.items():
         print(f"{number:8,}  {name}")
-    if lacking := index.without_vector():
+    with readable(options.index):
+        lacking, held = index.without_vector(), len(index)
+    if lacking:
         print(f"{lacking:8,}  articles without a vector: give --dense, with all files, to add it")
-    print(f"{len(index):8,}  articles in {options.index}, {time.perf_counter() - started:.1f} s\n{NOTICE}")
+    print(f"{held:8,}  articles in {options.index}, {time.perf_counter() - started:.1f} s\n{NOTICE}")
     index.close()

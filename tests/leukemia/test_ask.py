@@ -434,6 +434,10 @@ def test_the_command(index: Index, capsys: pytest.CaptureFixture, monkeypatch) -
 
 def test_bad_input(index: Index, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     line = ["--index", index.path]
+    deep, damaged = tmp_path / "deep.json", tmp_path / "damaged.sqlite"
+    deep.write_text("[" * 100_000)
+    content = index.path.read_bytes()
+    damaged.write_bytes(content[:4096] + b"\xff" * (len(content) - 4096))
     cases = [
         (
             ["imatinib for Mr. John Smith, born 1 May 1970?", *line],
@@ -443,6 +447,10 @@ def test_bad_input(index: Index, tmp_path: Path, capsys: pytest.CaptureFixture) 
         ([QUESTION, "--index", tmp_path / "none"], "does not exist: make it with"),
         ([QUESTION, *line, "--subtype", "XYZ"], "is no subtype: take ALL, AML"),
         ([QUESTION, *line, "--model", tmp_path / "none"], "none"),
+        (["imatinib " * 12_000, *line], "has 107,999 characters, at most 2,000 are read"),
+        ([QUESTION, *line, "--since", 2010, "--until", 2000], "--since 2010 is after --until 2000"),
+        ([QUESTION, *line, "--gazetteer", deep], "is no gazetteer"),
+        ([QUESTION, "--index", damaged], "cannot be read"),
     ]
     for arguments, words in cases:
         code, _, errors = run(capsys, *arguments)

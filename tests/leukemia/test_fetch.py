@@ -298,8 +298,12 @@ def test_bad_input_is_one_line(serve, tmp_path: Path, capsys: pytest.CaptureFixt
     (tmp_path / "thesis").mkdir()
     (tmp_path / "thesis" / "chapter.tex").touch()
     refused(capsys, "holds other files", "q", "--out", tmp_path / "thesis", *line)
-    (out / "plan.json").write_text("{}")
-    refused(capsys, "is no plan of fetch", "q", "--out", out, *line)
+    next(out.rglob("ids.xml")).write_text("<a>")
+    refused(capsys, "ids.xml is not whole XML: remove it", "q", "--out", out, *line)
+    part = '{"query": "q", "until": "2020-01-01", "parts": [{"first": "../x", "last": "y", "count": "z"}]}'
+    for plan in ("{}", "[" * 100_000, part):
+        (out / "plan.json").write_text(plan)
+        refused(capsys, "is no plan of fetch", "q", "--out", out, *line)
 
 
 def test_the_key_comes_from_the_environment(serve, tmp_path: Path, capsys, monkeypatch) -> None:

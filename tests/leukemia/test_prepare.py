@@ -322,8 +322,14 @@ def test_all_real_abstracts_pass_through(prepared: dict[str, Path], real: Path) 
     with (real / "leukemia_typed_abstracts.csv").open(encoding="utf-8", newline="") as file:
         raw = list(csv.DictReader(file))
     counts = json.loads((prepared["typed"] / "counts.json").read_text())
-    gone = counts["read"]["left out: no pubmed_id or no abstract"] + counts["read"]["left out: pubmed_id came before"]
-    assert len(rows["typed"]) + gone + counts["duplicates"]["the same abstract"] == len(raw) == 132
+    first = {row["doi"].strip(): row for row in reversed(raw)}  # counted here without the program's reader
+    whole = {doi for doi, row in first.items() if doi and row["abstract"].strip()}
+    texts = {" ".join(clean(first[doi]["abstract"]).split()) for doi in whole}
+    assert (len(raw), len(whole), len(texts)) == (132, 124, 123)
+    assert counts["read"]["rows"] == 132 and counts["read"]["articles"] == len(whole)
+    assert counts["duplicates"] == {"kept": 123, "nearly the same abstract": 0, "the same abstract": 1}
+    assert len({row["abstract"] for row in rows["typed"]}) == 123 == len(rows["typed"])
+    assert counts["read"]["left out: pubmed_id came before"] == len(raw) - len(first) == 7
     assert counts["clean"]["copyright lines dropped"] >= 25
     for row in rows["pubmed"] + rows["typed"]:
         for span in row["spans"]:
@@ -352,6 +358,10 @@ def test_bad_input(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
         "b.jsonl": ('{"pubmed_id": 1, "title": "", "abstract": "x"}\n{', "line 2: is not JSON"),
         "c.xml": ("<PubmedArticleSet>", "is not whole XML"),
         "d.csv": ("a,b\n1,2\n", "lacks the column pubmed_id"),
+        "f.jsonl": ('{"pubmed_id": 1, "title": ["t"], "abstract": "x"}\n', "line 1: is no object with"),
+        "g.jsonl": ("[" * 100_000, "line 1: is not JSON"),
+        "h.jsonl": ('{"pubmed_id": ' + "9" * 5000 + ', "title": "", "abstract": "x"}', "line 1: is not JSON"),
+        "i.xml": ('<?xml version="1.0" encoding="nonsense"?><a/>', "is not XML of PubMed"),
         "e.csv": (None, "does not exist"),
     }
     for name, (content, words) in cases.items():
