@@ -44,30 +44,6 @@ def test_light_commands_do_not_load_pytorch(name: str, root: Path) -> None:
     assert done.stdout.strip() == "[]"
 
 
-@pytest.mark.parametrize("name", COMMANDS)
-def test_an_unknown_option_is_refused(name: str, capsys: pytest.CaptureFixture) -> None:
-    with pytest.raises(SystemExit) as caught:
-        main([name, "--no-such-option"])
-    (line,) = capsys.readouterr().err.splitlines()
-    assert caught.value.code == 2 and line.startswith("error: ") and "--help" in line
-
-
-def test_numbers_that_no_index_can_hold_are_refused(capsys: pytest.CaptureFixture) -> None:
-    for option in ("--since", "--articles"):
-        with pytest.raises(SystemExit) as caught:
-            main(["ask", "imatinib", option, "9" * 30])
-        assert caught.value.code == 2 and "is not a whole number" in capsys.readouterr().err
-
-
-def test_a_stop_while_a_command_is_imported_is_one_line(monkeypatch, capsys: pytest.CaptureFixture) -> None:
-    def stop(name: str) -> None:
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr("importlib.import_module", stop)
-    assert main(["run"]) == 130
-    assert capsys.readouterr().err == "stopped; nothing was kept\n"
-
-
 STOPPED_AT_AN_IMPORT = """
 import os, runpy, signal, sys
 signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -92,3 +68,27 @@ def test_a_stop_at_any_import_prints_no_traceback(module: str, sent: signal.Sign
     done = subprocess.run(line, cwd=root, capture_output=True, text=True, check=False)
     assert done.returncode in (-sent, 128 + sent) and "Traceback" not in done.stderr
     assert len(done.stderr.splitlines()) <= 1
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_an_unknown_option_is_refused(name: str, capsys: pytest.CaptureFixture) -> None:
+    with pytest.raises(SystemExit) as caught:
+        main([name, "--no-such-option"])
+    (line,) = capsys.readouterr().err.splitlines()
+    assert caught.value.code == 2 and line.startswith("error: ") and "--help" in line
+
+
+def test_numbers_that_no_index_can_hold_are_refused(capsys: pytest.CaptureFixture) -> None:
+    for option in ("--since", "--articles"):
+        with pytest.raises(SystemExit) as caught:
+            main(["ask", "imatinib", option, "9" * 30])
+        assert caught.value.code == 2 and "is not a whole number" in capsys.readouterr().err
+
+
+def test_a_stop_while_a_command_is_imported_is_one_line(monkeypatch, capsys: pytest.CaptureFixture) -> None:
+    def stop(name: str) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("importlib.import_module", stop)
+    assert main(["run"]) == 130
+    assert capsys.readouterr().err == "stopped; nothing was kept\n"
