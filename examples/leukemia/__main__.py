@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import signal
+
+HEEDS_CTRL_C = __name__ == "__main__" and signal.getsignal(signal.SIGINT) is signal.default_int_handler
+if HEEDS_CTRL_C:  # a stop while the rest is imported ends the process in silence, not with a traceback
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
 import argparse
 import importlib
-import signal
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -119,6 +124,20 @@ def _parser(arguments: Sequence[str]) -> argparse.ArgumentParser:
     return parser
 
 
+def _from_the_shell() -> int:
+    """`main`, with both signals as exceptions while it runs, and in silence before and after."""
+    try:
+        signal.signal(signal.SIGTERM, _terminated)
+        if HEEDS_CTRL_C:
+            signal.signal(signal.SIGINT, signal.default_int_handler)
+        code = main()
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        if HEEDS_CTRL_C:
+            signal.signal(signal.SIGINT, signal.SIG_DFL)
+    except KeyboardInterrupt as stop:
+        return 143 if stop.args else 130
+    return code
+
+
 if __name__ == "__main__":
-    signal.signal(signal.SIGTERM, _terminated)
-    sys.exit(main())
+    sys.exit(_from_the_shell())

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from examples.leukemia.gazetteer import Entity, Gazetteer, load_gazetteer, words_of
+from examples.leukemia.spelling import american_word
 
 __all__ = ["Span", "annotate", "blank_subtypes", "find_subtypes", "subtype_of"]
 
@@ -54,18 +55,31 @@ def subtype_of(title: str, abstract: str, gazetteer: Gazetteer | None = None) ->
 
 
 def blank_subtypes(text: str, gazetteer: Gazetteer | None = None) -> str:
-    """`text` with each name of a subtype replaced by "leukemia", so that a classifier cannot copy its answer."""
+    """`text` with each name of a subtype replaced by "leukemia", so that a classifier cannot copy its answer.
+
+    More is blanked than is annotated: what is denied (non-APL), parts of names ("acute myelogenous and lymphocytic
+    leukemia") and abbreviations inside of others (AAML0531), but no gene's (AML1).
+    """
     gazetteer = gazetteer or load_gazetteer()
-    for span in reversed(annotate(text, gazetteer)):
-        if span.type == "subtype":
-            text = text[: span.start] + gazetteer.topic + text[span.end :]
+    parts, place = [], 0
+    for start, end, entity in _matches(text, gazetteer, denied=True):
+        between = gazetteer.abbreviation.sub(gazetteer.topic, text[place:start])
+        parts += [between, gazetteer.topic if entity.type == "subtype" else text[start:end]]
+        place = end
+    text = "".join([*parts, gazetteer.abbreviation.sub(gazetteer.topic, text[place:])])
+    text = gazetteer.lineage.sub("", text)
     return text.replace(f"{gazetteer.topic} ({gazetteer.topic})", gazetteer.topic)
 
 
-def _matches(text: str, gazetteer: Gazetteer) -> Iterator[tuple[int, int, Entity]]:
-    """(start, end, entity) of the longest name at each word; a word that was taken starts no other name."""
+def _matches(text: str, gazetteer: Gazetteer, denied: bool = False) -> Iterator[tuple[int, int, Entity]]:
+    """(start, end, entity) of the longest name at each word; a word that was taken starts no other name.
+
+    Args:
+        denied: whether non-CLL names CLL.
+    """
     words, lowered = words_of(text), text.lower()
-    keys = [gazetteer.american_word(word).lower() for word, _ in words]
+    excluded = _excluded(lowered, gazetteer)  # once a text: looking for these words takes time
+    keys = [american_word(word.lower()) for word, _ in words]
     place = 0
     while place < len(words):
         node, start, found = gazetteer.trie, words[place][1], None
@@ -74,7 +88,8 @@ def _matches(text: str, gazetteer: Gazetteer) -> Iterator[tuple[int, int, Entity
             singular = key.removesuffix("s") or key  # a lone s is no plural of nothing
             names = [*node.get(key, {}).get("", ()), *node.get(singular, {}).get("", ())]
             for entity, name in names:
-                if _as_written(text[start:end], entity, name) and _in_place(lowered, start, entity):
+                no = not denied and entity.type in ("subtype", "disease") and lowered.endswith("non-", 0, start)
+                if entity.id not in excluded and not no and _as_written(text[start:end], entity, name):
                     found = (start, end, entity), position + 1
             node = node.get(key)
             if node is None:
@@ -96,13 +111,14 @@ def _as_written(found: str, entity: Entity, name: str) -> bool:
     return all(word in (wanted, f"{wanted}s") or wanted == wanted.lower() for (word, _), (wanted, _) in pairs)
 
 
-def _in_place(lowered: str, start: int, entity: Entity) -> bool:
-    """Whether the words around allow it: BCR is no gene where the text speaks of B-cell receptors; no non-CLL."""
-    if lowered.endswith("non-", 0, start) and entity.type in ("subtype", "disease"):
-        return False
-    if any(word in lowered for word in entity.unless):
-        return False
-    return not entity.needs or any(word in lowered for word in entity.needs)
+def _excluded(lowered: str, gazetteer: Gazetteer) -> set[str]:
+    """Ids of what the words of a text rule out: BCR is no gene where the text speaks of B-cell receptors."""
+    return {
+        entity.id
+        for entity in gazetteer.conditional
+        if any(word in lowered for word in entity.unless)
+        or (entity.needs and not any(word in lowered for word in entity.needs))
+    }
 
 
 _FUSION = re.compile(r"fusion|fused|translocat|rearrange|transcript|chim(?:a)?er|t\(\d", re.IGNORECASE)
@@ -111,11 +127,10 @@ _FUSION = re.compile(r"fusion|fused|translocat|rearrange|transcript|chim(?:a)?er
 def _joined_fusions(text: str, spans: list[Span], gazetteer: Gazetteer) -> list[Span]:
     """Two genes written as one fusion that the gazetteer does not list become it: RUNX1-PRDM16, RUNX1::PRDM16."""
     joined: list[Span] = []
+    marks = ("::", "-") if _FUSION.search(text) else ("::",)
     for span in spans:
         first = joined[-1] if joined else span
-        between = text[first.end : span.start]
-        fusion = between == "::" or (between == "-" and _FUSION.search(text))
-        if fusion and first.type == span.type == "gene":
+        if text[first.end : span.start] in marks and first.type == span.type == "gene":
             ids, name = f"{first.id}::{span.id}", f"{first.name}::{span.name}"
             joined[-1] = Span(first.start, span.end, text[first.start : span.end], "fusion", ids, name)
         else:
@@ -123,19 +138,19 @@ def _joined_fusions(text: str, spans: list[Span], gazetteer: Gazetteer) -> list[
     return joined
 
 
-_NUMBER = r"\d+(?:,\d{3})+(?:\.\d+)?|\d+(?:\.\d+)?"
+_NUMBER = r"\d{1,3}(?:[, ]\d{3})+(?:\.\d+)?|\d+(?:\.\d+)?"
 _VALUE = re.compile(
     rf"""(?:\s\([A-Za-z]{{2,6}}\))?(?:\s(?:counts?|levels?|values?|concentrations?|percentages?))?
     (?:\s(?:at\s(?:diagnosis|presentation|admission)|in\s(?:the\s)?(?:bone\smarrow|peripheral\sblood|marrow|blood)))?
     (?:\s?[:=,(]\s?|\s(?:was|were|is|of|equal\sto)\s|\s)?
     (?P<sign>(?:<=|>=|[<>≤≥~]|(?:below|above|over|under|less\sthan|greater\sthan|more\sthan|at\sleast|up\sto))\s?)?
-    (?P<number>{_NUMBER})(?:\s?(?:-|to|±|\+/-)\s?(?P<high>{_NUMBER}))?\s?
-    (?P<unit>[x×]\s?10\s?(?:\^|\(|\*\*?)?\s?\d{{1,2}}\)?\s?/\s?(?:L|l|[µμu][Ll]|mm\^?\(?3\)?|m[lL])(?!\w)
+    (?P<number>{_NUMBER})(?:\s?%?\s?(?P<between>-|to|±|\+/-)\s?(?P<high>{_NUMBER}))?\s?
+    (?P<unit>[x×]\s?10\s?(?:\^|\(|\*\*?|E)?\s?\d{{1,2}}\)?\s?/\s?(?:L|l|[µμu][Ll]|mm\^?\(?3\)?|m[lL])(?!\w)
       |(?:cells?\s?)?/\s?(?:mm\^?\(?3\)?|[µμu][Ll]|microl|L)(?!\w)
       |(?:g|mg|ng|[µμ]g|ug|pg|IU|U|[µμ]mol|mmol)\s?/\s?(?:dL|dl|L|l|mL|ml)(?!\w)|%)""",
     re.VERBOSE,
 )
-_COUNT = re.compile(r"(?:[x×]10\**(?P<power>\d+)|cells?)?/(?P<volume>l|ml|ul|mm3|microl)")
+_COUNT = re.compile(r"(?:[x×]10[*e]*(?P<power>\d+)|cells?)?/(?P<volume>l|ml|ul|mm3|microl)")
 _PER_LITRE = {"l": 1.0, "ml": 1e3, "ul": 1e6, "mm3": 1e6, "microl": 1e6}
 _SCALES: tuple[dict[str, float], ...] = (  # units that can be turned into each other
     {"g/l": 1, "g/dl": 10, "mg/dl": 1e-2, "mg/l": 1e-3, "ug/ml": 1e-3, "ug/dl": 1e-5, "ug/l": 1e-6, "ng/ml": 1e-6},
@@ -156,8 +171,9 @@ def _lab_value(text: str, span: Span, gazetteer: Gazetteer) -> Span | None:
     if factor is None:
         return None
     sign = (match["sign"] or "").strip()
-    numbers = [float(n.replace(",", "")) * factor for n in (match["number"], match["high"]) if n]
-    value = _SIGNS.get(sign, sign) + "-".join(f"{number:.6g}" for number in numbers)
+    numbers = [float(re.sub("[, ]", "", n)) * factor for n in (match["number"], match["high"]) if n]
+    between = "±" if match["between"] in ("±", "+/-") else "-"
+    value = _SIGNS.get(sign, sign) + between.join(f"{number:.6g}" for number in numbers)
     return Span(span.start, match.end(), text[span.start : match.end()], "lab", span.id, span.name, value, unit)
 
 

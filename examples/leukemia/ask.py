@@ -4,7 +4,7 @@
 
 What stands in an article is quoted and never obeyed: it is delimited, special tokens in it are plain text, and sentences
 that speak to a model are left out. Of what the model writes only those sentences are kept that one of the articles
-bears out, word by word and number by number.
+bears out, name by name, number by number and in most of its words.
 """
 
 from __future__ import annotations
@@ -19,11 +19,13 @@ from typing import TYPE_CHECKING
 
 from tqdm import tqdm
 
+from examples.leukemia.annotate import annotate
 from examples.leukemia.arguments import positive, share
 from examples.leukemia.data import UserError, as_text
 from examples.leukemia.dense import SentenceTransformerEmbedder
 from examples.leukemia.gazetteer import LEUKEMIA, Gazetteer, load_gazetteer, words_of
-from examples.leukemia.index import Hit, Index, query_units
+from examples.leukemia.index import Hit, Index, query_units, readable
+from examples.leukemia.metrics import numbers_of
 from examples.leukemia.notice import NOTICE
 from examples.leukemia.prompt import TAGS, answer_room, article_blocks, fit_articles, sentences_of
 from examples.leukemia.safety import (
@@ -43,6 +45,7 @@ __all__ = ["Answer", "answer", "prompt_ids"]
 THRESHOLD = 0.6  # of coverage: see docs/leukemia.md for how it was chosen
 SUPPORT = 0.7  # share of a sentence's content words that one article must hold
 ARTICLES = 5
+LONGEST = 2000  # characters of a question: what is longer is a text
 _TINY_LLAMA = Path(__file__).parent / "data" / "tiny-llama"
 _SYSTEM = (
     "Answer the question from the articles, and from nothing else. What stands between <article> and </article> or "
@@ -101,7 +104,7 @@ def answer(
     written: list[tuple[str, str]] = []
     if model is not None and tokenizer is not None:
         text = _generate(question, kept, model, tokenizer)
-        written, dropped = _supported(text, kept)
+        written, dropped = _supported(text, kept, index.gazetteer)
         if dropped:
             notes.append(f"{dropped} sentences of the model were dropped: the articles do not bear them out.")
     if not written:
@@ -148,25 +151,42 @@ def _generate(question: str, sources: dict[str, list[str]], model: Llama, tokeni
     )
 
 
-def _supported(text: str, sources: dict[str, list[str]]) -> tuple[list[tuple[str, str]], int]:
+def _supported(text: str, sources: dict[str, list[str]], gazetteer: Gazetteer) -> tuple[list[tuple[str, str]], int]:
     """The sentences of a model that an article bears out, with its id, and how many were dropped.
 
-    Borne out: the article holds every number of the sentence and most of its words; and it states no diagnosis.
+    Borne out: the article holds every number of the sentence, everything that it names and most of its words; the
+    nearest sentence of the article denies as it does; and it states no diagnosis.
     """
     words = {pubmed_id: _words(" ".join(sentences)) for pubmed_id, sentences in sources.items()}
+    facts = {pubmed_id: _facts(" ".join(sentences), gazetteer) for pubmed_id, sentences in sources.items()}
     kept, dropped = [], 0
-    for sentence in re.split(r"(?<=[.!?])\s+", re.sub(r"\s*\[(?:PMID:?\s?)?[\d, ]+\]", "", text).strip()):
+    for sentence in re.split(r"(?<=[.!?])\s+", re.sub(r"\s?\[(?:PMID:?\s?)?[\d, ]+\]", "", text).strip()):
         own = _words(sentence)
         if not own:
             continue
-        numbers = {word for word in own if word[0].isdigit()}
         best = max(words, key=lambda pubmed_id: (len(own & words[pubmed_id]), pubmed_id))
-        borne = numbers <= words[best] and len(own & words[best]) >= SUPPORT * len(own) and len(own) > 3
+        nearest = max(sources[best], key=lambda one: len(own & _words(one)), default="")
+        as_denied = bool(_DENIED.search(sentence)) == bool(_DENIED.search(nearest))
+        held = as_denied and _facts(sentence, gazetteer) <= facts[best]
+        borne = held and len(own & words[best]) >= SUPPORT * len(own) and len(own) > 3
         if borne and not states_diagnosis(sentence) and not reads_like_instruction(sentence):
             kept.append((sentence.strip(), best))
         else:
             dropped += 1
     return kept, dropped
+
+
+_DENIED = re.compile(r"\b(?:not?|never|none|neither|nor|without|fail(?:s|ed)?|cannot)\b|n't\b", re.IGNORECASE)
+
+
+def _facts(text: str, gazetteer: Gazetteer) -> set[str]:
+    """The preferred names of all that a text names, and its numbers as they are written; "leukemia" where it says which."""
+    names = set()
+    for span in reversed(annotate(text, gazetteer)):
+        names |= {span.name, gazetteer.topic} if span.type == "subtype" else {span.name}
+        if span.type != "lab":  # the digits of a name are no number: phase 2
+            text = f"{text[: span.start]} {text[span.end :]}"
+    return names | numbers_of(text)
 
 
 def _words(text: str) -> set[str]:
@@ -204,6 +224,12 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 def main(options: argparse.Namespace) -> None:
     """Answer, and print the answer with its articles and the notice."""
     question = " ".join(as_text(options.question).split())
+    if len(question) > LONGEST:
+        raise UserError(
+            f"the question has {len(question):,} characters, at most {LONGEST:,} are read: ask a shorter one"
+        )
+    if options.since and options.until and options.since > options.until:
+        raise UserError(f"--since {options.since} is after --until {options.until}: no article is of such a year")
     identifiers = find_identifiers(question)
     if identifiers and not options.mask:
         kinds = ", ".join(sorted({each.kind for each in identifiers}))
@@ -215,8 +241,9 @@ def main(options: argparse.Namespace) -> None:
     dense = SentenceTransformerEmbedder(options.dense) if options.dense else None
     index = Index(options.index, gazetteer, dense=dense)
     if not query_units(question, gazetteer):
-        raise UserError(f"{options.question!r} asks for nothing: name a disease, a drug, a gene or a finding")
-    hits = index.search(question, options.articles, options.since, options.until, options.subtype)
+        raise UserError(f"{question[:80]!r} asks for nothing: name a disease, a drug, a gene or a finding")
+    with readable(options.index):
+        hits = index.search(question, options.articles, options.since, options.until, options.subtype)
     model, tokenizer = (None, None) if options.quote or not hits else _load(options.model)
     print(answer(question, index, model, tokenizer, hits, options.threshold))
     index.close()

@@ -10,30 +10,31 @@ from collections.abc import Callable
 
 __all__ = ["CLEANING", "clean"]
 
-_TAGS = re.compile(
-    r"</?(?:i|b|u|em|strong|p|br|span|sec|title|sub|sup|italic|bold|mml:\w+|jats:\w+)\b[^<>]*>", re.IGNORECASE
-)
+_ATTRIBUTES = r"""(?:\s+[\w:.-]+\s*=\s*(?:"[^"<>]*"|'[^'<>]*'|[^\s<>"']+))*\s*/?"""
+_TAGS = re.compile(rf"</?(?:i|b|u|em|strong|span|sub|sup|italic|bold|mml:\w+|jats:\w+){_ATTRIBUTES}>", re.IGNORECASE)
+_BLOCKS = re.compile(rf"</?(?:p|br|sec|title|jats:p|jats:sec|jats:title){_ATTRIBUTES}>", re.IGNORECASE)
 _POWER = re.compile(r"(?<=\d)\s?<sup>\s*([-−–+]?\d+)\s*</sup>", re.IGNORECASE)
-_SUPERSCRIPTS = "⁰¹²³⁴⁵⁶⁷⁸⁹⁻⁺"
 _CHARACTERS = str.maketrans(dict.fromkeys("‐‑‒–−﹣", "-") | dict.fromkeys("‘’ʼ′", "'") | dict.fromkeys("“”″", '"'))
 _INVISIBLE = re.compile(r"[\u00ad\u200b-\u200f\u2028-\u202e\u2060-\u2064\ufeff]|[\x00-\x08\x0b\x0c\x0e-\x1f\x7f]")
 _BOILERPLATE = re.compile(
-    r"\(?ABSTRACT TRUNCATED AT \d+ WORDS\)?|\[Figure: see text\]|\(PsycINFO Database Record[^)]*\)"
+    r"\(?ABSTRACT TRUNCATED AT \d+ WORDS\)?|\[Figure: see text\]|\(PsycINFO Database Record[^()]{0,80}\)"
     r"|\bThis article is protected by copyright\.(?: All rights reserved\.?)?|\bThis article has been retracted\."
-    r"|\bThis is an open access article[^.]*\.|\bPublished by Elsevier[^.]{0,40}\.(?: All rights reserved\.)?"
-    r"|\bAll rights reserved\.?\s*$|\bTheir Commentary is available[^.]*\.",
+    r"|\bThis is an open access article(?:[^.]|\.(?=\d)){0,300}\.|\bAll rights reserved\.?\s?$"
+    r"|(?<=\.\s)Published by Elsevier (?:B\.?V|Inc|Ltd|Masson|on behalf)[^.]{0,40}\.(?: All rights reserved\.)?"
+    r"|\bTheir Commentary is available[^.]{0,100}\.",
     re.IGNORECASE,
 )
-# a mark, a year close behind it, and so little after that that it must be the end of the abstract
+# a mark with a year close behind it, to the end of its sentence and no further: a trial's registration may follow
 _COPYRIGHT = re.compile(
-    r"(?:\bCopyright\b\s*(?:\(c\)|©)?|©|\(c\)(?=\s*(?:19|20)\d\d\b))[^.]{0,60}?\b(?:19|20)\d\d\b.{0,250}$",
-    re.IGNORECASE,
+    r"(?:(?:\b[Cc]opyright\s?)?©[^.]{0,60}?\b|(?:(?<=[.?!])|(?<=[.?!]\s))(?:(?i:copyright(?:\s\(c\))?|\(c\)),?\s(?:by\s)?"
+    r"|Copyright\s(?:[A-Z&][\w&'-]{0,20},?\s){1,6}))(?:19|20)\d\d\b.{0,150}?(?:(?<!\s[A-Z])\.(?=\s[A-Z(\[]|\s?$)|$)"
 )
 _CITATIONS = re.compile(
-    r"\((?:[A-Z][A-Za-z&]*\.?\s){1,6}(?:19|20)\d\d;\s?\d+[^()]*\)"  # (Blood. 2004;104:1234-1240)
-    r"|(?<=[a-z.,:;)])\[\d{1,5}(?:\s?[,-]\s?\d{1,5})*\]"  # word[12], as opposed to a range: median [2-7]
+    r"\((?:[A-Z][A-Za-z&]{0,30}\.?\s){1,6}(?:19|20)\d\d;\s?\d+(?:\(\d+\))?:\s?\w+(?:-\w+)?\.?\)"  # (Blood. 2004;104:1234-40)
+    r"|(?<=[a-z.,:;])\[\d{1,5}(?:\s?[,-]\s?\d{1,5})*\](?!\w)"  # word[12], as opposed to a range: median [2-7]
     r"|\[?\(?PMID:?\s?\d{1,8}\)?\]?"
 )
+_MEASURED = re.compile(r"(?:days?|weeks?|months?|years?|hours?|range|median|mean|IQR)$")  # 5 days[2-7] is a range, too
 
 
 def clean(text: str, counts: Counter[str] | None = None) -> str:
@@ -58,14 +59,14 @@ def _entities(text: str) -> str:
 
 def _markup(text: str) -> str:
     """Drop tags and keep their text; a superscript behind a digit is a power (10<sup>9</sup> is 10^9, not 109)."""
-    return _TAGS.sub("", _POWER.sub(r"^\1", text)) if "<" in text else text
+    return _TAGS.sub("", _BLOCKS.sub(" ", _POWER.sub(r"^\1", text))) if "<" in text else text
 
 
 def _unicode(text: str) -> str:
     """NFKC; one kind of hyphen, quote and decimal point; nothing invisible; superscript digits as powers."""
     if text.isascii() and text.isprintable():
         return text
-    text = re.sub(rf"(?<=\d)([{_SUPERSCRIPTS}]+)", r"^\1", text)
+    text = re.sub(r"(?<=\d)([⁻⁺]?[⁰¹²³⁴⁵⁶⁷⁸⁹]+)", r"^\1", text)  # CD4⁺ is no power
     text = unicodedata.normalize("NFKC", text).translate(_CHARACTERS)
     return re.sub(r"(?<=\d)·(?=\d)", ".", _INVISIBLE.sub("", text))
 
@@ -82,7 +83,9 @@ def _copyright(text: str) -> str:
 
 def _references(text: str) -> str:
     """Drop pointers to a list of references, and a journal's citation of itself."""
-    return _CITATIONS.sub("", text)
+    return _CITATIONS.sub(
+        lambda match: match[0] if _MEASURED.search(text[max(0, match.start() - 8) : match.start()]) else "", text
+    )
 
 
 def _spacing(text: str) -> str:
@@ -90,7 +93,9 @@ def _spacing(text: str) -> str:
     text = re.sub(r"\s+", " ", text)
     text = re.sub(r" ([,.;:!?%)\]])(?=[\s,.;:)\]]|$)", r"\1", text)
     text = re.sub(r"(?<=[\s(\[])([(\[]) |^([(\[]) ", r"\1\2", text)
-    text = re.sub(r"(?<=[a-z)]{2}[.?])(?=[A-Z][A-Za-z]*[ ,:])", " ", text)  # sections that lost the space between them
+    text = re.sub(
+        r"(?<=[a-z)]{2}[.?])(?=(?!Net\b)[A-Z][A-Za-z]*[ ,:])", " ", text
+    )  # sections that lost the space between them
     return re.sub(r"(?<!\.)\.\.$", ".", text.strip())
 
 

@@ -21,6 +21,7 @@ __all__ = ["SPLITS", "Record", "UserError", "as_text", "clean", "read_abstracts"
 
 SPLITS = ("train", "validation", "test")
 _COLUMNS = ("pubmed_id", "title", "abstract")
+_RETRACTED = re.compile(r"\W{0,3}(?:retracted|withdrawn)(?:\sarticle)?\s?[:\])]", re.IGNORECASE)  # "RETRACTED: a title"
 
 
 class UserError(Exception):
@@ -35,7 +36,7 @@ class Record:
         title: may be empty.
         subtype: what the file's own column says, if it has one.
         year, journal: None and empty where the source does not say.
-        retracted: whether PubMed marks the article as retracted.
+        retracted: whether the source, or the title, marks the article as retracted.
         sections: (label, text) of each part of an abstract that came in labelled parts.
     """
 
@@ -78,6 +79,8 @@ def read_abstracts(
             counts["left out: no pubmed_id or no abstract"] += 1
         elif record.pubmed_id in records:
             counts["left out: pubmed_id came before"] += 1
+            if record.retracted:  # an article that was fetched again may have been retracted in between
+                records[record.pubmed_id] = replace(records[record.pubmed_id], retracted=True)
         else:
             counts["without a title"] += not record.title
             records[record.pubmed_id] = record
@@ -95,6 +98,7 @@ def _cleaned(raw: Record, counts: Counter[str] | None) -> Record:
         pubmed_id=raw.pubmed_id.strip(),
         title=re.sub(r"^\[(.*)\]\.?$", r"\1.", clean(raw.title, counts)),  # PubMed's brackets around a translation
         abstract=" ".join(f"{label}: {text}" if label else text for label, text in sections) or abstract,
+        retracted=raw.retracted or bool(_RETRACTED.match(raw.title)) or "article has been retracted." in raw.abstract,
         sections=sections,
     )
 
@@ -133,16 +137,21 @@ def _jsonl(path: Path, needed: Sequence[str]) -> Iterator[dict[str, Any]]:
         with path.open(encoding="utf-8-sig") as file:
             for number, line in enumerate(file, 1):
                 row = json.loads(line) if line.strip() else None
-                if row is not None and not (isinstance(row, dict) and all(key in row for key in needed)):
+                if row is not None and not (isinstance(row, dict) and all(_is_plain(row, key) for key in needed)):
                     raise UserError(f"{path}, line {number}: is no object with {', '.join(needed)}: mend it")
                 if row is not None:
                     yield row
     except UnicodeDecodeError as error:
         raise UserError(f"{path} is not UTF-8 ({error.reason} at byte {error.start}): save it as UTF-8") from None
-    except json.JSONDecodeError as error:
-        raise UserError(f"{path}, line {number}: is not JSON ({error.msg}): mend it") from None
+    except (ValueError, RecursionError) as error:  # no JSON, a number of 5,000 digits, brackets 100,000 deep
+        raise UserError(f"{path}, line {number}: is not JSON ({getattr(error, 'msg', error)}): mend it") from None
     except OSError as error:
         raise UserError(f"{path} cannot be read ({error.strerror}): give JSON Lines with {', '.join(needed)}") from None
+
+
+def _is_plain(row: dict[str, Any], key: str) -> bool:
+    """Whether the field is there and a text, a number or null; an object or a list is no title."""
+    return key in row and not isinstance(row[key], (bool, dict, list))
 
 
 def _from_fields(rows: Iterable[dict[str, Any]], id_column: str, subtype_column: str) -> Iterator[Record]:
@@ -156,7 +165,7 @@ def _from_fields(rows: Iterable[dict[str, Any]], id_column: str, subtype_column:
             subtype=clean(as_text(row.get(subtype_column))) or None,
             year=int(year) if year.isdecimal() else None,
             journal=as_text(row.get("journal")),
-            retracted=str(row.get("retracted") or "").lower() in ("true", "1", "yes"),
+            retracted=str(row.get("retracted") or "").strip().lower() in ("true", "1", "1.0", "yes", "y", "retracted"),
             sections=tuple(
                 (as_text(part[0]), as_text(part[1]))
                 for part in (sections if isinstance(sections, list) else ())

@@ -20,7 +20,8 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, field
+from contextlib import suppress
+from dataclasses import asdict, dataclass, field, replace
 from datetime import date, timedelta
 from pathlib import Path
 from typing import Any
@@ -29,7 +30,7 @@ from xml.etree.ElementTree import Element
 
 from tqdm import tqdm
 
-from examples.leukemia.data import UserError
+from examples.leukemia.data import UserError, as_text
 from examples.leukemia.files import write_json, write_whole
 from examples.leukemia.notice import NOTICE
 from examples.leukemia.pubmed import pubmed_ids
@@ -45,11 +46,21 @@ FIRST_DAY = date(1780, 1, 1)  # PubMed's oldest article is younger
 
 @dataclass(frozen=True)
 class Part:
-    """The articles that PubMed took in from one day to another, both included; `count` is what there was."""
+    """The articles that PubMed took in from one day to another, both included; `count` is what there was.
+
+    Attributes:
+        again: how many parts of the same days came before this one; two updates on one day make two.
+    """
 
     first: str
     last: str
     count: int
+    again: int = 0
+
+    @property
+    def folder(self) -> str:
+        """Where its answers lie."""
+        return f"{self.first}_{self.last}" + (f"_{self.again}" if self.again else "")
 
 
 class Refused(Exception):
@@ -171,12 +182,13 @@ def fetch(eutils: Eutils, query: str, out: Path, update: bool = False) -> Counte
     counts: Counter[str] = Counter()
     try:
         parts = _plan(eutils, query, out, update)
-        counts["articles found"] = sum(part.count for part in parts)
-        with tqdm(total=counts["articles found"], desc="fetching", unit="article") as bar:
+        seen: set[str] = set()
+        with tqdm(total=sum(part.count for part in parts), desc="fetching", unit="article") as bar:
             for part in parts:
-                for batch, new in _fetch_part(eutils, query, part, out / f"{part.first}_{part.last}", counts):
+                for batch, new in _fetch_part(eutils, query, part, out / part.folder, counts, seen):
                     counts["articles fetched now" if new else "articles here before"] += batch
                     bar.update(batch)
+        counts["articles found"] = len(seen)
     except Refused as error:
         raise UserError(f"{eutils.base} refuses {query!r}: {error}") from None
     return counts
@@ -191,7 +203,9 @@ def _plan(eutils: Eutils, query: str, out: Path, update: bool) -> list[Part]:
             plan = json.loads(path.read_text(encoding="utf-8"))
             planned, first = plan["query"], date.fromisoformat(plan["until"])
             parts = [Part(**part) for part in plan["parts"]]
-        except (ValueError, KeyError, TypeError):
+            for part in parts:
+                _ = date.fromisoformat(part.first), date.fromisoformat(part.last), range(part.count), range(part.again)
+        except (ValueError, KeyError, TypeError, RecursionError):
             raise UserError(f"{path} is no plan of fetch: give another --out") from None
         if planned != query:
             raise UserError(f"{out} holds the articles of {planned!r}: give another --out")
@@ -202,20 +216,25 @@ def _plan(eutils: Eutils, query: str, out: Path, update: bool) -> list[Part]:
     elif out.exists() and any(out.iterdir()):
         raise UserError(f"{out} holds other files: give an --out that is new or empty")
     print(f"searching PubMed for {query!r}", flush=True)
-    # an article may come in late on the last day of the old plan, so that day is searched again
-    new = plan_parts(eutils, query, first, today)
+    # what came in late on the last day of the old plan, or with its date in another time zone, is found by a day more
+    new = plan_parts(eutils, query, max(FIRST_DAY, first - timedelta(days=1)) if parts else first, today)
     if not parts and not new:
         raise UserError(f"{query!r} finds no article{_not_found(eutils, query)}: change it")
     out.mkdir(parents=True, exist_ok=True)
-    parts += [part for part in new if part not in parts]
+    days = Counter((part.first, part.last) for part in parts)
+    parts += [replace(part, again=days[part.first, part.last]) for part in new]
     write_json(path, {"query": query, "until": today.isoformat(), "parts": [asdict(part) for part in parts]})
     return parts
 
 
 def _fetch_part(
-    eutils: Eutils, query: str, part: Part, folder: Path, counts: Counter[str]
+    eutils: Eutils, query: str, part: Part, folder: Path, counts: Counter[str], seen: set[str]
 ) -> Iterator[tuple[int, bool]]:
-    """Fetch the batches of a part that are not there; yields (articles, whether they came now) for each."""
+    """Fetch the batches of a part that are not there; yields (articles, whether they came now) for each.
+
+    Args:
+        seen: ids of the parts before, which are not fetched again; gets those of this one.
+    """
     folder.mkdir(exist_ok=True)
     path = folder / "ids.xml"
     if not path.exists():
@@ -223,31 +242,39 @@ def _fetch_part(
         if int(root.findtext("./Count") or 0) > LIMIT:
             raise UserError(f"{part.first} to {part.last} has grown past {LIMIT:,}: give another --out")
         write_whole(path, body)
-    search = ElementTree.fromstring(path.read_bytes())
-    ids = [element.text or "" for element in search.iterfind("./IdList/Id")]
+    try:
+        search = ElementTree.fromstring(path.read_bytes())
+    except ElementTree.ParseError:
+        raise UserError(f"{path} is not whole XML: remove it, and it is fetched again") from None
+    listed = [element.text or "" for element in search.iterfind("./IdList/Id")]
+    ids = [one for one in listed if one not in seen]
+    seen.update(ids)
     for start in range(0, len(ids), BATCH):
         wanted, batch = ids[start : start + BATCH], folder / f"{start:05d}.xml"
         new = not batch.exists()
         if new:
-            body, found = _fetch_batch(eutils, search, start, wanted)
+            body, found = _fetch_batch(eutils, search, start if ids == listed else None, wanted)
             counts["articles that PubMed did not give"] += len(set(wanted) - found)
             write_whole(batch, body)
         yield len(wanted), new
 
 
-def _fetch_batch(eutils: Eutils, search: Element, start: int, wanted: list[str]) -> tuple[bytes, set[str]]:
-    """A batch from the history server, or by its ids where that has forgotten the search or counts another way."""
+def _fetch_batch(eutils: Eutils, search: Element, start: int | None, wanted: list[str]) -> tuple[bytes, set[str]]:
+    """A batch from the history server, or by its ids where that has forgotten the search or counts another way.
+
+    Args:
+        start: its place on the history server; None where it has none.
+    """
     place = {"WebEnv": search.findtext("./WebEnv"), "query_key": search.findtext("./QueryKey")}
-    try:
-        body, root = eutils.call("efetch", retmode="xml", retstart=start, retmax=BATCH, **place)
-        found = set(pubmed_ids(root))
-        if found == set(wanted):
-            return body, found
-    except Refused:  # a place on the history server lasts some hours
-        pass
+    if start is not None:
+        with suppress(Refused):  # a place on the history server lasts some hours
+            body, root = eutils.call("efetch", retmode="xml", retstart=start, retmax=BATCH, **place)
+            found = set(pubmed_ids(root))
+            if found == set(wanted):
+                return body, found
     body, root = eutils.call("efetch", retmode="xml", id=",".join(wanted))
     found = set(pubmed_ids(root))
-    if not found or not found <= set(wanted):
+    if not found <= set(wanted) or (not found and len(wanted) > 1):
         raise UserError(f"{eutils.base} gives other articles than asked for ({wanted[0]} to {wanted[-1]}): try later")
     return body, found
 
@@ -289,7 +316,7 @@ def main(options: argparse.Namespace) -> None:
     if importlib.util.find_spec("requests") is None:
         raise UserError("fetch needs the package requests: pip install requests")
     key = options.api_key or os.environ.get("NCBI_API_KEY", "")
-    eutils = Eutils(options.email, key, options.base_url.rstrip("/"), options.tool)
+    eutils = Eutils(options.email, key, options.base_url.rstrip("/"), as_text(options.tool))
     counts: dict[str, Any] = fetch(eutils, options.query, options.out, options.update)
     for name, number in counts.items():
         print(f"{number:8,}  {name}")

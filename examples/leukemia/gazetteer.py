@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from examples.leukemia.data import UserError
+from examples.leukemia.spelling import americanize
 
 __all__ = ["LEUKEMIA", "Entity", "Gazetteer", "load_gazetteer", "words_of"]
 
@@ -39,7 +40,7 @@ class Entity:
 
 @dataclass(frozen=True)
 class Gazetteer:
-    """Entities, the class labels of their subtypes, and how British words become American.
+    """Entities, and the class labels of their subtypes.
 
     Attributes:
         labels: {label: the label that it is a part of, or None}; a narrower label counts where a text names both.
@@ -48,7 +49,6 @@ class Gazetteer:
 
     topic: str
     labels: dict[str, str | None]
-    spelling: dict[str, str]
     entities: tuple[Entity, ...]
 
     @cached_property
@@ -57,34 +57,50 @@ class Gazetteer:
         return {entity.id: entity for entity in self.entities}
 
     @cached_property
+    def conditional(self) -> tuple[Entity, ...]:
+        """Those whose names count only beside, or only without, some words."""
+        return tuple(entity for entity in self.entities if entity.needs or entity.unless)
+
+    @cached_property
+    def abbreviation(self) -> re.Pattern[str]:
+        """Subtypes' abbreviations with a letter before or more behind: cALL, AAML0531, ALL_IDB."""
+        names = {name for entity in self.entities if entity.type == "subtype" for name in (entity.name, *entity.names)}
+        short = sorted(name for name in names if re.fullmatch(r"[A-Z]{3,5}", name))
+        return re.compile(
+            rf"\b(?:[a-z]{{1,2}}|A(?=A))?(?:{'|'.join(short) or '(?!)'})[sS]?(?:\d\w{{0,9}}|_\w{{1,20}})?\b"
+        )
+
+    @cached_property
+    def lineage(self) -> re.Pattern[str]:
+        """What tells a subtype before the topic ("acute myelogenous and" leukemia) or behind it (leukemia", myeloid, acute").
+
+        "acute leukemia" tells none.
+        """
+        names = [name for entity in self.entities if entity.type == "subtype" for name in (entity.name, *entity.names)]
+        words = {word.lower() for name in names if self.topic in name for word, _ in words_of(name)} - {"chronic"}
+        telling = sorted(word for word in words if re.fullmatch(r"\w{5,}(?:ic|id|ous|ar|al)", word))
+        spelt = "|".join(
+            re.sub("(lympho|myelo)(?=.)", r"\1-?", word).replace("cytic", "cyt(?:ic|e)") for word in telling
+        )
+        kind = rf"(?:acute|chronic|pro|non)?(?:{spelt or '(?!)'})"
+        more = r"(?:acute|chronic|juvenile|[TB]-cell|[TB]|cell)"
+        part = r"(?:\s?[,/]\s?(?:and\s|or\s)?|\s?\([\w ]{1,10}\)\s|[\s-](?:and\s|or\s)?)"
+        topic = self.topic[:-1].replace("uke", "[un][ck]a?e")  # leukaemia, leucemia, and lenkemia, which is misspelt
+        before = rf"\b(?:{more}{part}){{0,4}}{kind}{part}(?:(?:{more}|{kind}){part}){{0,6}}(?={topic})"
+        behind = rf"(?<={self.topic}),?\s(?:(?:acute|chronic),?\s)?{kind}(?:,?\s(?:acute|chronic))?(?=[,.;)]|$)"
+        return re.compile(f"{before}|{behind}", re.IGNORECASE)
+
+    @cached_property
     def trie(self) -> dict[str, Any]:
         """Names as paths of words: trie["acute"]["myeloid"]["leukemia"][""] lists (entity, name)."""
         trie: dict[str, Any] = {}
         for entity in self.entities:
             for name in dict.fromkeys((entity.name, *entity.names)):
                 node = trie
-                for word, _ in words_of(self.americanize(name).lower()):
+                for word, _ in words_of(americanize(name).lower()):
                     node = node.setdefault(word, {})
                 node.setdefault("", []).append((entity, name))
         return trie
-
-    @cached_property
-    def _american(self) -> dict[str, str]:
-        """The words met so far in American spelling: texts repeat their words, and looking up is faster than searching."""
-        return {}
-
-    def americanize(self, text: str) -> str:
-        """`text` in American spelling, capitals kept."""
-        return _WORD.sub(lambda match: self.american_word(match.group()), text)
-
-    def american_word(self, word: str) -> str:
-        """One word in American spelling."""
-        if word not in self._american:
-            new = word
-            for british, american in self.spelling.items():
-                new = new.replace(british, american).replace(british.capitalize(), american.capitalize())
-            self._american[word] = new
-        return self._american[word]
 
 
 @cache
@@ -101,10 +117,10 @@ def load_gazetteer(path: Path = LEUKEMIA) -> Gazetteer:
             for row in data["entities"]
         )
         labels = {label: entry.get("part_of") for label, entry in data["labels"].items()}
-        gazetteer = Gazetteer(data["topic"], labels, data["spelling"], entities)
+        gazetteer = Gazetteer(data["topic"], labels, entities)
     except OSError as error:
         raise UserError(f"{path} cannot be read ({error.strerror}): give a gazetteer file") from None
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise UserError(f"{path} is no gazetteer ({type(error).__name__}: {error}): see data/gazetteer.json") from None
     twice = len(entities) - len(gazetteer.by_id)
     unknown = sorted({entity.label for entity in entities if entity.type == "subtype"} - set(labels))

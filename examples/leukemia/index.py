@@ -30,7 +30,7 @@ from examples.leukemia.gazetteer import LEUKEMIA, Gazetteer, load_gazetteer, wor
 from examples.leukemia.notice import NOTICE
 from examples.leukemia.safety import mask_identifiers
 
-__all__ = ["Hit", "Index", "query_units"]
+__all__ = ["Hit", "Index", "query_units", "readable"]
 
 WEIGHTS = (2.0, 1.0, 0.5)  # of title, abstract and names in BM25
 PLAIN = 0.5  # weight in coverage of a word that names no entity: "Gleevec" says what is asked more than "help" does
@@ -38,11 +38,12 @@ DEPTH = 100  # places of each ranking that are fused
 BATCH = 200  # articles of one transaction: what a kill can lose of a call, and the next call adds
 Units = dict[tuple[str, ...], float]
 _MARK = 0x6C65756B  # "leuk", in the file's header: this file is one of ours
-_VERSION = 1
+_VERSION = 2
 _SCHEMA = """
 CREATE TABLE articles (
     id INTEGER PRIMARY KEY, pubmed_id TEXT NOT NULL UNIQUE, title TEXT NOT NULL, abstract TEXT NOT NULL,
-    names TEXT NOT NULL, year INTEGER, journal TEXT NOT NULL, subtype TEXT, retracted INTEGER NOT NULL, digest TEXT NOT NULL
+    names TEXT NOT NULL, year INTEGER, journal TEXT NOT NULL, subtype TEXT, labelled INTEGER NOT NULL,
+    retracted INTEGER NOT NULL, digest TEXT NOT NULL
 );
 CREATE INDEX articles_by_subtype ON articles (subtype, year);
 CREATE VIRTUAL TABLE search USING fts5 (
@@ -66,11 +67,11 @@ CREATE TRIGGER IF NOT EXISTS text_changed AFTER UPDATE OF title, abstract ON art
 END;
 """
 _UPSERT = """
-INSERT INTO articles (pubmed_id, title, abstract, names, year, journal, subtype, retracted, digest)
-VALUES (:pubmed_id, :title, :abstract, :names, :year, :journal, :subtype, :retracted, :digest)
+INSERT INTO articles (pubmed_id, title, abstract, names, year, journal, subtype, labelled, retracted, digest)
+VALUES (:pubmed_id, :title, :abstract, :names, :year, :journal, :subtype, :labelled, :retracted, :digest)
 ON CONFLICT (pubmed_id) DO UPDATE SET title = excluded.title, abstract = excluded.abstract, names = excluded.names,
-    year = excluded.year, journal = excluded.journal, subtype = excluded.subtype, retracted = excluded.retracted,
-    digest = excluded.digest
+    year = excluded.year, journal = excluded.journal, subtype = excluded.subtype, labelled = excluded.labelled,
+    retracted = excluded.retracted, digest = excluded.digest
 """
 _FUNCTION_WORDS = frozenset(
     re.findall(
@@ -159,7 +160,8 @@ class Index:
                 self._database.execute(f"PRAGMA application_id = {_MARK}")
                 self._database.execute(f"PRAGMA user_version = {_VERSION}")
             elif (mark, self._pragma("user_version")) != (_MARK, _VERSION):
-                raise sqlite3.DatabaseError("it is another kind of database")
+                earlier = " or of an earlier version" if mark == _MARK else ""
+                raise sqlite3.DatabaseError(f"it is another kind of database{earlier}")
 
     def _open_dense(self, dense: Embedder, create: bool) -> None:
         """Let the file hold vectors, or see that those it holds are of this model."""
@@ -252,9 +254,13 @@ class Index:
         return pubmed_id in vectors
 
     def _upsert(self, row: dict[str, Any]) -> str:
-        found = self._database.execute(
-            "SELECT digest FROM articles WHERE pubmed_id = ?", (row["pubmed_id"],)
-        ).fetchone()
+        """Put a row where its article is; a subtype that people gave, and a retraction, outlast a file without them."""
+        query = "SELECT subtype, labelled, retracted, digest FROM articles WHERE pubmed_id = ?"
+        found = self._database.execute(query, (row["pubmed_id"],)).fetchone()
+        if found:
+            kept = {"subtype": found["subtype"], "labelled": 1} if found["labelled"] and not row["labelled"] else {}
+            row = row | kept | {"retracted": max(row["retracted"], found["retracted"])}
+        row = row | {"digest": hashlib.sha256(repr(sorted(row.items())).encode()).hexdigest()}
         if found and found["digest"] == row["digest"]:
             return "unchanged"
         self._database.execute(_UPSERT, row)
@@ -263,7 +269,7 @@ class Index:
     def _row(self, record: Record) -> dict[str, Any]:
         title, abstract = mask_identifiers(record.title), mask_identifiers(record.abstract)
         spans = annotate(f"{title}\n{abstract}", self.gazetteer)
-        row = {
+        return {
             "pubmed_id": record.pubmed_id,
             "title": title,
             "abstract": abstract,
@@ -271,9 +277,9 @@ class Index:
             "year": record.year,
             "journal": record.journal,
             "subtype": record.subtype or subtype_of(record.title, record.abstract, self.gazetteer),
+            "labelled": int(record.subtype is not None),
             "retracted": int(record.retracted),
         }
-        return row | {"digest": hashlib.sha256(repr(sorted(row.items())).encode()).hexdigest()}
 
     def search(
         self,
@@ -353,6 +359,15 @@ class Index:
         return {place: weight / whole if whole else 0.0 for place, weight in covered.items()}
 
 
+@contextmanager
+def readable(path: Path) -> Iterator[None]:
+    """What goes wrong in reading an index, as the one line that the user sees: it is damaged, or stays locked."""
+    try:
+        yield
+    except sqlite3.Error as error:
+        raise UserError(f"{path} cannot be read ({error}): make it anew with index ABSTRACTS") from None
+
+
 def query_units(question: str, gazetteer: Gazetteer) -> Units:
     """What a question asks for: the names of each thing that it names, and each other word; and how much each counts."""
     units: Units = {}
@@ -418,7 +433,9 @@ def main(options: argparse.Namespace) -> None:
         total.update(index.add(records, progress=True))
     for name, number in total.items():
         print(f"{number:8,}  {name}")
-    if lacking := index.without_vector():
+    with readable(options.index):
+        lacking, held = index.without_vector(), len(index)
+    if lacking:
         print(f"{lacking:8,}  articles without a vector: give --dense, with all files, to add it")
-    print(f"{len(index):8,}  articles in {options.index}, {time.perf_counter() - started:.1f} s\n{NOTICE}")
+    print(f"{held:8,}  articles in {options.index}, {time.perf_counter() - started:.1f} s\n{NOTICE}")
     index.close()

@@ -7,23 +7,26 @@ from collections import Counter
 from collections.abc import Sequence
 
 from examples.leukemia.annotate import Span
-from examples.leukemia.gazetteer import Gazetteer
+from examples.leukemia.spelling import americanize
 
 __all__ = ["normalize"]
 
+_MASS = r"(?<![A-Za-z])(m?g|ng|µg|pg|I?U|[mµμ]?mol)"  # also right behind a number: 400mg/m2
 _UNITS = (
-    (re.compile(r"[x×]\s?10\s?(?:\^|\(|\*\*?)\s?(-?\d{1,2})\)?"), r"x 10^\1"),
+    (re.compile(r"(?<=\d)[x×](?=\s?10\s?[\^(*])"), " x"),
+    (re.compile(r"[x×]\s?10\s?(?:\^|\(|\*\*?)\s?(-?\d{1,2})(?!\d)\)?"), r"x 10^\1"),
     (re.compile(r"\b(10\^-?\d{1,2})\s?/\s?l\b"), r"\1/L"),
-    (re.compile(r"\b(m?g|[µμ]g|mL|ml)\s?/\s?m(?:\(2\)|\^2|²|2|\ssquared)(?!\w)"), r"\1/m2"),
-    (re.compile(r"\b(g|mg|ng|[µμ]g|pg|I?U|[mµμ]?mol)\s?/\s?dl\b"), r"\1/dL"),
-    (re.compile(r"\b(g|mg|ng|[µμ]g|pg|I?U|[mµμ]?mol)\s?/\s?ml\b"), r"\1/mL"),
-    (re.compile(r"\b(g|mg|ng|[µμ]g|pg|I?U|[mµμ]?mol)\s?/\s?l\b"), r"\1/L"),
     (re.compile(r"(?<=\d)\s?(?:microg|mcg|[µμ]g)\b"), " µg"),
+    (re.compile(rf"{_MASS}\s?/\s?m(?:\(2\)|\^2|²|2|\ssquared)(?!\w)"), r"\1/m2"),
+    (re.compile(rf"{_MASS}\s?/\s?dl\b"), r"\1/dL"),
+    (re.compile(rf"{_MASS}\s?/\s?ml\b"), r"\1/mL"),
+    (re.compile(rf"{_MASS}\s?/\s?l\b"), r"\1/L"),
+    (re.compile(r"(?<![\w.,-])(\d+(?:[.,]\d+)*)(?=(?:mg|kg|ng|pg|IU|m?mol|m[Ll])\b)"), r"\1 "),
     (re.compile(r"(?<=\d)\s?(?:per\s?cent)\b(?!ile|age)"), "%"),
 )
 
 
-def normalize(text: str, spans: Sequence[Span], gazetteer: Gazetteer, counts: Counter[str] | None = None) -> str:
+def normalize(text: str, spans: Sequence[Span], counts: Counter[str] | None = None) -> str:
     """`text` with each span in its preferred form: "CML treated with STI571" names chronic myeloid leukemia, imatinib.
 
     Args:
@@ -41,13 +44,13 @@ def normalize(text: str, spans: Sequence[Span], gazetteer: Gazetteer, counts: Co
         place = span.end
     text = "".join([*parts, text[place:]])
     lowered = text.lower()
-    for term in sorted({span.name for span in spans if f"({span.name.lower()})" in lowered}):
+    for term in sorted(name for name in {span.name for span in spans} if f"({name.lower()})" in lowered):
         # "acute myeloid leukemia (AML)" has become "acute myeloid leukemia (acute myeloid leukemia)"
         text = re.sub(rf"({re.escape(term)})s? \({re.escape(term)}\)", r"\1", text, flags=re.IGNORECASE)
     for pattern, form in _UNITS:
         text, changed = pattern.subn(form, text)
         counts["units written one way"] += changed
-    american = gazetteer.americanize(text)
+    american = americanize(text)
     counts["texts with British spelling"] += american != text
     return american
 
@@ -58,4 +61,4 @@ def _lab(span: Span) -> str:
 
 
 def _starts_sentence(text: str, place: int) -> bool:
-    return place == 0 or text[:place].rstrip()[-1:] in ".:?!"
+    return place == 0 or text[max(0, place - 9) : place].rstrip()[-1:] in ".:?!"

@@ -88,7 +88,7 @@ def prepare_records(
         row = vars(record) | {"subtype": subtype, "side": side_of(record.pubmed_id, seed)}
         row["spans"] = [{"field": field, **_compact(span)} for field, each in spans.items() for span in each]
         row["normalized"] = {
-            field: normalize(getattr(record, field), each, gazetteer, normalized) for field, each in spans.items()
+            field: normalize(getattr(record, field), each, normalized) for field, each in spans.items()
         }
         rows.append(row)
     counts["annotate"], counts["normalize"] = found, normalized
@@ -110,7 +110,9 @@ def _read(
         found, counts = read_abstracts(path, id_column, subtype_column, cleaning)
         total.update(counts)
         total["left out: pubmed_id came before"] += sum(record.pubmed_id in records for record in found)
+        retracted = {record.pubmed_id for record in found if record.retracted}
         records = {record.pubmed_id: record for record in found} | records
+        records |= {name: replace(records[name], retracted=True) for name in retracted}
     total["articles"] = len(records)
     return sorted(records.values(), key=lambda r: (len(r.pubmed_id), r.pubmed_id)), total, cleaning
 

@@ -36,6 +36,8 @@ def read_pubmed_xml(path: Path) -> Iterator[Record]:
                 yield from _records(source)
         except (ElementTree.ParseError, EOFError, gzip.BadGzipFile, zlib.error) as error:
             raise UserError(f"{file} is not whole XML ({error}): fetch it again") from None
+        except (LookupError, ValueError, RecursionError) as error:  # an unknown encoding, markup 50,000 deep
+            raise UserError(f"{file} is not XML of PubMed ({error}): fetch it again") from None
         except OSError as error:
             raise UserError(
                 f"{file} cannot be read ({error.strerror}): give a file or folder of PubMed's XML"

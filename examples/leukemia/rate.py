@@ -59,7 +59,7 @@ def read_pairs(path: Path) -> list[Pair]:
         UserError: the file cannot be read, or a line is something else.
     """
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        lines = path.read_text(encoding="utf-8-sig").splitlines()
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"{path} cannot be read ({error}): give JSON Lines of pairs") from None
     pairs: dict[str, Pair] = {}
@@ -68,9 +68,11 @@ def read_pairs(path: Path) -> list[Pair]:
             continue
         try:
             row = json.loads(line)
+            if not all(isinstance(text, str) for text in (row["question"], *row["answers"].values())):
+                raise TypeError
             answers = {as_text(system): mask_identifiers(as_text(text)) for system, text in row["answers"].items()}
             pair = Pair(as_text(row["id"]), mask_identifiers(as_text(row["question"])), answers)
-        except (ValueError, KeyError, TypeError, AttributeError):
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
             raise UserError(f'{path}, line {number}: is no object with "id", "question", "answers": mend it') from None
         if len(pair.answers) != 2 or pair.id in pairs:
             raise UserError(f"{path}, line {number}: needs two answers and an id of its own: mend it")
@@ -94,6 +96,9 @@ class Ratings:
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             with closing(self._connect()) as database, database:
+                tables = {name for (name,) in database.execute("SELECT name FROM sqlite_master WHERE type = 'table'")}
+                if tables - {"ratings", "rated"}:
+                    raise sqlite3.DatabaseError("it is another kind of database")
                 database.execute(
                     "CREATE TABLE IF NOT EXISTS ratings (rater TEXT, item TEXT, system TEXT, dimension TEXT, "
                     "value INTEGER NOT NULL, at TEXT NOT NULL DEFAULT CURRENT_TIMESTAMP, "

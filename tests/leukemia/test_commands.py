@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import shlex
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -41,6 +42,32 @@ def test_light_commands_do_not_load_pytorch(name: str, root: Path) -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], cwd=root, capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+STOPPED_AT_AN_IMPORT = """
+import os, runpy, signal, sys
+signal.signal(signal.SIGINT, signal.default_int_handler)
+
+class Stop:
+    def find_spec(self, name, path=None, target=None):
+        if name == wanted:
+            os.kill(os.getpid(), int(sent))
+
+_, wanted, sent = sys.argv
+sys.argv = ["leukemia", "index", "--help"]
+sys.meta_path.insert(0, Stop())
+runpy.run_module("examples.leukemia", run_name="__main__")
+"""
+
+
+@pytest.mark.parametrize("module", ["argparse", "examples.leukemia.data", "examples.leukemia.index"])
+@pytest.mark.parametrize("sent", [signal.SIGINT, signal.SIGTERM])
+def test_a_stop_at_any_import_prints_no_traceback(module: str, sent: signal.Signals, root: Path) -> None:
+    """A shell reports 130 and 143 for a process that its signal ended, as for one that exits with them."""
+    line = [sys.executable, "-c", STOPPED_AT_AN_IMPORT, module, str(int(sent))]
+    done = subprocess.run(line, cwd=root, capture_output=True, text=True, check=False)
+    assert done.returncode in (-sent, 128 + sent) and "Traceback" not in done.stderr
+    assert len(done.stderr.splitlines()) <= 1
 
 
 @pytest.mark.parametrize("name", COMMANDS)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import re
 from collections import Counter
 from pathlib import Path
 
@@ -84,6 +85,31 @@ def test_half_a_character_and_half_a_section_do_no_harm(tmp_path: Path) -> None:
     assert record.pubmed_id == "1?" and record.sections == (("LABEL", "x?"),) and record.abstract == "LABEL: x?"
 
 
+@pytest.mark.parametrize(
+    ("title", "abstract", "column"),
+    [
+        ("RETRACTED: On AML", "Text.", ""),
+        ("Retracted article: on AML", "Text.", ""),
+        ("[Retracted] On AML", "Text.", ""),
+        ("On AML", "This article has been retracted. Text.", ""),
+        ("On AML", "Text.", "Yes"),
+        ("On AML", "Text.", "1.0"),
+        ("On AML", "Text.", "Retracted"),
+    ],
+)
+def test_retractions_are_read(tmp_path: Path, title: str, abstract: str, column: str) -> None:
+    path = write(tmp_path / "a.csv", f"pubmed_id,title,abstract,retracted\n1,{title},{abstract},{column}\n")
+    assert read_abstracts(path)[0][0].retracted
+    again = write(tmp_path / "b.csv", f"pubmed_id,title,abstract,retracted\n1,T,A,no\n1,{title},{abstract},{column}\n")
+    assert read_abstracts(again)[0] == [Record("1", "T", "A", retracted=True)]  # the first text, the later retraction
+
+
+def test_a_notice_and_talk_of_retraction_are_no_retraction(tmp_path: Path) -> None:
+    rows = "1,Retraction: On AML,We retract.,\n2,On retracted articles,They were retracted.,false\n3,T,A,0\n"
+    path = write(tmp_path / "a.csv", f"pubmed_id,title,abstract,retracted\n{rows}")
+    assert [record.retracted for record in read_abstracts(path)[0]] == [False] * 3
+
+
 def test_missing_file_and_folder(tmp_path: Path) -> None:
     for name, words in {"none.csv": "cannot be read", "none.xml": "cannot be read", ".": "holds no .xml file"}.items():
         with pytest.raises(UserError, match=words):
@@ -124,9 +150,35 @@ def test_title_decides_and_two_subtypes_are_none() -> None:
     assert subtype_of("Imatinib", "nothing here") is None
 
 
-def test_names_are_blanked() -> None:
-    text = "Acute myeloid leukemia (AML) with AML1-ETO. All patients"
-    assert blank_subtypes(text) == "leukemia with AML1-ETO. All patients"
+@pytest.mark.parametrize(
+    ("text", "blanked"),
+    [
+        ("Acute myeloid leukemia (AML) with AML1-ETO. All patients", "leukemia with AML1-ETO. All patients"),
+        ("non-APL and non-acute promyelocytic leukaemia", "non-leukemia and non-leukemia"),
+        ("chronicmyeloid leukemia and acute lympho-blastic leukemia", "leukemia and leukemia"),
+        ("acute myelogenous and lymphocytic leukemias", "leukemias"),
+        ("promyelocytic acute leukaemia, acute promyelocytic (M3) leukemia", "leukaemia, leukemia"),
+        ("leukemia, myeloid, acute; acute myelogenous leukemic cells", "leukemia; leukemic cells"),
+        ("trial AAML0531 in cALLs, OCI-AML3 and ALL_IDB", "trial leukemia in leukemia, OCI-leukemia and leukemia"),
+        ("acute leukemia, SMALL CELLS, chronic phase, all myeloid cells", "acute leukemia, SMALL CELLS, chronic phase, all myeloid cells"),
+    ],
+)  # fmt: skip
+def test_names_are_blanked(text: str, blanked: str) -> None:
+    assert blank_subtypes(text) == blanked
+
+
+def test_no_real_text_names_a_subtype_once_it_is_blanked(real: Path) -> None:
+    """Looked for without the annotator: every name and abbreviation of the file, as it is written, and lineages."""
+    names = {name for e in load_gazetteer().entities if e.type == "subtype" for name in (e.name, *e.names)}
+    short = "|".join(sorted(re.escape(name) for name in names if name.isupper() and len(name) > 2 and name.isalpha()))
+    long = "|".join(sorted(re.escape(name) for name in names if " leukemia" in name))
+    lineage = r"\w*(?:myelo|lympho|granulo|mono)\w*(?:ic|id|ous)\W{1,3}leuk(?!emogen)"
+    named = re.compile(rf"\b(?:{short})s?\b(?!-?1\b)|(?i:\b(?:{long})|{lineage})")
+    for file in ("pubmed_leukemia_abstracts.csv", "leukemia_typed_abstracts.csv"):
+        with (real / file).open(encoding="utf-8", newline="") as source:
+            for row in csv.DictReader(source):
+                text = clean(f"{row['title']}\n{row['abstract']}")
+                assert not (found := named.search(blank_subtypes(text))), found
 
 
 def test_labels_agree_with_people(real: Path) -> None:

@@ -251,9 +251,27 @@ def test_update_adds_what_came_since(serve, tmp_path: Path) -> None:
     assert fetch(client(server), "q", out)["articles found"] == 5
     assert fetch(client(server), "q", out, update=True)["articles fetched now"] == 1
     assert {r.pubmed_id for r in read_abstracts(out)[0]} == {*map(str, range(1000, 1005)), "9000"}
-    assert Part("2019-06-01", date.today().isoformat(), 1) == Part(
+    assert Part("2019-05-31", date.today().isoformat(), 1) == Part(
         **json.loads((out / "plan.json").read_text())["parts"][-1]
     )
+
+
+def test_updates_on_one_day_neither_lose_nor_repeat_articles(serve, tmp_path: Path) -> None:
+    """An article comes in between two calls of the same day, as many times as calls; one with the date of yesterday."""
+    today, yesterday = date.today(), date.today() - timedelta(days=1)
+    server = serve({date(2019, 1, 1): 3, today: 2})
+    out = tmp_path / "out"
+    assert fetch(client(server), "q", out)["articles found"] == 5
+    for number, day in enumerate((today, yesterday, today), 1):
+        server.articles.append((day, str(9000 + number)))
+        before = len(server.calls("efetch"))
+        counts = fetch(client(server), "q", out, update=True)
+        assert (counts["articles found"], counts["articles fetched now"]) == (5 + number, 1)
+        assert len(server.calls("efetch")) - before == 1 and server.calls("efetch")[-1]["id"] == str(9000 + number)
+    assert fetch(client(server), "q", out, update=True)["articles fetched now"] == 0
+    records, counts = read_abstracts(out)
+    assert len(records) == 8 and counts["left out: pubmed_id came before"] == 0
+    assert fetch(client(server), "q", out)["articles here before"] == 8
 
 
 def refused(capsys: pytest.CaptureFixture, words: str, *arguments: object) -> None:
@@ -280,8 +298,12 @@ def test_bad_input_is_one_line(serve, tmp_path: Path, capsys: pytest.CaptureFixt
     (tmp_path / "thesis").mkdir()
     (tmp_path / "thesis" / "chapter.tex").touch()
     refused(capsys, "holds other files", "q", "--out", tmp_path / "thesis", *line)
-    (out / "plan.json").write_text("{}")
-    refused(capsys, "is no plan of fetch", "q", "--out", out, *line)
+    next(out.rglob("ids.xml")).write_text("<a>")
+    refused(capsys, "ids.xml is not whole XML: remove it", "q", "--out", out, *line)
+    part = '{"query": "q", "until": "2020-01-01", "parts": [{"first": "../x", "last": "y", "count": "z"}]}'
+    for plan in ("{}", "[" * 100_000, part):
+        (out / "plan.json").write_text(plan)
+        refused(capsys, "is no plan of fetch", "q", "--out", out, *line)
 
 
 def test_the_key_comes_from_the_environment(serve, tmp_path: Path, capsys, monkeypatch) -> None:

@@ -8,6 +8,7 @@ import sqlite3
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -98,6 +99,21 @@ def test_updates_in_place(index: Index) -> None:
     assert dict(index.add([changed, Record("6", "Asciminib", "New.")])) == {"added": 1, "changed": 1, "unchanged": 0}
     assert ids(index.search("ponatinib")) == ["5"] and ids(index.search("nothing drugs")) == []
     assert ids(index.search("asciminib")) == ["6"] and len(index) == 6
+
+
+def test_what_people_said_and_what_was_retracted_outlast_a_file_that_does_not_say_so(index: Index) -> None:
+    bare = Record("9", "Ponatinib in CML", "Ponatinib was given.")
+    index.add([replace(bare, subtype="ALL", retracted=True)])
+    assert dict(index.add([bare])) == {"added": 0, "changed": 0, "unchanged": 1}
+    (hit,) = index.search("ponatinib", retracted=True)
+    assert (hit.subtype, hit.retracted) == ("ALL", True) and index.search("ponatinib") == []
+    assert index.add([replace(bare, title="Ponatinib in AML", subtype="CML")])["changed"] == 1
+    assert index.search("ponatinib", retracted=True)[0].subtype == "CML"  # people may say another thing
+
+
+def test_an_article_that_is_retracted_later_is_no_longer_found(index: Index) -> None:
+    index.add([replace(ARTICLES[0], retracted=True)])
+    assert index.search("STI571") == [] and index.search("STI571", retracted=True)[0].retracted
 
 
 def sound(path: Path) -> None:

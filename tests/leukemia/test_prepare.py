@@ -22,6 +22,7 @@ from examples.leukemia.data import read_abstracts, side_of
 from examples.leukemia.duplicates import near_duplicates
 from examples.leukemia.gazetteer import LEUKEMIA, load_gazetteer
 from examples.leukemia.normalize import normalize
+from examples.leukemia.spelling import american_word, americanize
 
 
 @pytest.mark.parametrize(
@@ -40,6 +41,19 @@ from examples.leukemia.normalize import normalize
         ("cells ( K562/ADM ) . In K562 , 1.0 microgram", "cells (K562/ADM). In K562, 1.0 microgram"),
         ("of the study.Total 93 children were seen.METHODS: We saw.", "of the study. Total 93 children were seen. METHODS: We saw."),
         ("the hypothesis..", "the hypothesis."),
+        ("CD34⁺ and CD4<sup>+</sup> cells, if n<p and p>0.05", "CD34+ and CD4+ cells, if n<p and p>0.05"),
+        ("<title>On AML</title><p class=\"x\">We saw.</p>", "On AML We saw."),
+        ("It works. © 2013 Elsevier Ltd. TRIAL REGISTRATION: NCT01234567. FUNDING: NIH.",
+         "It works. TRIAL REGISTRATION: NCT01234567. FUNDING: NIH."),
+        ("It works. Copyright 2005 S. Karger AG, Basel.", "It works."),
+        ("It works. © 2013 The Author(s). Published by Elsevier Inc. All rights reserved.", "It works."),
+        ("It works. This is an open access article under the CC BY 4.0 license.", "It works."),
+        ("Copyright protection began in 2003 and helped 12 patients.", None),
+        ("We treated (a) 12, (b) 13 and (c) 2003 patients. All did well.", None),
+        ("Remission came sooner (CR 2004; 12 patients). Published by Elsevier in 2003, it was the first trial.", None),
+        ("benzo[1,4]thiazine in 5 days[2-7], (P<0.05) [see Table 2], HR (95% CI)[1-3], in 12 (40%) and [95% CI 1.2-3.4]", None),
+        ("Funding was by the NIH. Trial registration: ISRCTN12345678 (2004; 12 sites).", None),
+        ("See Cancer.Net: Leukemia", None),
     ],
 )  # fmt: skip
 def test_cleaning(raw: str, cleaned: str | None) -> None:
@@ -92,6 +106,11 @@ def test_spans_have_offsets_and_ids(text: str, spans: list[tuple[str, str, str]]
         ("ferritin 1.2 mg/L", "1200", "ng/mL"),
         ("LDH at least 500 IU/L", ">=500", "U/L"),
         ("MRD <0.01%", "<0.01", "%"),
+        ("WBC 12 300/mm3", "12.3", "10^9/L"),
+        ("platelets 30x10E9/L", "30", "10^9/L"),
+        ("hemoglobin 10.5 ± 2.1 g/dL", "10.5±2.1", "g/dL"),
+        ("blasts 5.0%-10%", "5-10", "%"),
+        ("creatinine 126mg/dL", "126", "mg/dL"),
     ],
 )
 def test_lab_values_come_in_one_unit(text: str, value: str, unit: str) -> None:
@@ -104,12 +123,61 @@ def test_no_value_or_a_unit_of_another_kind_is_no_lab_value(text: str) -> None:
     assert annotate(text) == []
 
 
+def test_a_text_is_searched_for_conditions_once_however_many_names_it_has(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Counting:
+        calls = 0
+
+        def search(self, text: str) -> None:
+            Counting.calls += 1
+
+    monkeypatch.setattr("examples.leukemia.annotate._FUSION", Counting())
+    assert len(annotate("AML-" * 50)) == 50 and Counting.calls == 1
+
+
 def test_normalizing() -> None:
     text = "Imatinib mesylate (STI571) in chronic myelogenous leukaemia (CML): 400 mg/m(2), WBC 12,000/mm3, tumour in 62 percent."
-    gazetteer = load_gazetteer()
-    assert normalize(text, annotate(text), gazetteer) == (
+    assert normalize(text, annotate(text)) == (
         "Imatinib in chronic myeloid leukemia: 400 mg/m2, white blood cell count 12 x 10^9/L, tumor in 62%."
     )
+
+
+@pytest.mark.parametrize(
+    ("text", "written"),
+    [
+        ("126mg and 1.5mL daily, compound 5g", "126 mg and 1.5 mL daily, compound 5g"),
+        ("400mg/m(2), 5microg/ml, 12mcg", "400 mg/m2, 5 µg/mL, 12 µg"),
+        ("20×10(9)/l and 10^-4", "20 x 10^9/L and 10^-4"),
+        ("13mg/dl, 5μmol/l, 62percent", "13 mg/dL, 5μmol/L, 62%"),
+        ("miR-17g, G12g, 3.5 x 10(123), the 62 percentile, 1,234mg", "miR-17g, G12g, 3.5 x 10(123), the 62 percentile, 1,234 mg"),
+    ],
+)  # fmt: skip
+def test_numbers_stay_whole_when_units_are_written_one_way(text: str, written: str) -> None:
+    assert normalize(text, []) == written
+
+
+BRITISH = """colour->color tumours->tumors antitumour->antitumor leukaemia->leukemia leukaemogenesis->leukemogenesis anaemia->anemia
+haematology->hematology ischaemic->ischemic characterised->characterized characterisation->characterization 
+randomised->randomized hospitalisation->hospitalization Haematological->Hematological LEUKAEMIA->LEUKEMIA labelling->labeling
+programme->program centred->centered multicentre->multicenter litres->liters fibres->fibers analysed->analyzed grey->gray
+behaviour->behavior harbouring->harboring foetal->fetal oedema->edema diarrhoea->diarrhea paediatric->pediatric
+leucocytes->leukocytes sulphate->sulfate oestrogen->estrogen hypothesised->hypothesized faeces->feces signalling->signaling"""
+UNCHANGED = """characteristics characteristic promise advise exercise revised surprise precise otherwise comprise disease raised
+analysis analyses emphasis hypothesis four hour our course source programmed programming premise supervised likewise rise arises
+organism organisms optimism optimistic television improvisation randomly immunocompromised utility Haemophilus foetus
+faecalis faecium haematobium leucine leucovorin Leuconostoc aerobic anaerobic does coefficient coenzyme sequelae petechiae
+controlled enrolled called killing swelling compelling filled humoral laboratory Labourdette Greyhound metastasis metastases
+synthesis paralysis catalysis dialysis lysed excise incised bruise appraised theories EasyModeller generally localized mitral genre acre"""
+
+
+@pytest.mark.parametrize("pair", BRITISH.split())
+def test_british_words_become_american(pair: str) -> None:
+    british, american = pair.split("->")
+    assert american_word(british) == american
+
+
+@pytest.mark.parametrize("word", UNCHANGED.split())
+def test_words_that_only_look_british_stay(word: str) -> None:
+    assert americanize(f"the {word}.") == f"the {word}."
 
 
 def test_the_gazetteer_is_sound() -> None:
@@ -237,6 +305,14 @@ def test_the_command_on_made_abstracts(tmp_path: Path, capsys: pytest.CaptureFix
     assert [record.pubmed_id for record in again] == list(articles) and counts_again["rows"] == 4
 
 
+def test_a_retraction_in_a_later_file_counts(tmp_path: Path) -> None:
+    for name, retracted in (("a", ""), ("b", "yes")):
+        (tmp_path / f"{name}.csv").write_text(f"pubmed_id,title,abstract,retracted\n1,T,On AML.,{retracted}\n")
+    out = tmp_path / "out"
+    assert main(["prepare", str(tmp_path / "a.csv"), str(tmp_path / "b.csv"), "--out", str(out)]) == 0
+    assert [row["retracted"] for row in lines(out / "articles.jsonl")] == [True]
+
+
 def test_sides_stay_when_articles_come(tmp_path: Path) -> None:
     assert [side_of(str(n)) for n in range(8)] == [side_of(str(n)) for n in range(16)][:8]
 
@@ -257,8 +333,14 @@ def test_all_real_abstracts_pass_through(prepared: dict[str, Path], real: Path) 
     with (real / "leukemia_typed_abstracts.csv").open(encoding="utf-8", newline="") as file:
         raw = list(csv.DictReader(file))
     counts = json.loads((prepared["typed"] / "counts.json").read_text())
-    gone = counts["read"]["left out: no pubmed_id or no abstract"] + counts["read"]["left out: pubmed_id came before"]
-    assert len(rows["typed"]) + gone + counts["duplicates"]["the same abstract"] == len(raw) == 132
+    first = {row["doi"].strip(): row for row in reversed(raw)}  # counted here without the program's reader
+    whole = {doi for doi, row in first.items() if doi and row["abstract"].strip()}
+    texts = {" ".join(clean(first[doi]["abstract"]).split()) for doi in whole}
+    assert (len(raw), len(whole), len(texts)) == (132, 124, 123)
+    assert counts["read"]["rows"] == 132 and counts["read"]["articles"] == len(whole)
+    assert counts["duplicates"] == {"kept": 123, "nearly the same abstract": 0, "the same abstract": 1}
+    assert len({row["abstract"] for row in rows["typed"]}) == 123 == len(rows["typed"])
+    assert counts["read"]["left out: pubmed_id came before"] == len(raw) - len(first) == 7
     assert counts["clean"]["copyright lines dropped"] >= 25
     for row in rows["pubmed"] + rows["typed"]:
         for span in row["spans"]:
@@ -287,6 +369,10 @@ def test_bad_input(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
         "b.jsonl": ('{"pubmed_id": 1, "title": "", "abstract": "x"}\n{', "line 2: is not JSON"),
         "c.xml": ("<PubmedArticleSet>", "is not whole XML"),
         "d.csv": ("a,b\n1,2\n", "lacks the column pubmed_id"),
+        "f.jsonl": ('{"pubmed_id": 1, "title": ["t"], "abstract": "x"}\n', "line 1: is no object with"),
+        "g.jsonl": ("[" * 100_000, "line 1: is not JSON"),
+        "h.jsonl": ('{"pubmed_id": ' + "9" * 5000 + ', "title": "", "abstract": "x"}', "line 1: is not JSON"),
+        "i.xml": ('<?xml version="1.0" encoding="nonsense"?><a/>', "is not XML of PubMed"),
         "e.csv": (None, "does not exist"),
     }
     for name, (content, words) in cases.items():

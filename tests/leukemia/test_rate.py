@@ -17,6 +17,7 @@ import pytest
 
 from examples.leukemia.__main__ import main
 from examples.leukemia.data import UserError
+from examples.leukemia.index import Index
 from examples.leukemia.rate import DIMENSIONS, Pair, Ratings, krippendorff_alpha, make_server, read_pairs
 
 PAIRS = [
@@ -170,6 +171,8 @@ def test_bad_input(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     bad = {
         "": "holds no pair",
         "{}\n": "line 1: is no object",
+        "[" * 100_000: "line 1: is no object",
+        '{"id": 1, "question": null, "answers": {"a": "x", "b": "y"}}\n': "line 1: is no object",
         '{"id": 1, "question": "q", "answers": {"a": "x"}}\n': "needs two answers",
     }
     for content, words in bad.items():
@@ -177,7 +180,10 @@ def test_bad_input(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
         with pytest.raises(UserError, match=re.escape(words)):
             read_pairs(tmp_path / "bad.jsonl")
     Ratings(tmp_path / "other.sqlite", PAIRS[:2])
+    index = tmp_path / "index.sqlite"
+    Index(index, create=True).close()
     cases = [
+        ([good, "--ratings", index], "another kind of database"),
         ([good, "--raters", "anna"], "agreement needs two or more"),
         ([tmp_path / "none", "--ratings", tmp_path / "r.sqlite"], "cannot be read"),
         ([good, "--ratings", tmp_path / "other.sqlite"], "holds ratings of other pairs"),

@@ -1,0 +1,75 @@
+"""British words in American spelling. What no rule knows stays as it is: a word left British costs less than one mangled.
+
+Names of genera and species keep their Latin: Haemophilus, Enterococcus faecalis, Tritrichomonas foetus.
+"""
+
+from __future__ import annotations
+
+import re
+from functools import cache
+
+__all__ = ["american_word", "americanize"]
+
+_ISE = (
+    "categor|central|character|colon|crystall|dichotom|emphas|external|fertil|final|formal|general|harmon|hospital|"
+    "hypothes|ideal|immortal|immun|individual|initial|internal|ion|local|maxim|metastas|minim|mobil|mutagen|neutral|normal|"
+    "optim|organ|oxid|personal|polar|polymer|priorit|random|recogn|sensit|solubil|stabil|standard|steril|summar|symbol|"
+    "synthes|theor|util|vapor|visual"
+)
+_DOUBLED = "cancel|channel|counsel|dial|equal|fuel|funnel|initial|label|level|marshal|model|signal|total|travel|tunnel"
+_RULES = tuple(
+    (re.compile(pattern, re.IGNORECASE), american)
+    for pattern, american in (
+        (rf"^((?:anti|de|im|non|over|re|un)?(?:{_ISE}))is(e[drs]?|ers|ing|able)$", r"\1iz\2"),  # but characteristics
+        (r"^(?!improv)(\w{3,})isation(s|al)?$", r"\1ization\2"),
+        (r"^(\w*(?:anal|catal|dial|electrol|hydrol|paral))ys(e[dr]?|ers|ing)$", r"\1yz\2"),  # analyses is a noun, too
+        (rf"^(\w*(?:{_DOUBLED}))l(ed|ing|ers?|ors?)$", r"\1\2"),
+        (
+            r"^((?:dis|mis|un)?(?:behavi|endeav|fav|flav|harb|hon|lab|neighb|od|rig|vap|vig)o)u(r(?!d?ette)\w*)$",
+            r"\1\2",
+        ),
+        (r"((?:col|tum)o)ur", r"\1r"),
+        (r"^(\w*(?:cent|fib|lit|tit))re(s?)$", r"\1er\2"),
+        (r"^centr(ed|ing)$", r"center\1"),
+        (r"^programme(s?)$", r"program\1"),
+        (r"^grey(s|ish)?$", r"gray\1"),
+        (r"^(enrol|fulfil)(|s|ments?)$", r"\1l\2"),
+        (r"^ageing$", "aging"),
+        (r"haem(?!adips|anth|atob|atoc|onch|ophilus)", "hem"),
+        (r"leuc(?=aem|ocyt|open|opoie)", "leuk"),
+        (r"(?<=leuk)aem|aem(?=i)", "em"),
+        (r"anaesth", "anesth"),
+        (r"gynaec", "gynec"),
+        (r"^caesar(?=[ei]an)", "cesar"),
+        (r"^aetio", "etio"),
+        (r"paed(?=iatr|ic)", "ped"),
+        (r"^faec(es|al)$", r"fec\1"),
+        (r"^foet(al|uses|opathy)$", r"fet\1"),
+        (r"oedema", "edema"),
+        (r"oesoph(?!agos)", "esoph"),
+        (r"oestr(?=ogen|adiol|one|us)", "estr"),
+        (r"rrhoea", "rrhea"),
+        (r"pnoea", "pnea"),
+        (r"^coeliac$", "celiac"),
+        (r"sulph", "sulf"),
+    )
+)
+_WORD = re.compile(r"\w+")
+
+
+def americanize(text: str) -> str:
+    """`text` in American spelling, capitals kept."""
+    return _WORD.sub(lambda match: american_word(match.group()), text)
+
+
+@cache  # texts repeat their words, and looking up is faster than searching
+def american_word(word: str) -> str:
+    """One word, or a mark, in American spelling."""
+    if not (word.islower() or word.isupper() or word.istitle()):
+        return word  # a name: EasyModeller
+    new = word
+    for pattern, american in _RULES:
+        new = pattern.sub(american, new)
+    if new == word:
+        return word
+    return new.upper() if word.isupper() else new[0].upper() + new[1:] if word[0].isupper() else new
