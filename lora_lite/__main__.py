@@ -90,7 +90,8 @@ def _train(settings: dict[str, Any], resume: bool, first: bool) -> None:
         save_adapter(model, out / "adapter", base_model=str(settings["model"]))
         scores = [step.eval_loss for step in history if step.eval_loss is not None]
         held = f", held out {min(scores):.3f} at best" if scores else ""
-        print(f"loss {history[0].loss:.3f} -> {history[-1].loss:.3f}{held}; wrote {out / 'adapter'}", file=sys.stderr)
+        lost = "" if not history else f"loss {history[0].loss:.3f} -> {history[-1].loss:.3f}{held}; "
+        print(f"{lost}wrote {out / 'adapter'}", file=sys.stderr)
 
 
 def load_by(loader: str, folder: Path, dtype: torch.dtype) -> tuple[nn.Module, ChatTokenizer]:

@@ -12,6 +12,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
@@ -82,25 +83,35 @@ def _of_csv(path: Path, text: str) -> tuple[list[tuple[str, Any]], list[str]]:
     usual = csv.field_size_limit(2**31 - 1)  # a text may be longer than the 128 KB that the module takes
     table = csv.DictReader(io.StringIO(text, newline=""), strict=True)
     try:
+        if repeated := [name for name, times in Counter(table.fieldnames or ()).items() if times > 1]:
+            raise DataError(f"{path}:1 has the column {repeated[0]!r} more than once: keep one")
         for row in table:
+            name = f"{path}:{table.line_num - _breaks(row)}"  # where it begins
             if None in row:
-                bad.append(f"{path}:{table.line_num} has more cells than the header: quote a text that has commas")
-            rows.append((f"{path}:{table.line_num}", row))
+                bad.append(f"{name} has more cells than the header: quote a text that has commas")
+            rows.append((name, row))
     except csv.Error as error:
-        bad.append(f"{path}:{table.line_num} is no CSV ({error})")
+        bad.append(f"{path}:{table.line_num + 1} is no CSV ({error})")  # the last whole row ends a line before
     finally:
         csv.field_size_limit(usual)
     return rows, bad
 
 
-def encode_rows(rows: Iterable[tuple[str, Any]], tokenizer: ChatTokenizer) -> list[Example]:
-    """An example of each named row.
+def _breaks(row: Mapping[str | None, Any]) -> int:
+    """How many line breaks lie within the cells of a row of CSV."""
+    cells = [cell for key, value in row.items() for cell in (value if key is None else [value]) if cell]
+    return sum(cell.count("\n") for cell in cells)
+
+
+def encode_rows(rows: Iterable[tuple[str, Any] | Mapping[str, Any]], tokenizer: ChatTokenizer) -> list[Example]:
+    """An example of each row: of a file's, which have names, or of a plain list of rows, which are named "row 1" and on.
 
     Raises:
         DataError: rows are none of the three forms; all of them are named, with the reason.
     """
     examples, bad = [], []
-    for name, row in rows:
+    for number, given in enumerate(rows, 1):
+        name, row = (f"row {number}", given) if isinstance(given, Mapping) else given
         try:
             examples.append(encode_row(row, tokenizer, name))
         except ValueError as error:

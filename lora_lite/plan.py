@@ -10,7 +10,7 @@ from torch import Tensor
 
 from lora_lite.lora import trainable_summary
 from lora_lite.runs import blocks
-from lora_lite.trainer import Example, Trainer
+from lora_lite.trainer import LOGITS, Example, Trainer
 
 __all__ = ["plan"]
 
@@ -18,10 +18,15 @@ __all__ = ["plan"]
 def plan(trainer: Trainer, train_set: Sequence[Example], eval_set: Sequence[Example] = ()) -> str:
     """What `trainer.fit` would do, in four lines: what is trained, on how much, in how many steps, with what memory.
 
-    The memory of activations is that of up to 64 tokens of the first example, run once and scaled up.
+    The memory of activations is that of up to 64 tokens of the first example, run once and scaled up. What the
+    interpreter with its libraries takes is not counted.
+
+    Raises:
+        ValueError: as `trainer.fit` raises it.
     """
     config, model, ranks = trainer.config, trainer.model, trainer.ranks.world
     train_set, eval_set = trainer.cut(train_set, "train_set"), trainer.cut(eval_set, "eval_set")
+    trainer.check_batches((*train_set, *eval_set))
     batches = trainer.order(len(train_set))
     passes = [examples for batch in batches for examples, _ in trainer.passes([train_set[i] for i in batch])]
     sizes = [_read_tokens(examples, config.packing is not None) for examples in passes]
@@ -33,7 +38,8 @@ def plan(trainer: Trainer, train_set: Sequence[Example], eval_set: Sequence[Exam
     copies = 4 if eval_set else 3  # the gradient, AdamW's two means, and the best so far
     trained = copies * sum(p.numel() * p.element_size() for p in trainer.parameters)
     activations = max(sizes) * _bytes_a_token(trainer, train_set[0])
-    total = weights + trained + activations
+    logits = max(_logit_bytes(trainer, size, sum(e.supervised for e in p)) for size, p in zip(sizes, passes))
+    total = weights + trained + activations + logits
     where = "supervised positions alone" if trainer.head is not None else "all positions (the head is not the last act)"
     lines = (
         f"{trainable_summary(model)}; logits at {where}",
@@ -41,7 +47,7 @@ def plan(trainer: Trainer, train_set: Sequence[Example], eval_set: Sequence[Exam
         f"{len(batches):,} steps: {config.epochs} epochs, {config.batch_size} examples a step, {ranks} processes, up to "
         + f"{max(sizes):,} tokens a pass",
         f"about {total / 1e6:,.1f} MB: weights {weights / 1e6:,.1f}, gradients and optimizer {trained / 1e6:,.1f}, "
-        + f"activations {activations / 1e6:,.1f}",
+        + f"activations {activations / 1e6:,.1f}, logits {logits / 1e6:,.1f}; and the interpreter",
     )
     return "\n".join(lines)
 
@@ -50,6 +56,17 @@ def _read_tokens(examples: Sequence[Example], packed: bool) -> int:
     """How many tokens a pass over `examples` reads, padding included."""
     lengths = [len(example.ids) for example in examples]
     return sum(lengths) if packed else len(lengths) * max(lengths)
+
+
+@torch.no_grad()
+def _logit_bytes(trainer: Trainer, tokens: int, supervised: int) -> int:
+    """Of the logits that exist at a time, a chunk in float32 and in the model's dtype with its gradient; and without a
+    head to stop at, of all logits of a pass and of the supervised ones, each with its gradient."""
+    hidden = trainer._hidden(torch.zeros(1, 1, dtype=torch.long, device=trainer.device), None)[0]  # (1, D or V)
+    vocabulary = hidden.shape[-1] if trainer.head is None else trainer.head(hidden[:0]).shape[-1]
+    rows = min(supervised, max(1, LOGITS // vocabulary))
+    whole = 0 if trainer.head is not None else 2 * (tokens + supervised)
+    return vocabulary * (rows * (4 + 2 * hidden.element_size()) + whole * hidden.element_size())
 
 
 def _bytes_a_token(trainer: Trainer, example: Example) -> float:

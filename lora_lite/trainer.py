@@ -362,7 +362,8 @@ class Trainer:
             if p.dtype.itemsize < 4:
                 raise ValueError(f"{name} is trained in {p.dtype}, which rounds small steps away: call .float() first")
         self.names, self.parameters = list(trained), list(trained.values())
-        self._learnt: dict[str, Tensor] = {**trained, **running_statistics(model)}
+        self._moving = running_statistics(model)
+        self._learnt: dict[str, Tensor] = {**trained, **self._moving}
         self.device = self.parameters[0].device
         self.ranks = join_ranks(self.device)
         accepted = inspect.signature(model.forward).parameters
@@ -396,10 +397,7 @@ class Trainer:
             until_the_end.enter_context(random_states_kept(self.device))
             until_the_end.callback(self.model.train, self.model.training)
             self.model.train()
-            if self.config.packing is not None:
-                self._check_packing()
-            elif self.config.micro_batch_size > 1 and len({len(e.ids) for e in (*train_set, *eval_set)}) > 1:
-                self._check_padding()
+            self.check_batches((*train_set, *eval_set))
             self._begin(train_set, eval_set, resume)
             until_the_end.callback(self._watch.close)
             until_the_end.callback(setattr, self, "_stop_signal", 0)
@@ -449,7 +447,13 @@ class Trainer:
         for group, speed in zip(self._optimizer.param_groups, self._speeds):
             group["lr"] = rate * speed
         examples = [train_set[i] for i in self._batches[step]]
-        loss = self._accumulate(examples)
+        moving = [tensor.clone() for tensor in self._moving.values()]
+        try:
+            loss = self._accumulate(examples)
+        except _Stop:  # in the middle of the step, which is done again from its beginning
+            for tensor, before in zip(self._moving.values(), moving):
+                tensor.copy_(before)
+            raise
         norm = float(nn.utils.clip_grad_norm_(self.parameters, config.max_grad_norm))
         self._check_finite("gradient norm", norm, [example.name for example in examples])
         if step == min(1, len(self._batches) - 1):  # at step 0 every A waits for its B
@@ -575,6 +579,13 @@ class Trainer:
             finally:
                 hook.remove()
             return head if len(caught) == 1 and torch.equal(head(caught[0]), logits) else None
+
+    def check_batches(self, examples: Sequence[Example]) -> None:
+        """Raise ValueError where examples that are run together would see each other, or padding, in this model."""
+        if self.config.packing is not None:
+            self._check_packing()
+        elif self.config.micro_batch_size > 1 and len({len(example.ids) for example in examples}) > 1:
+            self._check_padding()
 
     @torch.no_grad()
     def _check_packing(self) -> None:

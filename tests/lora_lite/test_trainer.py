@@ -19,7 +19,7 @@ from torch import nn
 
 from llama_min import Llama
 from lora_lite import Example, LoRAConfig, TrainConfig, Trainer, add_lora, lora_disabled, lora_parameters, plan
-from lora_lite.plan import _bytes_a_token
+from lora_lite.plan import _bytes_a_token, _logit_bytes
 from lora_lite.runs import return_freed_memory
 from lora_lite.trainer import cross_entropy, learning_rate, pack
 from tests.llama_min.test_model import SMALL
@@ -448,6 +448,20 @@ def test_the_plan_is_what_happens() -> None:
     frozen = {p.untyped_storage().data_ptr() for p in net.parameters()}
     real = sum(size for place, size in kept.items() if place not in frozen)
     assert loss.requires_grad and _bytes_a_token(run, EXAMPLES[2]) * 60 == pytest.approx(real, rel=0.2)
+
+
+def test_the_plan_counts_the_logits() -> None:
+    """A vocabulary of 50 and 2 bytes a number: chunks of float32 and two of 2 bytes; without a head four copies of all."""
+    net = model()
+    vocabulary = SMALL.vocab_size
+    with_head, without = trainer(net, batch_size=5), trainer(Wrapped(net), batch_size=5)
+    assert _logit_bytes(with_head, 100, 30) == vocabulary * 30 * (4 + 2 * 4)
+    assert _logit_bytes(with_head, 10**6, 10**9) == vocabulary * (2**24 // vocabulary) * (4 + 2 * 4)
+    assert _logit_bytes(without, 100, 30) == vocabulary * (30 * (4 + 2 * 4) + 2 * (100 + 30) * 4)
+    told = plan(with_head, EXAMPLES)
+    assert f"logits {vocabulary * 29 * 12 / 1e6:,.1f}" in told and told.endswith("; and the interpreter")
+    with pytest.raises(ValueError, match="takes no position_ids"):
+        plan(trainer(Wrapped(net), packing=64), EXAMPLES)
 
 
 def test_metrics_and_the_curve(tmp_path: Path) -> None:

@@ -99,7 +99,10 @@ def test_bad_lines_are_named(tokenizer, tmp_path: Path) -> None:
         ("bytes.jsonl", b'{"text": "a"}\n{"text": "\xff"}\n', "bytes.jsonl:2 is no UTF-8"),
         ("deep.jsonl", b'{"text": "a"}\n' + b"[" * 10**5 + b"\n", "deep.jsonl:2 is no JSON"),
         ("more.csv", b'prompt,completion\na,b\na drug,"one, two"\na drug,one, two\n', "more.csv:4 has more cells"),
-        ("quote.csv", b'text\nfine\n"half\n', "quote.csv:2 is no CSV"),
+        ("quote.csv", b'text\nfine\n"half\n', "quote.csv:3 is no CSV"),
+        ("late.csv", b'text\n"of two\nlines"\nfine\n"half\nmore\n', "late.csv:5 is no CSV"),
+        ("wide.csv", b'prompt,completion\n"a\nb\nc",d,e\n', "wide.csv:2 has more cells"),
+        ("twice.csv", b"text,text\na,b\n", "twice.csv:1 has the column 'text' more than once"),
     ):
         (tmp_path / name).write_bytes(content)
         with pytest.raises(DataError, match=words):
@@ -107,6 +110,17 @@ def test_bad_lines_are_named(tokenizer, tmp_path: Path) -> None:
     (tmp_path / "long.csv").write_text("text\n" + "a" * 200_000 + "\n")
     ((_, row),) = read_rows(tmp_path / "long.csv")
     assert len(row["text"]) == 200_000
+
+
+def test_a_list_of_rows(tmp_path: Path) -> None:
+    """As they are, or with names of their own."""
+    tokenizer = load_tokenizer(TINY)
+    rows = [{"text": "a"}, {"prompt": "a", "completion": "b"}]
+    plain, named = encode_rows(rows, tokenizer), encode_rows([("x", rows[0]), ("y", rows[1])], tokenizer)
+    assert [e.name for e in plain] == ["row 1", "row 2"] and [e.name for e in named] == ["x", "y"]
+    assert [e.ids for e in plain] == [e.ids for e in named]
+    with pytest.raises(DataError, match="row 2: text is empty"):
+        encode_rows([{"text": "a"}, {"text": ""}], tokenizer)
 
 
 def test_a_template_that_never_ends_a_turn_or_begins_twice() -> None:

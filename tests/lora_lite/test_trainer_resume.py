@@ -304,3 +304,34 @@ def test_asked_to_stop_while_the_last_curve_is_drawn(tmp_path: Path, monkeypatch
     finally:
         signal.signal(signal.SIGINT, before)
     assert checkpoint_steps(tmp_path / "checkpoints")[-1] == 3
+
+
+def test_asked_to_stop_within_a_step_that_moved_averages(tmp_path: Path) -> None:
+    """The second pass of a step asks for the stop: the averages that its first pass moved are not saved."""
+    from tests.lora_lite.test_trainer import EXAMPLES
+
+    settings = TrainConfig(epochs=3, batch_size=4, micro_batch_size=1, progress=False)
+
+    def run(out: Path, stop_at: int) -> dict[str, torch.Tensor]:
+        torch.manual_seed(0)
+        model, passes = Normed(), []
+
+        def count(*_: object) -> None:
+            if model.training:
+                passes.append(1)
+                if len(passes) == stop_at:
+                    signal.raise_signal(signal.SIGINT)
+
+        model.register_forward_hook(count)
+        Trainer(model, settings, out).fit(EXAMPLES[:4], resume=True)
+        return model.state_dict()
+
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            run(tmp_path / "stopped", 6)
+    finally:
+        signal.signal(signal.SIGINT, before)
+    assert checkpoint_steps(tmp_path / "stopped" / "checkpoints")[-1] == 1
+    again, straight = run(tmp_path / "stopped", 0), run(tmp_path / "straight", 0)
+    assert all(torch.equal(again[name], value) for name, value in straight.items())
