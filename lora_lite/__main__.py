@@ -74,14 +74,16 @@ def _train(settings: dict[str, Any], resume: bool, first: bool) -> None:
         examples, held_out = _split(examples, held_out, settings["eval_share"], config.seed)
     if torch.cuda.is_available():
         torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
-        model.cuda()
+        if not (config.shard and int(os.environ.get("WORLD_SIZE", "1")) > 1):  # else the trainer moves it, in parts
+            model.cuda()
     lora = LoRAConfig(settings["rank"], settings["alpha"], settings["dropout"], tuple(settings["targets"]))
     add_lora(model, lora, generator=torch.Generator().manual_seed(config.seed))
     trainer = Trainer(model, config, out)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # fit says it, too
+        told = plan(trainer, examples, held_out)  # by every process: a spread base is gathered by all
     if first:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # fit says it, too
-            print(plan(trainer, examples, held_out), file=sys.stderr, flush=True)
+        print(told, file=sys.stderr, flush=True)
         out.mkdir(parents=True, exist_ok=True)
         if not checkpoint_steps(out / "checkpoints"):  # else it is of the run that is there, which this may not be
             _write(out / "config.json", json.dumps(settings, indent=2) + "\n")

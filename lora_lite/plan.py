@@ -34,7 +34,10 @@ def plan(trainer: Trainer, train_set: Sequence[Example], eval_set: Sequence[Exam
     padding = sum(sizes) / sum(len(e.ids) for examples in passes for e in examples) - 1
     how = f"{padding:.1%} padding" if config.packing is None else f"packed into rows of {config.packing}"
 
-    weights = sum(t.numel() * t.element_size() for t in (*model.parameters(), *model.buffers()))
+    held = [
+        getattr(t, "to_local", lambda t=t: t)() for t in (*model.parameters(), *model.buffers())
+    ]  # of a spread base a part
+    weights = sum(t.numel() * t.element_size() for t in held)
     copies = 4 if eval_set else 3  # the gradient, AdamW's two means, and the best so far
     trained = copies * sum(p.numel() * p.element_size() for p in trainer.parameters)
     activations = max(sizes) * _bytes_a_token(trainer, train_set[0])
@@ -73,11 +76,15 @@ def _bytes_a_token(trainer: Trainer, example: Example) -> float:
     """What the graph of a forward pass keeps for the backward pass, a token."""
     few = replace(example, ids=example.ids[:64], mask=[1] * len(example.ids[:64]))
     model = trainer.model
-    weights = {t.untyped_storage().data_ptr() for t in (*model.parameters(), *model.buffers())}
+    frozen = [t for t in (*model.parameters(), *model.buffers()) if not hasattr(t, "to_local")]
+    weights = {t.untyped_storage().data_ptr() for t in frozen}
+    gathered = {tuple(p.shape) for p in model.parameters() if hasattr(p, "to_local")}  # blocks of a spread base
     kept: dict[int, int] = {}
 
     def note(tensor: Tensor) -> Tensor:
-        if tensor.untyped_storage().data_ptr() not in weights:
+        shape = tuple(tensor.shape)
+        known = shape in gathered or shape[::-1] in gathered
+        if tensor.untyped_storage().data_ptr() not in weights and not known:
             kept[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
         return tensor
 

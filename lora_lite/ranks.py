@@ -16,7 +16,9 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-__all__ = ["Ranks", "join_ranks", "shard_base"]
+from lora_lite.runs import free_at_once, return_freed_memory
+
+__all__ = ["Ranks", "join_ranks", "shard_base", "shard_device"]
 
 
 @dataclass(frozen=True)
@@ -71,7 +73,11 @@ class Ranks:
 
 
 def join_ranks(device: torch.device) -> Ranks:
-    """This process among those that `torchrun` started; the only one where nothing did."""
+    """This process among those that `torchrun` started; the only one where nothing did.
+
+    Args:
+        device: where what is summed over the ranks lies.
+    """
     if not dist.is_available():
         return Ranks()
     if not dist.is_initialized() and int(os.environ.get("WORLD_SIZE", "1")) > 1:
@@ -80,10 +86,16 @@ def join_ranks(device: torch.device) -> Ranks:
     return Ranks(dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else Ranks()
 
 
-def shard_base(model: nn.Module, blocks: Sequence[nn.Module]) -> None:
+def shard_device(device: torch.device) -> torch.device:
+    """Where a spread base lies: on this process's GPU where there is one, whatever holds the model now."""
+    return torch.device("cuda", torch.cuda.current_device()) if torch.cuda.is_available() else device
+
+
+def shard_base(model: nn.Module, blocks: Sequence[nn.Module], device: torch.device) -> None:
     """Spread the frozen parameters over the ranks (FSDP2), each block's gathered only while it is computed.
 
-    What is trained stays whole on every rank: adapters are small, and so are saved and stepped as in one process.
+    Block by block the parameters move to `device`, each rank its part, so that no device ever holds all of them. What is
+    trained stays whole on every rank: adapters are small, and so are saved and stepped as in one process.
 
     Raises:
         ValueError: nothing is frozen, so that nothing could be spread.
@@ -96,7 +108,12 @@ def shard_base(model: nn.Module, blocks: Sequence[nn.Module]) -> None:
         raise ValueError(
             "shard=True spreads the frozen base over the ranks, and nothing is frozen: call add_lora first"
         )
+    if device.type == "cpu":
+        free_at_once()
     for block in blocks:
         fully_shard(block, ignored_params={p for p in block.parameters() if p.requires_grad})
     trained = {p for p in model.parameters() if p.requires_grad}
     fully_shard(model, ignored_params=trained, reshard_after_forward=False)  # the head is used after the forward pass
+    for p in trained:
+        p.data = p.data.to(device)
+    return_freed_memory()

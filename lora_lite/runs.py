@@ -21,6 +21,7 @@ __all__ = [
     "checkpointed",
     "data_hash",
     "evaluating",
+    "free_at_once",
     "limits",
     "random_states_kept",
     "return_freed_memory",
@@ -28,6 +29,8 @@ __all__ = [
     "seed_step",
     "trained_hash",
 ]
+
+M_MMAP_THRESHOLD = -3  # in glibc's malloc.h
 
 
 class Encoded(Protocol):
@@ -44,7 +47,8 @@ def base_hash(model: nn.Module, trained: Collection[str]) -> str:
     digest = hashlib.sha256()
     for name, tensor in (*model.named_parameters(), *model.named_buffers()):
         if name not in trained and not hasattr(tensor, "full_tensor"):  # one that is spread over processes
-            few = tensor.detach().flatten()[:: max(1, tensor.numel() // 64)].cpu().contiguous()
+            # a copy: FSDP could not free a parameter whose memory numpy has seen
+            few = tensor.detach().flatten()[:: max(1, tensor.numel() // 64)].cpu().clone()
             digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
             digest.update(few.view(torch.uint8).numpy().data)
     return digest.hexdigest()
@@ -145,15 +149,25 @@ def return_freed_memory() -> None:
 
     glibc keeps what is freed, and activations of the next length do not fit into the gaps: its heap grows pass by pass.
     """
-    trim = _malloc_trim()
+    trim = _of_c_library("malloc_trim")
     if trim is not None:
         trim(0)
 
 
+def free_at_once() -> None:
+    """From now on blocks of a megabyte and more go back to the system when they are freed, where it is glibc's to say.
+
+    glibc keeps ever larger blocks in its heap instead: of a base that is gathered block by block, in the end all of it.
+    """
+    option = _of_c_library("mallopt")
+    if option is not None:
+        option(M_MMAP_THRESHOLD, 2**20)
+
+
 @cache
-def _malloc_trim() -> Callable[[int], int] | None:
+def _of_c_library(name: str) -> Callable[..., int] | None:
     try:
-        found: Callable[[int], int] = ctypes.CDLL(None).malloc_trim
+        found: Callable[..., int] = getattr(ctypes.CDLL(None), name)
     except (AttributeError, OSError, TypeError):  # another C library, or none to ask
         return None
     return found

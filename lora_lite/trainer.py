@@ -29,7 +29,7 @@ from torch import Tensor, nn
 
 from lora_lite.checkpoints import checkpoint_steps, load_newest, save_checkpoint
 from lora_lite.lora import adapter_names, adapters_without_gradient, lora_parameter_groups
-from lora_lite.ranks import join_ranks, shard_base
+from lora_lite.ranks import join_ranks, shard_base, shard_device
 from lora_lite.runs import (
     base_hash,
     blocks,
@@ -362,14 +362,19 @@ class Trainer:
             if p.dtype.itemsize < 4:
                 raise ValueError(f"{name} is trained in {p.dtype}, which rounds small steps away: call .float() first")
         self.names, self.parameters = list(trained), list(trained.values())
-        self._moving = running_statistics(model)
-        self._learnt: dict[str, Tensor] = {**trained, **self._moving}
         self.device = self.parameters[0].device
-        self.ranks = join_ranks(self.device)
+        spread_on = shard_device(self.device) if self.config.shard else self.device
+        self.ranks = join_ranks(spread_on)
+        self._moving = running_statistics(model)
+        self._base = base_hash(model, {**trained, **self._moving})
+        self._sharded = self.config.shard and self.ranks.world > 1
+        if self._sharded:  # before the first pass: no device ever holds all of the base
+            self.device = spread_on
+            shard_base(model, blocks(model), self.device)
+        self._learnt: dict[str, Tensor] = {**trained, **self._moving}
         accepted = inspect.signature(model.forward).parameters
         self._takes_positions = "position_ids" in accepted
         self._options = {"use_cache": False} if "use_cache" in accepted else {}  # transformers' models fill one else
-        self._sharded = self.config.shard and self.ranks.world > 1
         self._stop_signal: int = 0  # of the signal that asked the run to end
         self._best: list[Tensor] | None = None  # the parameters that scored best so far
         self.head = self._find_head()
@@ -401,8 +406,6 @@ class Trainer:
             self._begin(train_set, eval_set, resume)
             until_the_end.callback(self._watch.close)
             until_the_end.callback(setattr, self, "_stop_signal", 0)
-            if self._sharded:
-                shard_base(self.model, blocks(self.model))
             if self.config.gradient_checkpointing:
                 until_the_end.enter_context(checkpointed(self.model))
             try:
@@ -696,7 +699,7 @@ class Trainer:
         self._of_run = {
             "settings": settings,
             "data": data_hash(train_set, eval_set),
-            "base": base_hash(self.model, self._learnt),
+            "base": self._base,
             "adapters": trained_hash(self.model, self.names),
         }
         first, out = self.ranks.rank == 0, self.out

@@ -167,7 +167,9 @@ def test_asked_to_stop(asked: signal.Signals, straight: Path, tmp_path: Path) ->
         assert process.poll() is None
     process.send_signal(asked)
     code, errors = finish(process)
-    assert code == -asked, errors
+    # an uncaught KeyboardInterrupt ends Python by the signal, or with 1 where PyTorch's compiler has been imported
+    assert code in ((-asked, 1) if asked == signal.SIGINT else (-asked,)), errors
+    assert "KeyboardInterrupt" in errors or asked == signal.SIGTERM
     assert f"{asked.name}: saving, then stopping" in errors
     done = sum('"loss"' in line for line in path.read_text().splitlines())
     assert 4 <= done < 8 and checkpoint_steps(tmp_path / "checkpoints")[-1] == done
