@@ -214,9 +214,7 @@ def _prepare(
     items: dict[str, list[Item]] = {name: [] for name in SPLITS}
     left_out, taken = Counter[str](), set[str]()
     try:
-        for name in reversed(
-            SPLITS
-        ):  # the test has the first choice of the sentences that articles share, train the last
+        for name in reversed(SPLITS):  # of the sentences that articles share, the test has the first choice
             reports = [report for report in knowledge.reports if side_of(report[0], seed) == name]
             records = articles.sides[name] + (articles.variants if name == "train" else [])
             items[name] = build_items(records, replace(knowledge, reports=reports), tokenizer, context, left_out, taken)
