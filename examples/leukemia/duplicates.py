@@ -1,8 +1,9 @@
-"""Find texts that nearly repeat an earlier one, exactly and without comparing all pairs.
+"""Find texts that nearly repeat an earlier one, or are a part of it, exactly and without comparing all pairs.
 
-Two texts are near-duplicates where their sets of 5-word shingles have a Jaccard similarity of at least t. Sort all
-shingles from rare to frequent: then two sets of that similarity must share one of their first |x| - ceil(t |x|) + 1
-(Chaudhuri, Ganti and Kaushik 2006; Bayardo, Ma and Srikant 2007), so only those are looked up.
+Two texts are near-duplicates where their sets of 5-word shingles have a Jaccard similarity of at least t, or where the
+longer holds 0.9 of the shorter, as of a copy that was cut. Sort all shingles from rare to frequent: either way the sets
+share one of the first |x| - ceil(t |x|) + 1 of the smaller, x, so only those are looked up (Chaudhuri, Ganti and Kaushik
+2006; Bayardo, Ma and Srikant 2007). Whichever comes later is looked up in what the earlier ones have.
 """
 
 from __future__ import annotations
@@ -17,6 +18,8 @@ from tqdm import tqdm
 __all__ = ["near_duplicates", "shingles"]
 
 WIDTH = 5
+CONTAINED = 0.9  # share of the shorter's shingles that the longer has: of a copy without its end, with a word changed
+FEWEST = 30  # shingles of a text that may count as a part of another: some sentences, not one that many share
 
 
 def near_duplicates(texts: Sequence[str], threshold: float = 0.8) -> dict[int, int]:
@@ -24,18 +27,22 @@ def near_duplicates(texts: Sequence[str], threshold: float = 0.8) -> dict[int, i
     ids: dict[str, int] = {}
     sets = [shingles(text, ids) for text in texts]
     frequency = Counter(shingle for each in sets for shingle in each)
-    index: defaultdict[int, list[int]] = defaultdict(list)
+    of_all: defaultdict[int, list[int]] = defaultdict(list)
+    of_first: defaultdict[int, list[int]] = defaultdict(list)
     repeats: dict[int, int] = {}
     for place, each in enumerate(tqdm(sets, desc="comparing", unit=" article", delay=1)):
-        prefix = sorted(each, key=lambda shingle: (frequency[shingle], shingle))
-        prefix = prefix[: len(each) - math.ceil(threshold * len(each)) + 1]
-        candidates = sorted({other for shingle in prefix for other in index[shingle]})
-        original = next((other for other in candidates if _jaccard(each, sets[other]) >= threshold), None)
+        ordered = sorted(each, key=lambda shingle: (frequency[shingle], shingle))
+        first = ordered[: len(each) - math.ceil(min(threshold, CONTAINED) * len(each)) + 1]
+        smaller = {other for shingle in ordered if shingle in of_first for other in of_first[shingle]}
+        candidates = sorted(smaller.union(*(of_all[shingle] for shingle in first if shingle in of_all)))
+        original = next((other for other in candidates if _repeats(each, sets[other], threshold)), None)
         if original is not None:
             repeats[place] = original
             continue
-        for shingle in prefix:
-            index[shingle].append(place)
+        for index, part in ((of_all, ordered), (of_first, first)):
+            for shingle in part:
+                if frequency[shingle] > 1:  # most are in no other text
+                    index[shingle].append(place)
     return repeats
 
 
@@ -49,5 +56,7 @@ def shingles(text: str, ids: dict[str, int]) -> set[int]:
     return {hash(run) for run in runs}
 
 
-def _jaccard(a: set[int], b: set[int]) -> float:
-    return len(a & b) / len(a | b)
+def _repeats(a: set[int], b: set[int], threshold: float) -> bool:
+    shared, shorter = len(a & b), min(len(a), len(b))
+    alike = shared / (len(a) + len(b) - shared) >= threshold
+    return alike or shorter >= FEWEST and shared / shorter >= CONTAINED

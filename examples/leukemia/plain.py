@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Container
 from dataclasses import dataclass
 from functools import cache, cached_property
 from pathlib import Path
@@ -17,7 +18,7 @@ import numpy as np
 from examples.leukemia.data import UserError
 from examples.leukemia.reading import reading_counts, reading_grade, sentences_of
 
-__all__ = ["GLOSSARY", "Glossary", "load_glossary", "plain_pair"]
+__all__ = ["GLOSSARY", "Glossary", "load_glossary", "plain_pair", "same_words"]
 
 GLOSSARY = Path(__file__).parent / "data" / "glossary.json"
 LONGEST = 60  # words of a sentence that is put plainly
@@ -63,19 +64,27 @@ def load_glossary(path: Path = GLOSSARY) -> Glossary:
         raise UserError(f"{path} is no glossary ({type(error).__name__}: {error}): see data/glossary.json") from None
 
 
-def plain_pair(abstract: str, glossary: Glossary) -> tuple[str, str] | None:
+def plain_pair(abstract: str, glossary: Glossary, taken: Container[str] = ()) -> tuple[str, str] | None:
     """The sentence of an abstract that gets easiest to read when put plainly, and how it then reads.
 
     Easier is a lower Flesch-Kincaid grade: words that explain a term can make a sentence harder. None if none gets easier.
+
+    Args:
+        taken: the `same_words` of sentences that another article has given, to be passed over.
     """
     pairs = [(sentence, *glossary.simplify(sentence)) for sentence in sentences_of(abstract)]
     falls = {
         (sentence, plain): _grade(sentence) - _grade(plain)
         for sentence, plain, terms in pairs
-        if terms and len(sentence.split()) <= LONGEST
+        if terms and len(sentence.split()) <= LONGEST and same_words(sentence) not in taken
     }
     best = max(falls, key=falls.__getitem__, default=None)  # of equals the first
     return best if best and falls[best] > 0 else None
+
+
+def same_words(sentence: str) -> str:
+    """What two sentences share that differ at most in capitals, spaces and punctuation."""
+    return " ".join(re.findall(r"\w+", sentence.lower()))
 
 
 def _grade(text: str) -> float:

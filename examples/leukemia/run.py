@@ -211,12 +211,13 @@ def _prepare(
             f"{len(articles.all)} articles are too few to split (nothing falls to {', '.join(small)}): give 30 or more"
         )
     context = model.config.max_position_embeddings
-    items, left_out = {}, Counter[str]()
+    items: dict[str, list[Item]] = {name: [] for name in SPLITS}
+    left_out, taken = Counter[str](), set[str]()
     try:
-        for name in SPLITS:
+        for name in reversed(SPLITS):  # of the sentences that articles share, the test has the first choice
             reports = [report for report in knowledge.reports if side_of(report[0], seed) == name]
             records = articles.sides[name] + (articles.variants if name == "train" else [])
-            items[name] = build_items(records, replace(knowledge, reports=reports), tokenizer, context, left_out)
+            items[name] = build_items(records, replace(knowledge, reports=reports), tokenizer, context, left_out, taken)
         items["test"] += open_questions(knowledge.questions, tokenizer, context)
     except (ValueError, ImportError) as error:  # a chat template that cannot write these turns
         raise UserError(f"the model's tokenizer: {error}") from None

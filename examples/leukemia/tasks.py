@@ -26,7 +26,7 @@ from examples.leukemia.conclusions import part_conclusion
 from examples.leukemia.data import Record, UserError
 from examples.leukemia.gazetteer import Gazetteer
 from examples.leukemia.lab import LAB_INSTRUCTION
-from examples.leukemia.plain import Glossary, plain_pair
+from examples.leukemia.plain import Glossary, plain_pair, same_words
 from examples.leukemia.questions import Question, by_article, questions_from_names
 from examples.leukemia.terms import TERMS_INSTRUCTION, key_terms
 from llama_min import Tokenizer
@@ -83,6 +83,7 @@ def build_items(
     tokenizer: Tokenizer,
     context: int,
     left_out: Counter[str] | None = None,
+    taken: set[str] | None = None,
 ) -> list[Item]:
     """Every task's items of these records and of the lab reports, each fitted to `context` tokens.
 
@@ -90,15 +91,17 @@ def build_items(
 
     Args:
         left_out: gets, by task, how many items have a completion that does not fit even without any source.
+        taken: the sentences that plain items of other sides have (`same_words`), which none here gets; gets those of these.
     """
     left_out = Counter() if left_out is None else left_out
+    taken = set() if taken is None else taken
     labels = tuple(knowledge.gazetteer.labels)
     asked = by_article(knowledge.questions)
     items = []
     for record in tqdm(records, desc="building items", unit="article", delay=1):
         passages = _passages(record.abstract, tokenizer, context)
         items += [Item(record.pubmed_id, "text", "", "", passage) for passage in passages]
-        for item in _unfitted(record, knowledge, asked.get(record.pubmed_id)):
+        for item in _unfitted(record, knowledge, asked.get(record.pubmed_id), taken):
             fitted = fit_item(item, tokenizer, context, labels if item.task == "subtype" else ())
             if fitted and fitted.task == "terms" and fitted.words_cut:  # what was cut cannot be listed
                 fitted = replace(fitted, completion=_listed(fitted.source, knowledge.gazetteer))
@@ -112,8 +115,10 @@ def build_items(
     return items
 
 
-def _unfitted(record: Record, knowledge: Knowledge, asked: Sequence[Question] | None) -> Iterator[Item]:
-    """The items of one article that ask for an answer, whole."""
+def _unfitted(
+    record: Record, knowledge: Knowledge, asked: Sequence[Question] | None, taken: set[str]
+) -> Iterator[Item]:
+    """The items of one article that ask for an answer, whole; the plain sentence is none that is taken, and then is."""
     names, gazetteer = record.pubmed_id, knowledge.gazetteer
     subtype = record.subtype or subtype_of(record.title, record.abstract, gazetteer)
     if subtype in gazetteer.labels:
@@ -128,7 +133,8 @@ def _unfitted(record: Record, knowledge: Knowledge, asked: Sequence[Question] | 
         yield Item(names, "question", question.question, record.abstract, question.answer)
     if terms := _listed(record.abstract, gazetteer):
         yield Item(names, "terms", TERMS_INSTRUCTION, record.abstract, terms)
-    if pair := plain_pair(record.abstract, knowledge.glossary):
+    if pair := plain_pair(record.abstract, knowledge.glossary, taken):
+        taken.add(same_words(pair[0]))
         yield Item(names, "plain", PLAINLY, *pair)
 
 

@@ -219,23 +219,39 @@ def test_a_folder_with_other_files_is_not_replaced(tmp_path: Path, capsys: pytes
 
 
 def test_near_duplicates_are_those_that_all_pairs_give() -> None:
-    """Against comparing every pair of sets, on texts with words changed at random."""
+    """Against comparing every pair of sets, on texts with words changed, taken off and added at random."""
     rng = random.Random(0)
     words = [f"w{n}" for n in range(300)]
     texts: list[str] = []
-    for _ in range(120):
-        text = rng.choice(texts).split() if texts and rng.random() < 0.6 else rng.choices(words, k=60)
-        for _ in range(rng.choice((0, 1, 2, 4, 8))):
+    for _ in range(240):
+        text = rng.choice(texts).split() if texts and rng.random() < 0.8 else rng.choices(words, k=60)
+        for _ in range(rng.choice((0, 0, 1, 4))):
             text[rng.randrange(len(text))] = rng.choice(words)
+        text = text[: rng.choice((32, 48, 60, 60, 60))] + rng.choices(words, k=rng.choice((0, 0, 0, 30)))
         texts.append(" ".join(text))
     sets = [{tuple(t.split()[i : i + 5]) for i in range(len(t.split()) - 4)} for t in texts]
     expected: dict[int, int] = {}
+    parts = 0
     for place in range(len(texts)):
         for other in (n for n in range(place) if n not in expected):
-            if len(sets[place] & sets[other]) / len(sets[place] | sets[other]) >= 0.8:
-                expected[place] = other
+            a, b = sets[place], sets[other]
+            alike, shorter = len(a & b) / len(a | b) >= 0.8, min(len(a), len(b))
+            if alike or shorter >= 30 and len(a & b) / shorter >= 0.9:
+                expected[place], parts = other, parts + (not alike)
                 break
-    assert near_duplicates(texts, 0.8) == expected and 10 < len(expected) < 110
+    assert near_duplicates(texts, 0.8) == expected and 10 < parts < len(expected) - 10 < 200
+
+
+@pytest.mark.parametrize("cut_first", [False, True])
+def test_a_copy_without_its_end_is_a_duplicate(real: Path, cut_first: bool) -> None:
+    """Three quarters of a real abstract, before or after it; a single sentence of it is an abstract of its own."""
+    whole = [record.abstract for record in read_abstracts(real / "pubmed_leukemia_abstracts.csv")[0][:60]]
+    whole = [text for text in whole if len(text.split()) > 50]
+    cut = [" ".join(text.split()[: len(text.split()) * 3 // 4]) + "." for text in whole]
+    sentence = [" ".join(text.split()[:20]) for text in whole]
+    count = len(whole)
+    texts = (cut + whole if cut_first else whole + cut) + sentence
+    assert near_duplicates(texts) == {count + place: place for place in range(count)} and count > 50
 
 
 def synthetic_rows(count: int, label: str, start: int) -> list[dict]:

@@ -18,17 +18,18 @@ import torch
 from safetensors.torch import load_file
 
 from examples.leukemia.__main__ import main
-from examples.leukemia.data import Record, UserError, side_of
+from examples.leukemia.data import SPLITS, Record, UserError, side_of
 from examples.leukemia.evaluate import Evaluation
 from examples.leukemia.files import new_folder
 from examples.leukemia.folders import copy_tokenizer, load_int8, training_folder
 from examples.leukemia.gazetteer import LEUKEMIA, load_gazetteer
 from examples.leukemia.index import Index
+from examples.leukemia.plain import load_glossary
 from examples.leukemia.pretrain import DOCUMENTS, NUMBER_DOCUMENTS, TINY_LLAMA, pretrain
 from examples.leukemia.rate import read_pairs
-from examples.leukemia.run import MADE, Settings, _retriever, _write, _write_pairs
+from examples.leukemia.run import MADE, Settings, _prepare, _read, _retriever, _write, _write_pairs
 from examples.leukemia.synthetic import ABSTRACTS, LYMPHOMA, QUESTIONS_FILE
-from examples.leukemia.tasks import Item
+from examples.leukemia.tasks import Item, Knowledge
 from llama_min import Llama, LlamaConfig, load_llama, load_tokenizer, save_llama
 from lora_lite import load_adapter
 from quant_lite import Int8Linear
@@ -134,6 +135,32 @@ def test_default_has_no_article_on_two_sides(default_run) -> None:
         sides[name] = {json.loads(line)["pubmed_id"] for line in lines}
         assert sides[name] and all(pubmed_id.startswith(("SYN-", "LAB-")) for pubmed_id in sides[name])
     assert len(set.union(*sides.values())) == sum(map(len, sides.values())) == 600 + 600  # articles, lab reports
+
+    plain = plain_sources(default_run[1] / "data")
+    assert len(set(plain)) == len(plain) > 500  # abstracts share sentences: each is asked for once
+
+
+def plain_sources(folder: Path) -> list[str]:
+    """The sentences to put plainly of all sides, without what does not change the words."""
+    lines = [line for name in SPLITS for line in (folder / f"{name}.jsonl").read_text(encoding="utf-8").splitlines()]
+    return [
+        " ".join(re.findall(r"\w+", row["source"].lower())) for row in map(json.loads, lines) if row["task"] == "plain"
+    ]
+
+
+@pytest.mark.parametrize("abstracts", [ABSTRACTS, LYMPHOMA / "abstracts.csv"], ids=["leukemia", "lymphoma"])
+def test_no_plain_sentence_comes_twice(tmp_path: Path, abstracts: Path) -> None:
+    """The test has its first choice of each, validation and train take the next; items stay in the order of articles."""
+    settings = Settings(TINY_LLAMA, abstracts, tmp_path)
+    articles, tokenizer = _read(settings), load_tokenizer(TINY_LLAMA)
+    knowledge = Knowledge(load_gazetteer(LEUKEMIA), load_glossary())
+    items, _ = _prepare(articles, knowledge, tokenizer, load_llama(TINY_LLAMA, torch.float32), 0, tmp_path)
+    sources = plain_sources(tmp_path / "data")
+    assert len(set(sources)) == len(sources) > 0.95 * len(articles.all)
+    assert list(items) == list(SPLITS)
+    for name, rows in items.items():
+        order = list(dict.fromkeys(item.pubmed_id for item in rows))
+        assert order == [record.pubmed_id for record in articles.sides[name]]
 
 
 def test_default_checkpoints_agree(default_run) -> None:

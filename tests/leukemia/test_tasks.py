@@ -28,7 +28,7 @@ from examples.leukemia.evaluate import (
 )
 from examples.leukemia.gazetteer import load_gazetteer
 from examples.leukemia.lab import Range, lab_reports, load_ranges, read_flag
-from examples.leukemia.plain import Glossary, load_glossary, plain_pair
+from examples.leukemia.plain import Glossary, load_glossary, plain_pair, same_words
 from examples.leukemia.pretrain import TINY_LLAMA
 from examples.leukemia.questions import Question, questions_from_names, read_questions
 from examples.leukemia.reading import reading_counts, reading_grade
@@ -260,6 +260,26 @@ def test_the_plain_sentence_is_the_one_that_gets_easiest() -> None:
     assert plain_pair(f"Cells died. {easier[0]} A first relapse came.", glossary) == easier
     assert plain_pair("Cells died. A first relapse came.", glossary) is None
     assert plain_pair("Cells died.", glossary) is None
+
+
+def test_a_sentence_that_is_taken_is_passed_over() -> None:
+    glossary = Glossary({"thrombocytopenia": "few platelets", "first": "early"})
+    easiest, next_best, harder = (
+        "All had thrombocytopenia.",
+        "Each had severe thrombocytopenia.",
+        "A first relapse came.",
+    )
+    text = f"{easiest} {harder} {next_best}"
+    assert plain_pair(text, glossary)[0] == easiest
+    assert plain_pair(text, glossary, {same_words("all had  THROMBOCYTOPENIA")})[0] == next_best
+    assert plain_pair(text, glossary, {same_words(easiest), same_words(next_best)}) is None
+    assert len({same_words(f"In {n} patients.") for n in (3, 4)}) == 2
+
+    records = [Record(str(n), "", text) for n in range(4)]
+    taken = {same_words(next_best)}
+    items = build_items(records, Knowledge(GAZETTEER, glossary), TOKENIZER, 1024, taken=taken)
+    assert [item.source for item in items if item.task == "plain"] == [easiest]
+    assert taken == {same_words(easiest), same_words(next_best)}
 
 
 def test_every_plain_sentence_is_easier_than_its_source(real: Path) -> None:
