@@ -27,7 +27,15 @@ from examples.leukemia.gazetteer import LEUKEMIA, Gazetteer, load_gazetteer, wor
 from examples.leukemia.index import Hit, Index, query_units, readable
 from examples.leukemia.metrics import numbers_of
 from examples.leukemia.notice import NOTICE
-from examples.leukemia.prompt import TAGS, answer_room, article_blocks, fit_articles, sentences_of
+from examples.leukemia.prompt import (
+    TAGS,
+    answer_room,
+    article_blocks,
+    article_id,
+    fit_articles,
+    sentences_of,
+    split_sentences,
+)
 from examples.leukemia.safety import (
     as_data,
     asks_about_a_person,
@@ -73,13 +81,25 @@ class Answer:
 
     def __str__(self) -> str:
         cited = {pubmed_id for _, pubmed_id in self.sentences}
-        lines = [*self.notes, *(f"{sentence} [PMID {pubmed_id}]" for sentence, pubmed_id in self.sentences), ""]
+        lines = [*self.notes, *(f"{sentence} [PMID {article_id(one)}]" for sentence, one in self.sentences), ""]
         for hit in self.found:
             if hit.pubmed_id in cited:
-                where = ", ".join(str(part) for part in (hit.journal, hit.year) if part)
+                title, journal = _unless_it_speaks(hit.title, "title"), _unless_it_speaks(hit.journal, "journal")
+                where = ", ".join(str(part) for part in (journal, hit.year) if part)
                 retracted = " RETRACTED" if hit.retracted else ""
-                lines.append(f"PMID {hit.pubmed_id}{retracted}: {hit.title or '(no title)'} {where}".rstrip())
-        return "\n".join([*lines, NOTICE]).strip()
+                lines.append(f"PMID {article_id(hit.pubmed_id)}{retracted}: {title or '(no title)'} {where}".rstrip())
+        return "\n".join([*map(_printable, lines), NOTICE]).strip()
+
+
+def _unless_it_speaks(text: str, what: str) -> str:
+    """A title or a journal as it is printed: not where it tells the reader what they have, or a model what to do."""
+    speaks = any(states_diagnosis(one) or reads_like_instruction(one) for one in (text, *split_sentences(text)))
+    return f"[{what} withheld: it speaks to the reader]" if speaks else text
+
+
+def _printable(line: str) -> str:
+    """A line without what a terminal would obey: control characters, and marks that turn the direction of writing."""
+    return "".join(" " if each.isspace() else each for each in line if each.isprintable() or each.isspace())
 
 
 def answer(
@@ -112,7 +132,7 @@ def answer(
             notes.append(
                 "Nothing that the model wrote was borne out, so these are sentences of the articles themselves:"
             )
-        written = _quotes(question, kept, index.gazetteer)
+        written = _quotes(question, kept, {hit.pubmed_id: hit.title for hit in close}, index.gazetteer)
     if not written:
         notes.append("What was found holds no sentence that may be quoted.")
     return Answer(written, list(hits), False, notes)
@@ -193,15 +213,22 @@ def _words(text: str) -> set[str]:
     return {word.lower() for word, _ in words_of(text) if len(word) > 3 or word.isdigit()}
 
 
-def _quotes(question: str, sources: dict[str, list[str]], gazetteer: Gazetteer, most: int = 3) -> list[tuple[str, str]]:
-    """Of each of the first articles the sentence that holds most of what is asked; a stated diagnosis is not quoted."""
+def _quotes(
+    question: str, sources: dict[str, list[str]], titles: dict[str, str], gazetteer: Gazetteer, most: int = 3
+) -> list[tuple[str, str]]:
+    """Of each of the first articles the sentence that holds most of what is asked; a stated diagnosis is not quoted.
+
+    A title tells what was asked and not what was found: it is quoted only where no sentence holds half as much.
+    """
     wanted = {word for unit in query_units(question, gazetteer) for name in unit for word in _words(name)}
     quotes = []
     for pubmed_id, sentences in list(sources.items())[:most]:
-        usable = [sentence for sentence in sentences if not states_diagnosis(sentence)]
-        if usable:
-            best = max(range(len(usable)), key=lambda place: (len(wanted & _words(usable[place])), -place))
-            quotes.append((usable[best], pubmed_id))
+        held = {one: len(wanted & _words(one)) for one in sentences if not states_diagnosis(one)}
+        of_title = split_sentences(titles.get(pubmed_id, ""))
+        most_held = max(held.values(), default=0)
+        told = [one for one in held if one not in of_title and 0 < held[one] >= most_held / 2]
+        if held:
+            quotes.append((max(told or held, key=lambda one: held[one]), pubmed_id))
     return quotes
 
 
