@@ -96,6 +96,46 @@ def test_another_disease_drug_or_number_is_not_borne_out(tmp_path: Path, monkeyp
     assert any("dropped" in note for note in given.notes) != kept
 
 
+@pytest.mark.parametrize(
+    ("says", "kept"),
+    [
+        ("Imatinib prolonged survival in 60 of 100 patients with chronic myeloid leukemia.", True),
+        ("Gleevec prolonged survival in sixty of 100 patients with CML.", True),
+        ("Imatinib prolonged survival in patients with CML.", True),
+        ("Imatinib shortened survival in 60 of 100 patients with chronic myeloid leukemia.", False),
+        ("Imatinib reduced survival in patients with chronic myeloid leukemia.", False),
+        ("Imatinib halved survival in patients with chronic myeloid leukemia.", False),
+        ("Imatinib prolonged survival in 60% of patients with chronic myeloid leukemia.", False),
+        ("Imatinib prolonged survival in sixty percent of patients with chronic myeloid leukemia.", False),
+        ("Imatinib prolonged survival in sixty of ninety patients with chronic myeloid leukemia.", False),
+        ("Imatinib prolonged survival in sixty-one patients with chronic myeloid leukemia.", False),
+        ("Imatinib prolonged survival in 100 of 60 patients with chronic myeloid leukemia.", False),
+        ("Imatinib prolonged survival in all patients with chronic myeloid leukemia.", False),
+        ("Imatinib prolonged survival in most patients with chronic myeloid leukemia.", False),
+        ("Relapse was less frequent and remission longer with nilotinib than with dasatinib.", True),
+        ("Relapse was more frequent and remission longer with nilotinib than with dasatinib.", False),
+        ("Relapse was longer and remission less frequent with nilotinib than with dasatinib.", False),
+        ("Relapse was less frequent and remission longer with dasatinib than with nilotinib.", False),
+        ("Clones with T315I were resistant and other clones sensitive to dasatinib.", True),
+        ("Clones with T315I were sensitive and other clones resistant to dasatinib.", False),
+        ("Bosutinib was an effective and favorable choice in this small group.", False),
+        ("Bosutinib was an ineffective and unfavorable choice in this small group.", True),
+    ],
+)
+def test_the_opposite_or_other_arithmetic_is_not_borne_out(tmp_path: Path, monkeypatch, says: str, kept: bool) -> None:
+    made = Index(tmp_path / "index.sqlite", create=True)
+    text = (
+        "Imatinib prolonged survival in 60 of 100 patients with chronic myeloid leukemia. "
+        "Relapse was less frequent and remission longer with nilotinib than with dasatinib. "
+        "Clones with T315I were resistant and other clones sensitive to dasatinib. "
+        "Bosutinib was an ineffective and unfavorable choice in this small group."
+    )
+    made.add([Record("32", "Inhibitors", text)])
+    given = ask_with(monkeypatch, made, "imatinib", says)
+    made.close()
+    assert any("dropped" in note for note in given.notes) != kept
+
+
 def test_where_nothing_is_borne_out_the_articles_speak(index: Index, monkeypatch) -> None:
     given = ask_with(monkeypatch, index, QUESTION, "Purple elephants dance wildly tonight.")
     assert "Nothing that the model wrote was borne out" in given.notes[-1]
