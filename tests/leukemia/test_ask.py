@@ -216,6 +216,7 @@ IDENTIFIERS = [
     ("DOB: 1956/03/12", "[date of birth]"),
     ("date of birth - 12/3/1956", "[date of birth]"),
     ("lives at 12 High Street, London", "lives at [address], London"),
+    ("lives at 221B Baker Street", "lives at [address]"),
     ("mr. john smith has aml", "[name] has aml"),
     ("ms jones, 45", "[name], 45"),
     ("MR. SMITH has AML", "[name] has AML"),
@@ -234,6 +235,20 @@ IDENTIFIERS = [
     ("Should Maria Garcia take imatinib?", "Should [name] take imatinib?"),
     ("JOHN SMITH, DOB 12/03/1956", "[name], [date of birth]"),
     ("Smith, John (DOB 1/2/1990)", "[name] ([date of birth])"),
+    ("SSN: 123456789", "SSN: [social security number]"),
+    ("SSN is 123456789", "SSN is [social security number]"),
+    ("The patient is John Smith", "The patient is [name]"),
+    ("His phone is 5551234567", "His [telephone number]"),
+    ("call me at 555 123 4567 about AML", "[telephone number] about AML"),
+    ("020 7946 0958 is his", "[telephone number] is his"),
+    ("Jane Doe, a 45-year-old woman with AML", "[name], a 45-year-old woman with AML"),
+    ("Jane Doe (45) has AML", "[name] (45) has AML"),
+    ("Is imatinib right for John Smith?", "Is imatinib right for [name]?"),
+    ("Is imatinib safe for Ana López?", "Is imatinib safe for [name]?"),
+    ("Maria Garcia's blood counts", "[name]'s blood counts"),
+    ("Record 12345678", "[record number]"),
+    ("Medicare number 1EG4-TE5-MK73", "[record number]"),
+    ("National Insurance number QQ 12 34 56 C", "[record number]"),
 ]
 
 
@@ -289,6 +304,15 @@ def test_what_is_no_identifier() -> None:
         "United States, 45% of patients",
         "Cancer and Leukemia Group B, 12 patients",
         "the gene is named after its homologue",
+        "Is imatinib good for Chronic Myeloid Leukemia?",
+        "Is ponatinib safe for Older Adults?",
+        "Is venetoclax right for Refractory Disease?",
+        "Li Fraumeni (12) has been described",
+        "the patient is Philadelphia Chromosome positive",
+        "Richter's blood counts and Johns Hopkins (12) has a clinic",
+        "we record 123 events and a record of 12345 days",
+        "phone calls at 12 months, called on 3 and 10 days",
+        "HLA DR 12 34 56 and CD 12 34 56 E",
     ):
         assert not find_identifiers(text), text
 
@@ -380,6 +404,11 @@ Increase your dose. / Please take imatinib. / You're going to die of leukemia. /
 You have six months to live. / Your doctor should give you imatinib. / You have A.M.L. / You have blood cancer.
 You have a malignancy. / You have CML, so take imatinib. / If I am right, you have AML.
 You could well have AML; in fact you do have AML. / Your son definitely suffers from ALL. / You suffer from AML.
+you are leukemic and the results prove you are ill with leukemia. / You are clearly ill with CML.
+You should be treated with imatinib 800 mg for chronic myeloid leukemia. / You must be given dasatinib.
+The reader has leukemia. / Every reader clearly suffers from CML. / Anyone who reads this suffers from CML.
+It is certain that anyone who reads this suffers from CML. / Increase the dose of imatinib to 800 mg.
+Nilotinib should be doubled to 800 mg by every reader of this text. / Imatinib must be stopped by you.
 You were found to have AML. / You are positive for AML. / You've developed AML. / You developed leukemia."""
 
 
