@@ -21,7 +21,7 @@ _BOILERPLATE = re.compile(
     r"\(?ABSTRACT TRUNCATED AT \d+ WORDS\)?|\[Figure: see text\]|\(PsycINFO Database Record[^()]{0,80}\)"
     r"|\bThis article is protected by copyright\.(?: All rights reserved\.?)?|\bThis article has been retracted\."
     r"|\bThis is an open access article(?:[^.]|\.(?=\d)){0,300}\.|\bAll rights reserved\.?\s?$|(?<=\.\s)All rights reserved\.(?=\s)"
-    rf"|(?:(?<=[.?!]\s)|^)(?-i:Published by {_NAME_WORD}(?:,? {_NAME_WORD}){{0,9}}(?: on behalf of [^.]{{0,150}})?)\.(?=\s|$)"
+    rf"|(?:(?<=[.?!]\s)|^)(?-i:(?:Published|{_NAME_WORD}(?: {_NAME_WORD}){{1,9}} published) by {_NAME_WORD}(?:,? {_NAME_WORD}){{0,9}}(?: on behalf of [^.]{{0,150}})?)\.(?=\s|$)"
     r"|\bFor permissions,? (?:please )?(?:contact|e-?mail):? ?[\w.@-]{0,80}|\bSee rights and permissions\."
     r"|(?:(?<=[.?!]\s)|^)Re-?use permitted under CC[ -]BY[^.]{0,20}(?:\.\d[^.]{0,20})?\.|(?:(?<=[.?!]\s)|^)No commercial re-?use\."
     r"|(?<=\.\s)Published by Elsevier (?:B\.?V|Inc|Ltd|Masson|on behalf)[^.]{0,40}\.(?: All rights reserved\.)?"
@@ -49,7 +49,7 @@ _CITATIONS = re.compile(
     r"|(?<=[a-z.,:;])\[\d{1,5}(?:\s?[,-]\s?\d{1,5})*\](?!\w)"  # word[12], as opposed to a range: median [2-7]
     r"|(?<=[a-z,;:]\s)\[\d{1,3}\](?=[\s.,;:)]|$)|(?<=[a-z]\s)\[\d{1,3}(?:,\s?\d{1,3}){1,9}\](?=\.(?:\s|$))"  # word [1]
     r"|\((?i:refs?|references?)\.?\s\d{1,3}(?:\s?[,-]\s?\d{1,3}){0,9}\)"
-    r"|(?:(?<=[.?!]\s)|(?<=[.?!]))(?:REFERENCES|References)\s?:?\s\[?1[.)\]]\s(?s:.{0,20000})$"  # the list itself
+    r"|(?:(?<=[.?!]\s)|(?<=[.?!]))(?:REFERENCES|References)\s?:?\s\[?1[.)\]]\s(?s:.{0,5000})$"  # the list itself
     r"|\[?\(?PMID:?\s?\d{1,8}\)?\]?"
 )
 _MEASURED = re.compile(r"(?:days?|weeks?|months?|years?|hours?|range|median|mean|IQR)$")  # 5 days[2-7] is a range, too

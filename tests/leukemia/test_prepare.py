@@ -67,6 +67,8 @@ from examples.leukemia.spelling import american_word, americanize
         ("It works. Copyright: Licensee MDPI, Basel, Switzerland.", "It works."),
         ("It works. Crown Copyright 2010. Published by Elsevier Ltd. All rights reserved.", "It works."),
         ("It works. Published by Wiley.", "It works."),
+        ("It works. © 2020 The Authors. British Journal of Haematology published by Wiley.", "It works."),
+        ("It works. We used the Atlas published by Wiley.", None),
         ("We compared ©RapidKit sold in 2014 and found at least 80% (P=0.01). Then more.", None),
         ("Lentigen© 2014 vectors doubled survival.", None),
         ("The kit of 2014 (©RapidKit, Nature) did well. Published by Wiley in 2003, it was the first trial.", None),
