@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING
 
 from tqdm import tqdm
 
-from examples.leukemia.annotate import annotate
+from examples.leukemia.annotate import Span, annotate
 from examples.leukemia.arguments import positive, share
 from examples.leukemia.data import UserError, as_text
 from examples.leukemia.dense import SentenceTransformerEmbedder
@@ -27,7 +27,15 @@ from examples.leukemia.gazetteer import LEUKEMIA, Gazetteer, load_gazetteer, wor
 from examples.leukemia.index import Hit, Index, query_units, readable
 from examples.leukemia.metrics import numbers_of
 from examples.leukemia.notice import NOTICE
-from examples.leukemia.prompt import TAGS, answer_room, article_blocks, fit_articles, sentences_of
+from examples.leukemia.prompt import (
+    TAGS,
+    answer_room,
+    article_blocks,
+    article_id,
+    fit_articles,
+    sentences_of,
+    split_sentences,
+)
 from examples.leukemia.safety import (
     as_data,
     asks_about_a_person,
@@ -73,13 +81,25 @@ class Answer:
 
     def __str__(self) -> str:
         cited = {pubmed_id for _, pubmed_id in self.sentences}
-        lines = [*self.notes, *(f"{sentence} [PMID {pubmed_id}]" for sentence, pubmed_id in self.sentences), ""]
+        lines = [*self.notes, *(f"{sentence} [PMID {article_id(one)}]" for sentence, one in self.sentences), ""]
         for hit in self.found:
             if hit.pubmed_id in cited:
-                where = ", ".join(str(part) for part in (hit.journal, hit.year) if part)
+                title, journal = _unless_it_speaks(hit.title, "title"), _unless_it_speaks(hit.journal, "journal")
+                where = ", ".join(str(part) for part in (journal, hit.year) if part)
                 retracted = " RETRACTED" if hit.retracted else ""
-                lines.append(f"PMID {hit.pubmed_id}{retracted}: {hit.title or '(no title)'} {where}".rstrip())
-        return "\n".join([*lines, NOTICE]).strip()
+                lines.append(f"PMID {article_id(hit.pubmed_id)}{retracted}: {title or '(no title)'} {where}".rstrip())
+        return "\n".join([*map(_printable, lines), NOTICE]).strip()
+
+
+def _unless_it_speaks(text: str, what: str) -> str:
+    """A title or a journal as it is printed: not where it tells the reader what they have, or a model what to do."""
+    speaks = any(states_diagnosis(one) or reads_like_instruction(one) for one in (text, *split_sentences(text)))
+    return f"[{what} withheld: it speaks to the reader]" if speaks else text
+
+
+def _printable(line: str) -> str:
+    """A line without what a terminal would obey: control characters, and marks that turn the direction of writing."""
+    return "".join(" " if each.isspace() else each for each in line if each.isprintable() or each.isspace())
 
 
 def answer(
@@ -112,7 +132,7 @@ def answer(
             notes.append(
                 "Nothing that the model wrote was borne out, so these are sentences of the articles themselves:"
             )
-        written = _quotes(question, kept, index.gazetteer)
+        written = _quotes(question, kept, {hit.pubmed_id: hit.title for hit in close}, index.gazetteer)
     if not written:
         notes.append("What was found holds no sentence that may be quoted.")
     return Answer(written, list(hits), False, notes)
@@ -155,7 +175,8 @@ def _supported(text: str, sources: dict[str, list[str]], gazetteer: Gazetteer) -
     """The sentences of a model that an article bears out, with its id, and how many were dropped.
 
     Borne out: the article holds every number of the sentence, everything that it names and most of its words; the
-    nearest sentence of the article denies as it does; and it states no diagnosis.
+    nearest sentence of the article denies as it does, and holds its numbers and words of direction in the same order;
+    and it states no diagnosis. Dropping too much does no harm, for then the articles themselves are quoted.
     """
     words = {pubmed_id: _words(" ".join(sentences)) for pubmed_id, sentences in sources.items()}
     facts = {pubmed_id: _facts(" ".join(sentences), gazetteer) for pubmed_id, sentences in sources.items()}
@@ -167,7 +188,10 @@ def _supported(text: str, sources: dict[str, list[str]], gazetteer: Gazetteer) -
         best = max(words, key=lambda pubmed_id: (len(own & words[pubmed_id]), pubmed_id))
         nearest = max(sources[best], key=lambda one: len(own & _words(one)), default="")
         as_denied = bool(_DENIED.search(sentence)) == bool(_DENIED.search(nearest))
-        held = as_denied and _facts(sentence, gazetteer) <= facts[best]
+        as_told = _in_order(_told(sentence, gazetteer), _told(nearest, gazetteer)) and _as_compared(
+            sentence, nearest, gazetteer
+        )
+        held = as_denied and as_told and _facts(sentence, gazetteer) <= facts[best]
         borne = held and len(own & words[best]) >= SUPPORT * len(own) and len(own) > 3
         if borne and not states_diagnosis(sentence) and not reads_like_instruction(sentence):
             kept.append((sentence.strip(), best))
@@ -179,29 +203,102 @@ def _supported(text: str, sources: dict[str, list[str]], gazetteer: Gazetteer) -
 _DENIED = re.compile(r"\b(?:not?|never|none|neither|nor|without|fail(?:s|ed)?|cannot)\b|n't\b", re.IGNORECASE)
 
 
+# words that say which way, each known by its stem; what something did ("halved", "abolished") is one, too
+_DIRECTION = re.compile(
+    r"(?:un|in(?=eff|act|sen)|non-?|up-?|down-?)?(?:prolong|extend|lengthen|long|short|increas|decreas|reduc|rais|ris(?:e|ing)"
+    r"|rose|fall|fell|low|declin|improv|worse|deteriorat|high|more\b|most|less|fewer|few\b|better|best|superior|inferior"
+    r"|great|small|effective|active|sensitiv|resist|positiv|negativ|favou?rabl|advers|poor|good|bad\b|fast|slow|earl|late"
+    r"|before|after|benefi|harm|safe|toxic|inhibit|activat|promot|suppress|prevent|caus|cur(?:e|ing)|kill|protect|gain|loss"
+    r"|los[te]|regulat|all\b|every|always|only|rare|often|common|young|old|above|below|least|than\b)|\w{2,30}(?=ed\b)",
+    re.IGNORECASE,
+)
+_ONES = re.findall(
+    r"\w+",
+    """zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen seventeen
+    eighteen nineteen""",
+)
+_TENS = {
+    f"{tens}ty": 10 * place
+    for place, tens in enumerate(("twen", "thir", "for", "fif", "six", "seven", "eigh", "nine"), 2)
+}
+_NUMERAL = re.compile(
+    rf"\b(?:({'|'.join(_TENS)})(?:[ -]({'|'.join(_ONES[1:10])}))?|({'|'.join(_ONES)}))\b", re.IGNORECASE
+)
+_PART = re.compile(
+    r"(?:half|halves|third|quarter|hundred|thousand|million|dozen|twice|thrice|doubl|tripl)", re.IGNORECASE
+)
+
+
+def _told(text: str, gazetteer: Gazetteer) -> list[str]:
+    """The numbers of a text, each with its % sign, and its words of direction, as they come; names are left out."""
+    text = _unnamed(text, annotate(text, gazetteer))
+    text = _NUMERAL.sub(lambda found: str(_value(*found.groups())), text)
+    told = []
+    for part in re.sub(r"(?<=\d)\s?(?:%|per\s?cent\b)", "%", text).split():
+        numbers = sorted(numbers_of(part), key=part.find)
+        told += [f"{number}%" if f"{number}%" in part else number for number in numbers]
+        for word in re.split(r"(?<=[a-z]{3})[/-]", part.strip("([,;:.")):
+            found = _DIRECTION.match(word) or _PART.match(word)
+            told += [found[0].lower().replace("-", "")] if found else []
+    return told
+
+
+def _value(tens: str | None, units: str | None, ones: str | None) -> int:
+    """The value of a number word: 65 of "sixty" and "five"."""
+    if ones:
+        return _ONES.index(ones.lower())
+    return _TENS[(tens or "").lower()] + (_ONES.index(units.lower()) if units else 0)
+
+
+def _in_order(own: Sequence[str], theirs: Sequence[str]) -> bool:
+    """Whether `theirs` holds all of `own` in its order."""
+    rest = iter(theirs)
+    return all(any(each == one for one in rest) for each in own)
+
+
+def _as_compared(sentence: str, nearest: str, gazetteer: Gazetteer) -> bool:
+    """Whether what both name comes in the same order: "A was better than B" is not "B was better than A"."""
+    own, theirs = ([span.name for span in annotate(text, gazetteer)] for text in (sentence, nearest))
+    compares = re.search(r"\b(?:than|versus|vs|over|to|by|with)\b", nearest)
+    return not compares or _in_order([name for name in dict.fromkeys(own) if name in theirs], theirs)
+
+
 def _facts(text: str, gazetteer: Gazetteer) -> set[str]:
     """The preferred names of all that a text names, and its numbers as they are written; "leukemia" where it says which."""
-    names = set()
-    for span in reversed(annotate(text, gazetteer)):
+    names, spans = set(), annotate(text, gazetteer)
+    for span in spans:
         names |= {span.name, gazetteer.topic} if span.type == "subtype" else {span.name}
-        if span.type != "lab":  # the digits of a name are no number: phase 2
+    return names | numbers_of(_unnamed(text, spans))
+
+
+def _unnamed(text: str, spans: Sequence[Span]) -> str:
+    """A text without its names: the digits of a name are no number, phase 2."""
+    for span in reversed(spans):
+        if span.type != "lab":
             text = f"{text[: span.start]} {text[span.end :]}"
-    return names | numbers_of(text)
+    return text
 
 
 def _words(text: str) -> set[str]:
     return {word.lower() for word, _ in words_of(text) if len(word) > 3 or word.isdigit()}
 
 
-def _quotes(question: str, sources: dict[str, list[str]], gazetteer: Gazetteer, most: int = 3) -> list[tuple[str, str]]:
-    """Of each of the first articles the sentence that holds most of what is asked; a stated diagnosis is not quoted."""
+def _quotes(
+    question: str, sources: dict[str, list[str]], titles: dict[str, str], gazetteer: Gazetteer, most: int = 3
+) -> list[tuple[str, str]]:
+    """Of each of the first articles the sentence that holds most of what is asked; a stated diagnosis is not quoted.
+
+    A title tells what was asked and not what was found: it is quoted only where no sentence holds half as much.
+    """
     wanted = {word for unit in query_units(question, gazetteer) for name in unit for word in _words(name)}
     quotes = []
     for pubmed_id, sentences in list(sources.items())[:most]:
-        usable = [sentence for sentence in sentences if not states_diagnosis(sentence)]
-        if usable:
-            best = max(range(len(usable)), key=lambda place: (len(wanted & _words(usable[place])), -place))
-            quotes.append((usable[best], pubmed_id))
+        held = {one: len(wanted & _words(one)) for one in sentences if not states_diagnosis(one)}
+        of_title = split_sentences(titles.get(pubmed_id, ""))
+        most_held = max(held.values(), default=0)
+        told = [one for one in held if one not in of_title and 0 < held[one] >= most_held / 2]
+        if held:
+            quotes.append((max(told or held, key=lambda one: held[one]), pubmed_id))
     return quotes
 
 

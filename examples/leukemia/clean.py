@@ -16,22 +16,40 @@ _BLOCKS = re.compile(rf"</?(?:p|br|sec|title|jats:p|jats:sec|jats:title){_ATTRIB
 _POWER = re.compile(r"(?<=\d)\s?<sup>\s*([-−–+]?\d+)\s*</sup>", re.IGNORECASE)
 _CHARACTERS = str.maketrans(dict.fromkeys("‐‑‒–−﹣", "-") | dict.fromkeys("‘’ʼ′", "'") | dict.fromkeys("“”″", '"'))
 _INVISIBLE = re.compile(r"[\u00ad\u200b-\u200f\u2028-\u202e\u2060-\u2064\ufeff]|[\x00-\x08\x0b\x0c\x0e-\x1f\x7f]")
+_NAME_WORD = r"(?:[A-Z&][\w&'-]{0,20}|the|of|and|for)"
 _BOILERPLATE = re.compile(
     r"\(?ABSTRACT TRUNCATED AT \d+ WORDS\)?|\[Figure: see text\]|\(PsycINFO Database Record[^()]{0,80}\)"
     r"|\bThis article is protected by copyright\.(?: All rights reserved\.?)?|\bThis article has been retracted\."
-    r"|\bThis is an open access article(?:[^.]|\.(?=\d)){0,300}\.|\bAll rights reserved\.?\s?$"
+    r"|\bThis is an open access article(?:[^.]|\.(?=\d)){0,300}\.|\bAll rights reserved\.?\s?$|(?<=\.\s)All rights reserved\.(?=\s)"
+    rf"|(?:(?<=[.?!]\s)|^)(?-i:(?:Published|{_NAME_WORD}(?: {_NAME_WORD}){{1,9}} published) by {_NAME_WORD}(?:,? {_NAME_WORD}){{0,9}}(?: on behalf of [^.]{{0,150}})?)\.(?=\s|$)"
+    r"|\bFor permissions,? (?:please )?(?:contact|e-?mail):? ?[\w.@-]{0,80}|\bSee rights and permissions\."
+    r"|(?:(?<=[.?!]\s)|^)Re-?use permitted under CC[ -]BY[^.]{0,20}(?:\.\d[^.]{0,20})?\.|(?:(?<=[.?!]\s)|^)No commercial re-?use\."
     r"|(?<=\.\s)Published by Elsevier (?:B\.?V|Inc|Ltd|Masson|on behalf)[^.]{0,40}\.(?: All rights reserved\.)?"
     r"|\bTheir Commentary is available[^.]{0,100}\.",
     re.IGNORECASE,
 )
-# a mark with a year close behind it, to the end of its sentence and no further: a trial's registration may follow
+_YEAR = r"(?:19|20)\d\d\b"
+_PUBLISHER = (
+    r"(?:Elsevier|Springer|Wiley|Blackwell|Karger|BMJ|MDPI|Lippincott|Wolters|Taylor|Informa|Macmillan|Nature|Oxford|Foundation"
+    r"|Society|Association|College|Press|Publish\w{2,5}|Ltd|Limited|Inc|GmbH|The\sAuthors?|Authors?\(s\))"
+)
+# a sentence of its own that has the mark or the word with a year or a publisher, to its end and no further: a trial's
+# registration may follow. Within a sentence a mark is a product's, unless a year is right behind it and ends the text.
 _COPYRIGHT = re.compile(
-    r"(?:(?:\b[Cc]opyright\s?)?©[^.]{0,60}?\b|(?:(?<=[.?!])|(?<=[.?!]\s))(?:(?i:copyright(?:\s\(c\))?|\(c\)),?\s(?:by\s)?"
-    r"|Copyright\s(?:[A-Z&][\w&'-]{0,20},?\s){1,6}))(?:19|20)\d\d\b.{0,150}?(?:(?<!\s[A-Z])\.(?=\s[A-Z(\[]|\s?$)|$)"
+    r"(?:(?<=[.?!])|(?<=[.?!)\]]\s)|^)(?:"
+    rf"(?:(?:(?:Crown\s)?[Cc]opyright:?\s?)?©[^.]{{0,60}}?(?:\b{_YEAR}|\b{_PUBLISHER})"
+    rf"|(?:Crown\s)?(?i:copyright(?:\s\(c\))?|\(c\)),?\s(?:by\s)?{_YEAR}|Copyright\s(?:[A-Z&][\w&'-]{{0,20}},?\s){{1,6}}{_YEAR}"
+    rf"|Copyright:\s[^.]{{0,60}}?\b{_PUBLISHER}|The\sAuthor(?:s|\(s\)),\sunder\sexclusive\slicen[cs]e\sto\b)"
+    r".{0,150}?(?:(?<!\s[A-Z])\.(?=\s[A-Z(\[]|\s?$)|$)"
+    rf"|The\sAuthor(?:s|\(s\))(?:\s{_YEAR})?\.(?=\s|$))"
+    rf"|(?<=\s)(?:[Cc]opyright:?\s?)?©\s?{_YEAR}[^.]{{0,150}}\.?\s?$"
 )
 _CITATIONS = re.compile(
     r"\((?:[A-Z][A-Za-z&]{0,30}\.?\s){1,6}(?:19|20)\d\d;\s?\d+(?:\(\d+\))?:\s?\w+(?:-\w+)?\.?\)"  # (Blood. 2004;104:1234-40)
     r"|(?<=[a-z.,:;])\[\d{1,5}(?:\s?[,-]\s?\d{1,5})*\](?!\w)"  # word[12], as opposed to a range: median [2-7]
+    r"|(?<=[a-z,;:]\s)\[\d{1,3}\](?=[\s.,;:)]|$)|(?<=[a-z]\s)\[\d{1,3}(?:,\s?\d{1,3}){1,9}\](?=\.(?:\s|$))"  # word [1]
+    r"|\((?i:refs?|references?)\.?\s\d{1,3}(?:\s?[,-]\s?\d{1,3}){0,9}\)"
+    r"|(?:(?<=[.?!]\s)|(?<=[.?!]))(?:REFERENCES|References)\s?:?\s\[?1[.)\]]\s(?s:.{0,5000})$"  # the list itself
     r"|\[?\(?PMID:?\s?\d{1,8}\)?\]?"
 )
 _MEASURED = re.compile(r"(?:days?|weeks?|months?|years?|hours?|range|median|mean|IQR)$")  # 5 days[2-7] is a range, too
@@ -84,7 +102,8 @@ def _copyright(text: str) -> str:
 def _references(text: str) -> str:
     """Drop pointers to a list of references, and a journal's citation of itself."""
     return _CITATIONS.sub(
-        lambda match: match[0] if _MEASURED.search(text[max(0, match.start() - 8) : match.start()]) else "", text
+        lambda match: match[0] if _MEASURED.search(text[max(0, match.start() - 8) : match.start()].rstrip()) else "",
+        text,
     )
 
 

@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 from examples.leukemia.index import Hit
 from examples.leukemia.safety import as_data, reads_like_instruction
 
-__all__ = ["TAGS", "answer_room", "article_blocks", "article_id", "fit_articles", "sentences_of"]
+__all__ = ["TAGS", "answer_room", "article_blocks", "article_id", "fit_articles", "sentences_of", "split_sentences"]
 
 TAGS = ("article", "question")
 NEW_TOKENS = 160
@@ -21,8 +21,13 @@ def answer_room(context: int) -> int:
 
 def sentences_of(hit: Hit) -> tuple[list[str], list[str]]:
     """Title and abstract as sentences: all, and those that speak to readers and not to a model."""
-    every = [part for text in (hit.title, hit.abstract) for part in re.split(r"(?<=[.!?]) (?=[A-Z(])", text) if part]
+    every = split_sentences(hit.title) + split_sentences(hit.abstract)
     return every, [sentence for sentence in every if not reads_like_instruction(sentence)]
+
+
+def split_sentences(text: str) -> list[str]:
+    """The sentences of a text."""
+    return [part for part in re.split(r"(?<=[.!?]) (?=[A-Z(])", text) if part]
 
 
 def article_blocks(articles: Mapping[str, list[str]]) -> str:

@@ -28,16 +28,22 @@ _DATE = (
 )
 _NUMBERED = (
     r"(?:medical\s)?record|hospital|patient|chart|case(?:\snote)?|health\scard|insurance|NHS|social\ssecurity|passport"
+    r"|Medicare|Medicaid"
 )
+_NI_NUMBER = r"[A-Z]{2}\s?\d{2}\s?\d{2}\s?\d{2}\s?[A-D]\b"
 _IDENTIFIERS = {
     "e-mail address": r"(?i:[\w.+-]{1,64}@[\w-]{1,63}\.[\w.-]{0,190}\w)",
-    "social security number": r"\b(?!000|666|9\d\d)\d{3}-(?!00)\d{2}-(?!0000)\d{4}\b|(?<=\bSSN\s)\d{9}\b",
+    "social security number": r"\b(?!000|666|9\d\d)\d{3}-(?!00)\d{2}-(?!0000)\d{4}\b"
+    r"|(?:(?<=\bSSN)|(?<=\bSSN[\s:#=])|(?<=\bSSN[:#=]\s)|(?<=\bSSN\sis\s)|(?<=\bSSN\sis:\s))\d{3}[ -]?\d{2}[ -]?\d{4}\b",
     "NHS number": r"\b\d{3}[ -]?\d{3}[ -]?\d{4}\b",
-    "record number": rf"(?i:\b(?:MRN|passport|(?:{_NUMBERED})\s(?:numbers?|no\.?|id|identifier))\s?(?:is|:|\#|=)?\s?(?=[\w-]{{0,40}}\d)[\w-]{{4,40}})",
+    "record number": rf"(?i:\b(?:MRN|passport|(?:{_NUMBERED})\s(?:numbers?|no\.?|id|identifier))\s?(?:is|:|\#|=)?\s?(?=[\w-]{{0,40}}\d)[\w-]{{4,40}})"
+    r"|(?i:\b(?:medical\s)?record)\s?[:#]?\s?\d{6,10}\b"
+    rf"|\b(?i:national\sinsurance(?:\s(?:number|no\.?))?)\s?(?:is|:)?\s?{_NI_NUMBER}|\b[A-Z]{{2}}\s\d\d\s\d\d\s\d\d\s[A-D]\b",
     "telephone number": r"(?:(?<![\w.])\+\d[\d ().-]{7,25}\d|\(\d{3,5}\)\s?\d{3,4}[ -]?\d{3,4}\b|\b\d{3}[.-]\d{3}[.-]\d{4}\b"
-    r"|\b0\d{3,4}[ -]\d{3}[ -]?\d{3,4}\b|(?i:\b(?:phone|tel|telephone|mobile|call)\b[\s.:]{0,3})\+?\d[\d ().-]{5,25}\d)",
+    r"|\b0\d{2,4}[ -]\d{3,4}[ -]?\d{3,4}\b|(?i:\b(?:phone|tel|telephone|mobile|call)(?:\s(?:me|us|him|her|them))?"
+    r"(?:\s(?:number|no|at|on|is|was)){0,2}\b[\s.:]{0,3})\+?\d[\d ().-]{5,25}\d)",
     "date of birth": rf"(?i:\b(?:DOB|D\.O\.B\.?|date\sof\sbirth|birth\s?date|born(?:\son)?))\s?(?:is|was|[:=-])?\s?{_DATE}",
-    "address": r"\b\d{1,4}\s(?:[A-Z][a-z]{1,20}\s){1,3}(?:Street|Road|Avenue|Lane|Drive|Court|Crescent)\b",
+    "address": r"\b\d{1,4}[A-Z]?\s(?:[A-Z][a-z]{1,20}\s){1,3}(?:Street|Road|Avenue|Lane|Drive|Court|Crescent)\b",
 }
 _CAPITAL = r"(?:O'|D'|Ma?c)?[A-ZÀ-Þ][a-zà-ÿ]{1,20}(?:[-'][A-ZÀ-Þ]?[a-zà-ÿ]{1,20})?"
 _OPENING = r"(?!(?:A|An|And|Are|Can|Could|Did|Do|Does|Dr|Had|Has|If|In|Is|Our|Should|The|This|Was|When|Will|Would)\b)"
@@ -66,15 +72,19 @@ _UNTITLED = (  # capitals alone: a disease or a hospital has them, too
     rf"\b(?:[Pp]atient|[Pp]t)\b\.?\s?[:=]\s?{_NAME}|\b(?:[Pp]t\b\.?|[Ii]\sam|[Ii]'m|called|named)\s{_NAME}",
     rf"(?<=\bpatient\s){_NAME}(?=,|\s\(|\sis\b|\shas\b|\swas\b|$)|\b(?:my|the|our|your|his|her)\s(?:{_SOMEONE}),?\s{_NAME}",
     rf"\b{_NAME}(?=,?\s\(?(?:born|DOB|{_DATE}))",
-    rf"\b{_NAME}(?=,?\s(?:\(?aged?\s)?\d{{1,3}}(?:,\s(?:is|has|was|had|with|who|male|female)\b|\syears?\sold|-year-old|\s?y/?o\b|$))",
+    rf"\b{_NAME}(?=,?\s(?:\(?aged?\s|an?\s)?\d{{1,3}}(?:,\s(?:is|has|was|had|with|who|male|female)\b|\syears?\sold|-year-old|\s?y/?o\b|$))",
     rf"\b{_NAME}(?=\s(?:has|had|was|is)\s(?:been\s|just\s|recently\s){{0,2}}(?:diagnosed|admitted|suffering|relapsed)\b)",
     rf"\b{_NAME}(?=(?:\s(?:has|have|had|got)\s(?:an?\s)?|'s\s)(?:acute|chronic|leuk|lymphom|[ACM][A-Z]{{2,3}}\b))",
     rf"(?<=\bShould\s){_NAME}(?=\s(?:take|start|stop|get|receive|undergo|continue|switch)\b)",
+    rf"(?<=\b[Pp]atient\sis\s){_NAME}|(?:(?<=\bright\sfor\s)|(?<=\bgood\sfor\s)|(?<=\bsafe\sfor\s)){_NAME}(?=[?.,;]|$|\s(?:with|who)\b)",
+    rf"\b{_NAME}(?=\s\(\d{{1,3}}\),?\s(?:has|had|with)\s(?:an?\s)?(?:acute|chronic|leuk|lymphom|[ACM][A-Z]{{2,3}}\b))",
+    rf"\b{_NAME}(?='s\s(?:(?:blood|lab|test)\s(?:counts?|tests?|results?|values?|work)|diagnosis|symptoms|platelets|biopsy)\b)",
 )
 _NO_PERSON = re.compile(
     r"\b(?:leuk|lymph|myel|chromosom|syndrom|disease|cells?\b|an(?:a?e)mia|protein|gene|therap|cancer|tumou?r|sarcoma|transplant|"
     r"marrow|blood|hospital|universit|institut|cent(?:er|re)|clinic|group|study|trial|society|network|foundation|college|states|"
-    r"mesylate|acute|chronic|complete|phase)",
+    r"mesylate|acute|chronic|complete|phase|adults?\b|children|elderly|older\b|pregnan|women\b|people"
+    r"|maintenance|induction|consolidation|prevent|treat|positive|negative|refractory|relapse)",
     re.IGNORECASE,
 )
 _PATTERN = {kind: re.compile(pattern) for kind, pattern in _IDENTIFIERS.items()}
@@ -182,7 +192,9 @@ _NAMED = r"(?:acute|chronic|leuk|lymph|(?-i:A\.?M\.?L\b|A\.?L\.?L\b|C\.?M\.?L\b|
 _STATED = re.compile(
     rf"(?:\byou,?\s(?:the\spatient,?\s)?|\b(?:(?:your|the|this)\s{_OTHER}(?:\syou\sdescribe)?|he|she)\s|^(?:yes,?\s)?patient\s)"
     rf"{_SURELY}(?:have|has|got|must\s(?:have|be\ssuffering)|suffers?|(?:is|are)\ssuffering)\b"
-    r"|\byou've\b|\byou\sdeveloped\b|\b(?:he|she)'s\s(?:got|suffering|diagnosed)\b|\bI\sdiagnose\b|\bwhat\syou\s(?:have|describe)\sis\b"
+    r"|\b(?:the|this|each|every|any|our)\s(?:reader|user)s?\s(?:\w{1,30}ly\s)?(?:has|have|suffers?|(?:is|are)\s(?:ill|sick|suffering))\b"
+    r"|\b(?:anyone|anybody|everyone|everybody|whoever|who)\s(?:(?:who|that)\s)?(?:reads?|(?:is\s)?reading)\s(?:this|these|it)\b"
+    r"|\byou(?:'re|\sare)\s(?:\w{1,30}ly\s)?(?:leuka?emic|ill\b|sick\b|a\ssick)|\byou've\b|\byou\sdeveloped\b|\b(?:he|she)'s\s(?:got|suffering|diagnosed)\b|\bI\sdiagnose\b|\bwhat\syou\s(?:have|describe)\sis\b"
     r"|\b(?:the|your|this|my)\sdiagnosis(?:\s(?:is|must\sbe|would\sbe)\b|\s?:)|^\W{0,3}diagnosis\s?:"
     r"|\byou(?:'re|\sare|\swere)\s(?:diagnosed|suffering|found\sto|free\sof|cured|positive|negative|(?:very\s|most\s)?likely\sto\shave)\b"
     rf"|\b(?:you\sare|s?he\sis)\san?\s(?:\w{{1,30}}\s)?(?:leuk\w{{1,30}}|cancer|{_NAMED})\spatient\b|\bsigns?\sof\syour\b|\bin\syou\b"
@@ -198,10 +210,13 @@ _MEDICINE = r"(?:chemo\w{0,30}|radiation|(?:stem\scell\s|marrow\s)?transplant\w{
 _ADVISED = re.compile(
     r"\byou\s(?:should|must|need\sto|have\sto|ought\sto|had\sbetter)\s(?:not\s)?(?:\w{1,30}ly\s)?"
     r"(?:take(?!\spart)|start|begin|stop|increase|reduce|receive|switch|undergo|continue)\b"
+    r"|\byou\s(?:should|must|need\sto|have\sto|ought\sto)\s(?:not\s)?(?:be|get)\s(?:treated|given|started|switched|put)\b"
+    r"|\b(?:should|must|can)\sbe\s.{0,60}\bby\s(?:you|(?:the|each|every|any)\s(?:reader|user))\b"
     r"|\byou\s(?:can|may|could)\s(?:now\s)?(?:stop|start|skip|increase|reduce|double)\b"
     rf"|\byou\s(?:need|require)\s(?:an?\s|more\s)?{_MEDICINE}|\byour\s(?:doctor\s(?:should|must)|dose\s(?:should|must|is))\b"
     r"|\bI\s(?:would\s|strongly\s)?(?:recommend|advise|prescribe|suggest\syou)\b|\bwe\s(?:recommend|advise|suggest)\s(?:that\s)?you\b"
-    rf"|(?:^|\b(?:please|yes,|so|then)\s)(?:take|stop|start|begin|increase|reduce|double|skip)\s(?:taking\b|your\b|{_MEDICINE})"
+    rf"|(?:^|\b(?:please|yes,|so|then)\s)(?:take|stop|start|begin|increase|reduce|double|skip)\s"
+    rf"(?:taking\b|your\b|{_MEDICINE}|(?:the\s)?(?:daily\s)?(?:doses?|dosage)\sof\s{_MEDICINE})"
     r"|\bmy\sadvice\b|\byou(?:'re|\sare)?\s(?:will|going\sto)\sdie\b|\byou\shave\s\w{1,30}\s(?:days|weeks|months|years)\sto\slive\b",
     re.IGNORECASE,
 )

@@ -54,6 +54,25 @@ from examples.leukemia.spelling import american_word, americanize
         ("benzo[1,4]thiazine in 5 days[2-7], (P<0.05) [see Table 2], HR (95% CI)[1-3], in 12 (40%) and [95% CI 1.2-3.4]", None),
         ("Funding was by the NIH. Trial registration: ISRCTN12345678 (2004; 12 sites).", None),
         ("See Cancer.Net: Leukemia", None),
+        ("It works. REFERENCES: 1. Smith J, Doe A. Blood 2004;104:1234. 2. Doe A. Leukemia 2005;19:1.", "It works."),
+        ("It works [1], as seen (refs 1, 2) before [3, 4].", "It works, as seen before."),
+        ("Age was a score [1, 4] in 12 [1] and a median [7] of references: 1. old", None),
+        (("It works. © The Author 2012. Published by Oxford University Press on behalf of the British Society. All rights reserved. "
+         "For permissions, please email: journals.permissions@oup.com."), "It works."),
+        (("It works. © Author(s) (or their employer(s)) 2020. Re-use permitted under CC BY-NC. No commercial re-use. "
+         "See rights and permissions. Published by BMJ."), "It works."),
+        ("It works. © 2021. The Author(s), under exclusive licence to Springer Nature Limited.", "It works."),
+        ("It works. © 2022. The Authors.", "It works."),
+        ("It works. Copyright© Ferrata Storti Foundation.", "It works."),
+        ("It works. Copyright: Licensee MDPI, Basel, Switzerland.", "It works."),
+        ("It works. Crown Copyright 2010. Published by Elsevier Ltd. All rights reserved.", "It works."),
+        ("It works. Published by Wiley.", "It works."),
+        ("It works. © 2020 The Authors. British Journal of Haematology published by Wiley.", "It works."),
+        ("It works. We used the Atlas published by Wiley.", None),
+        ("We compared ©RapidKit sold in 2014 and found at least 80% (P=0.01). Then more.", None),
+        ("Lentigen© 2014 vectors doubled survival.", None),
+        ("The kit of 2014 (©RapidKit, Nature) did well. Published by Wiley in 2003, it was the first trial.", None),
+        ("It works © 2013 Elsevier Ltd", "It works"),
     ],
 )  # fmt: skip
 def test_cleaning(raw: str, cleaned: str | None) -> None:
