@@ -22,8 +22,8 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field, replace
-from datetime import date, timedelta, timezone
-from email.utils import parsedate_to_datetime
+from datetime import date, timedelta
+from email.utils import mktime_tz, parsedate_tz
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
@@ -174,13 +174,12 @@ def _raise_passing(message: str) -> None:
 
 def _retry_after(text: str) -> float:
     """The seconds that a Retry-After asks for, as a number or as a date; 300 at the most."""
-    if text.isdecimal():
-        return min(float(text), 300.0)
+    when = parsedate_tz(text)
     try:
-        when = parsedate_to_datetime(text)
-    except (TypeError, ValueError):
-        return 0.0
-    return min(max(when.replace(tzinfo=when.tzinfo or timezone.utc).timestamp() - time.time(), 0.0), 300.0)
+        seconds = float(text) if text.isdecimal() else mktime_tz(when) - time.time() if when else 0.0
+    except (ValueError, OverflowError):  # a year that no calendar has
+        seconds = 0.0
+    return min(max(seconds, 0.0), 300.0)
 
 
 def plan_parts(eutils: Eutils, query: str, first: date, last: date) -> list[Part]:
