@@ -10,6 +10,7 @@ if HEEDS_CTRL_C:  # a stop while the rest is imported ends the process in silenc
 
 import argparse
 import importlib
+import os
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -70,13 +71,23 @@ COMMANDS = {
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run a command; 0 where it succeeded, 2 where the input cannot be used, 130 after Ctrl-C, 143 after SIGTERM."""
+    """Run a command; 0 where it succeeded, 2 where the input cannot be used, 130 after Ctrl-C, 143 after SIGTERM.
+
+    141 where nobody reads what it prints any more, as behind `| head -1`.
+    """
     arguments = sys.argv[1:] if arguments is None else arguments
     name = arguments[0] if arguments else ""
     stopped = COMMANDS[name].stopped if name in COMMANDS else "nothing was changed"
     try:
-        options = _parser(arguments).parse_args(arguments)
-        importlib.import_module(f"examples.leukemia.{COMMANDS[options.command].module}").main(options)
+        try:
+            options = _parser(arguments).parse_args(arguments)
+            importlib.import_module(f"examples.leukemia.{COMMANDS[options.command].module}").main(options)
+        finally:
+            if sys.stdout is not None:
+                sys.stdout.flush()
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python says at its end that it cannot flush
+        return 141
     except (UserError, FloatingPointError) as error:
         return _refused(str(error))
     except OSError as error:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shlex
 import signal
@@ -42,6 +43,28 @@ def test_light_commands_do_not_load_pytorch(name: str, root: Path) -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], cwd=root, capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+PRINTS = """
+import runpy, sys
+from examples.leukemia import rate
+rate.arguments = lambda parser: parser.add_argument("lines", type=int)
+rate.main = lambda options: print("a line\\n" * options.lines, end="")
+sys.argv = ["leukemia", "rate", *sys.argv[1:]]
+runpy.run_module("examples.leukemia", run_name="__main__")
+"""
+
+
+@pytest.mark.parametrize("arguments", ["1", "100000", "--help"])  # more than is held back till the end, and less
+def test_nobody_who_reads_is_no_error(arguments: str, root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As in `ask ... | head -1`: here the reader is gone before the command starts."""
+    monkeypatch.delenv("PYTHONUNBUFFERED", raising=False)
+    read, write = os.pipe()
+    os.close(read)
+    line = [sys.executable, "-c", PRINTS, arguments]
+    done = subprocess.run(line, cwd=root, stdout=write, stderr=subprocess.PIPE, text=True, check=False)
+    os.close(write)
+    assert (done.returncode, done.stderr) == (141, "")
 
 
 STOPPED_AT_AN_IMPORT = """
