@@ -108,6 +108,15 @@ def _terminated(signum: int, frame: object) -> None:
     raise KeyboardInterrupt(signum)
 
 
+def _ask_again(lost: sys.UnraisableHookArgs) -> None:
+    """A stop that came where Python can raise nothing, as in a callback of its imports, comes again a little later."""
+    if not isinstance(lost.exc_value, KeyboardInterrupt):
+        return sys.__unraisablehook__(lost)
+    number = int((*lost.exc_value.args, signal.SIGINT)[0])
+    signal.signal(signal.SIGALRM, lambda *_: signal.raise_signal(number))
+    signal.setitimer(signal.ITIMER_REAL, 0.1)
+
+
 class _Parser(argparse.ArgumentParser):
     """Says in one line what is wrong with a command line, and not in the ten of its usage."""
 
@@ -138,6 +147,8 @@ def _parser(arguments: Sequence[str]) -> argparse.ArgumentParser:
 def _from_the_shell() -> int:
     """`main`, with both signals as exceptions while it runs, and in silence before and after."""
     try:
+        if hasattr(signal, "setitimer"):  # Windows has none
+            sys.unraisablehook = _ask_again
         signal.signal(signal.SIGTERM, _terminated)
         if HEEDS_CTRL_C:
             signal.signal(signal.SIGINT, signal.default_int_handler)

@@ -393,5 +393,5 @@ def main(options: argparse.Namespace) -> None:
     for name, number in counts.items():
         print(f"{number:8,}  {name}")
     if counts["articles that PubMed did not give"]:
-        print("it may not have them any more; the same command asks for them again")
+        print("what PubMed did not give, it may have taken back; the same command asks for them again")
     print(f"{options.out}\nnext: python -m examples.leukemia prepare {options.out} --out data/prepared\n{NOTICE}")
