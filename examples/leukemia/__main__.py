@@ -10,6 +10,7 @@ if HEEDS_CTRL_C:  # a stop while the rest is imported ends the process in silenc
 
 import argparse
 import importlib
+import os
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -70,13 +71,23 @@ COMMANDS = {
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run a command; 0 where it succeeded, 2 where the input cannot be used, 130 after Ctrl-C, 143 after SIGTERM."""
+    """Run a command; 0 where it succeeded, 2 where the input cannot be used, 130 after Ctrl-C, 143 after SIGTERM.
+
+    141 where nobody reads what it prints any more, as behind `| head -1`.
+    """
     arguments = sys.argv[1:] if arguments is None else arguments
     name = arguments[0] if arguments else ""
     stopped = COMMANDS[name].stopped if name in COMMANDS else "nothing was changed"
     try:
-        options = _parser(arguments).parse_args(arguments)
-        importlib.import_module(f"examples.leukemia.{COMMANDS[options.command].module}").main(options)
+        try:
+            options = _parser(arguments).parse_args(arguments)
+            importlib.import_module(f"examples.leukemia.{COMMANDS[options.command].module}").main(options)
+        finally:
+            if sys.stdout is not None:
+                sys.stdout.flush()
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python says at its end that it cannot flush
+        return 141
     except (UserError, FloatingPointError) as error:
         return _refused(str(error))
     except OSError as error:
@@ -95,6 +106,15 @@ def _refused(message: str) -> int:
 def _terminated(signum: int, frame: object) -> None:
     """SIGTERM cleans up as Ctrl-C does."""
     raise KeyboardInterrupt(signum)
+
+
+def _ask_again(lost: sys.UnraisableHookArgs) -> None:
+    """A stop that came where Python can raise nothing, as in a callback of its imports, comes again a little later."""
+    if not isinstance(lost.exc_value, KeyboardInterrupt):
+        return sys.__unraisablehook__(lost)
+    number = int((*lost.exc_value.args, signal.SIGINT)[0])
+    signal.signal(signal.SIGALRM, lambda *_: signal.raise_signal(number))
+    signal.setitimer(signal.ITIMER_REAL, 0.1)
 
 
 class _Parser(argparse.ArgumentParser):
@@ -127,6 +147,8 @@ def _parser(arguments: Sequence[str]) -> argparse.ArgumentParser:
 def _from_the_shell() -> int:
     """`main`, with both signals as exceptions while it runs, and in silence before and after."""
     try:
+        if hasattr(signal, "setitimer"):  # Windows has none
+            sys.unraisablehook = _ask_again
         signal.signal(signal.SIGTERM, _terminated)
         if HEEDS_CTRL_C:
             signal.signal(signal.SIGINT, signal.default_int_handler)

@@ -7,7 +7,7 @@ Each part is searched with the history server and read from it in batches; each 
     OUT/1780-01-01_2026-11-24/ids.xml    ESearch's answer: the ids of a part, and its place on the history server
     OUT/1780-01-01_2026-11-24/00200.xml  EFetch's answer: articles 200 to 399 of the part
 
-What is there is not asked for again. Source: Sayers, "A General Introduction to the E-utilities" (NCBI, NBK25497).
+What is there is not asked for again, and no answer is kept that is not what was asked for. Source: Sayers, "A General Introduction to the E-utilities" (NCBI, NBK25497).
 """
 
 from __future__ import annotations
@@ -19,10 +19,11 @@ import os
 import sys
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field, replace
 from datetime import date, timedelta
+from email.utils import mktime_tz, parsedate_tz
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
@@ -41,6 +42,7 @@ NCBI = "https://eutils.ncbi.nlm.nih.gov/entrez/eutils"
 LIMIT = 9_999  # what ESearch gives of one PubMed query
 ROOM = 500  # of it, left for articles that come in between the planning and the search
 BATCH = 200
+ROOTS = {"esearch": "eSearchResult", "efetch": "PubmedArticleSet"}  # any other element is another page
 FIRST_DAY = date(1780, 1, 1)  # PubMed's oldest article is younger
 
 
@@ -90,8 +92,13 @@ class Eutils:
         self._session = requests.Session()
         self._session.headers["User-Agent"] = self.tool
 
-    def call(self, utility: str, **parameters: object) -> tuple[bytes, Element]:
+    def call(
+        self, utility: str, check: Callable[[Element], object] = bool, **parameters: object
+    ) -> tuple[bytes, Element]:
         """An answer as it came, and parsed.
+
+        Args:
+            check: raises `_Passing` where the answer contradicts itself; it is asked for again.
 
         Raises:
             Refused: the server answered with an error of ours, such as an unknown place on the history server.
@@ -101,7 +108,9 @@ class Eutils:
         for attempt in range(self.tries):
             self._pause()
             try:
-                return self._once(utility, parameters)
+                body, root = self._once(utility, parameters)
+                check(root)
+                return body, root
             except _Passing as error:
                 problem, pause = str(error), max(error.retry_after, self.wait * 2**attempt)
             if attempt + 1 < self.tries:
@@ -116,23 +125,31 @@ class Eutils:
         form: dict[str, object] = {"db": "pubmed", "tool": self.tool, "email": self.email}
         form |= {"api_key": self.api_key} if self.api_key else {}
         try:
-            answer = self._session.post(f"{self.base}/{utility}.fcgi", data=form | parameters, timeout=60)
+            answer = self._session.post(
+                f"{self.base}/{utility}.fcgi", data=form | parameters, timeout=60, allow_redirects=False
+            )
         except (requests.exceptions.MissingSchema, requests.exceptions.InvalidSchema, requests.exceptions.InvalidURL):
             raise UserError(f"{self.base!r} is no address of a server: give another --base-url") from None
         except requests.RequestException as error:  # no connection, a cut one, fewer bytes than promised
             raise _Passing(type(error).__name__) from None
         if answer.status_code == 429 or answer.status_code >= 500:
             raise _Passing(f"status {answer.status_code}", _retry_after(answer.headers.get("Retry-After", "")))
+        if answer.is_redirect:  # following it would lose what was asked
+            place = answer.headers["Location"][:200]
+            raise UserError(f"{self.base} answers from another place ({place!r}): give that as --base-url")
         if answer.status_code != 200:
             raise Refused(f"status {answer.status_code}: {answer.text[:200]}")
         try:
             root = ElementTree.fromstring(answer.content)
         except ElementTree.ParseError:  # half an answer, or a word in JSON that the limit was passed
             raise _Passing("an answer that is not whole XML") from None
+        for message in root.iterfind(".//OutputMessage"):  # a failure may come as a warning beside a count of 0
+            _raise_passing(message.text or "")
         if (error := root.findtext("./ERROR")) is not None:
-            if "backend failed" in error.lower() or "timed out" in error.lower():
-                raise _Passing(error)
+            _raise_passing(error)
             raise Refused(error)
+        if root.tag != ROOTS[utility]:
+            raise _Passing(f"answered with <{root.tag[:80]}>, not <{ROOTS[utility]}>")
         return answer.content, root
 
     def _pause(self) -> None:
@@ -150,24 +167,63 @@ class _Passing(Exception):
         self.retry_after = retry_after
 
 
+def _raise_passing(message: str) -> None:
+    if "backend failed" in message.lower() or "timed out" in message.lower():
+        raise _Passing(message)
+
+
 def _retry_after(text: str) -> float:
-    return min(float(text), 300.0) if text.isdecimal() else 0.0
+    """The seconds that a Retry-After asks for, as a number or as a date; 300 at the most."""
+    when = parsedate_tz(text)
+    try:
+        seconds = float(text) if text.isdecimal() else mktime_tz(when) - time.time() if when else 0.0
+    except (ValueError, OverflowError):  # a year that no calendar has
+        seconds = 0.0
+    return min(max(seconds, 0.0), 300.0)
 
 
 def plan_parts(eutils: Eutils, query: str, first: date, last: date) -> list[Part]:
     """Halve the time from `first` to `last` until no part holds more than ESearch gives; empty parts are left out.
 
     Raises:
-        UserError: one day alone holds more.
+        UserError: one day alone holds more, or the halves of a part hold less than it.
     """
     _, root = _search(eutils, query, first.isoformat(), last.isoformat(), retmax=0)
-    count = int(root.findtext("./Count") or 0)
+    count = _count(root)
     if count <= LIMIT - ROOM:
         return [Part(first.isoformat(), last.isoformat(), count)] if count else []
     if first == last:
         raise UserError(f"{query!r} finds {count:,} articles of {first} alone, ESearch gives {LIMIT:,}: narrow it")
     middle = first + (last - first) // 2
-    return plan_parts(eutils, query, first, middle) + plan_parts(eutils, query, middle + timedelta(days=1), last)
+    parts = plan_parts(eutils, query, first, middle) + plan_parts(eutils, query, middle + timedelta(days=1), last)
+    if _lost(sum(part.count for part in parts), count):
+        raise UserError(
+            f"{eutils.base} counts {count:,} articles from {first} to {last}, fewer in its two halves: try later"
+        )
+    return parts
+
+
+def _count(root: Element) -> int:
+    """How many articles a search found."""
+    text = root.findtext("./Count") or ""
+    if not text.isdecimal() or len(text) > 12:
+        raise _Passing(f"its Count is {text[:80]!r}, no number")
+    return int(text)
+
+
+def _lost(count: int, planned: int) -> bool:
+    """Whether there is less than was planned; PubMed seldom takes back what it has."""
+    return 100 * count < 99 * planned
+
+
+def _ids(root: Element, planned: int = 0) -> list[str]:
+    """The ids that a search found, all of them."""
+    ids, count = [element.text or "" for element in root.iterfind("./IdList/Id")], _count(root)
+    if count <= LIMIT and len(set(ids)) != count:
+        raise _Passing(f"it counts {count:,} articles and lists {len(set(ids)):,}")
+    if _lost(count, planned):
+        raise _Passing(f"it finds {count:,} articles, where {planned:,} were planned")
+    return ids
 
 
 def fetch(eutils: Eutils, query: str, out: Path, update: bool = False) -> Counter[str]:
@@ -185,9 +241,9 @@ def fetch(eutils: Eutils, query: str, out: Path, update: bool = False) -> Counte
         seen: set[str] = set()
         with tqdm(total=sum(part.count for part in parts), desc="fetching", unit="article") as bar:
             for part in parts:
-                for batch, new in _fetch_part(eutils, query, part, out / part.folder, counts, seen):
-                    counts["articles fetched now" if new else "articles here before"] += batch
-                    bar.update(batch)
+                for batch in _fetch_part(eutils, query, part, out / part.folder, seen):
+                    counts.update(batch)
+                    bar.update(sum(batch.values()))
         counts["articles found"] = len(seen)
     except Refused as error:
         raise UserError(f"{eutils.base} refuses {query!r}: {error}") from None
@@ -220,6 +276,8 @@ def _plan(eutils: Eutils, query: str, out: Path, update: bool) -> list[Part]:
     new = plan_parts(eutils, query, max(FIRST_DAY, first - timedelta(days=1)) if parts else first, today)
     if not parts and not new:
         raise UserError(f"{query!r} finds no article{_not_found(eutils, query)}: change it")
+    if not new:  # the next update looks at the same days again
+        return parts
     out.mkdir(parents=True, exist_ok=True)
     days = Counter((part.first, part.last) for part in parts)
     parts += [replace(part, again=days[part.first, part.last]) for part in new]
@@ -227,10 +285,8 @@ def _plan(eutils: Eutils, query: str, out: Path, update: bool) -> list[Part]:
     return parts
 
 
-def _fetch_part(
-    eutils: Eutils, query: str, part: Part, folder: Path, counts: Counter[str], seen: set[str]
-) -> Iterator[tuple[int, bool]]:
-    """Fetch the batches of a part that are not there; yields (articles, whether they came now) for each.
+def _fetch_part(eutils: Eutils, query: str, part: Part, folder: Path, seen: set[str]) -> Iterator[dict[str, int]]:
+    """Fetch the batches of a part that are not there whole; yields for each how many articles were, came and did not.
 
     Args:
         seen: ids of the parts before, which are not fetched again; gets those of this one.
@@ -238,25 +294,39 @@ def _fetch_part(
     folder.mkdir(exist_ok=True)
     path = folder / "ids.xml"
     if not path.exists():
-        body, root = _search(eutils, query, part.first, part.last, retmax=LIMIT)
-        if int(root.findtext("./Count") or 0) > LIMIT:
+        body, root = _search(eutils, query, part.first, part.last, LIMIT, lambda root: _ids(root, part.count))
+        if _count(root) > LIMIT:
             raise UserError(f"{part.first} to {part.last} has grown past {LIMIT:,}: give another --out")
         write_whole(path, body)
     try:
         search = ElementTree.fromstring(path.read_bytes())
-    except ElementTree.ParseError:
-        raise UserError(f"{path} is not whole XML: remove it, and it is fetched again") from None
-    listed = [element.text or "" for element in search.iterfind("./IdList/Id")]
+        listed = _ids(search)
+    except (ElementTree.ParseError, _Passing):
+        raise UserError(f"{path} is no whole answer of ESearch: remove it, and it is fetched again") from None
     ids = [one for one in listed if one not in seen]
     seen.update(ids)
     for start in range(0, len(ids), BATCH):
         wanted, batch = ids[start : start + BATCH], folder / f"{start:05d}.xml"
-        new = not batch.exists()
-        if new:
+        here = found = _kept(batch) & set(wanted)
+        if len(here) < len(wanted):
             body, found = _fetch_batch(eutils, search, start if ids == listed else None, wanted)
-            counts["articles that PubMed did not give"] += len(set(wanted) - found)
-            write_whole(batch, body)
-        yield len(wanted), new
+            if found > here:
+                write_whole(batch, body)
+            else:  # it has nothing new, or lacks what is here
+                found = here
+        yield {
+            "articles here before": len(here),
+            "articles fetched now": len(found) - len(here),
+            "articles that PubMed did not give": len(wanted) - len(found),
+        }
+
+
+def _kept(path: Path) -> set[str]:
+    """The ids of the articles in a batch that was fetched before."""
+    try:
+        return set(pubmed_ids(ElementTree.fromstring(path.read_bytes())))
+    except (FileNotFoundError, ElementTree.ParseError):
+        return set()
 
 
 def _fetch_batch(eutils: Eutils, search: Element, start: int | None, wanted: list[str]) -> tuple[bytes, set[str]]:
@@ -274,15 +344,17 @@ def _fetch_batch(eutils: Eutils, search: Element, start: int | None, wanted: lis
                 return body, found
     body, root = eutils.call("efetch", retmode="xml", id=",".join(wanted))
     found = set(pubmed_ids(root))
-    if not found <= set(wanted) or (not found and len(wanted) > 1):
+    if not found <= set(wanted):
         raise UserError(f"{eutils.base} gives other articles than asked for ({wanted[0]} to {wanted[-1]}): try later")
     return body, found
 
 
-def _search(eutils: Eutils, query: str, first: str, last: str, retmax: int) -> tuple[bytes, Element]:
+def _search(
+    eutils: Eutils, query: str, first: str, last: str, retmax: int, check: Callable[[Element], object] = _count
+) -> tuple[bytes, Element]:
     days = {"datetype": "edat", "mindate": first.replace("-", "/"), "maxdate": last.replace("-", "/")}
     history = {"usehistory": "y"} if retmax else {}
-    return eutils.call("esearch", term=query, retmode="xml", retmax=retmax, **days, **history)
+    return eutils.call("esearch", check, term=query, retmode="xml", retmax=retmax, **days, **history)
 
 
 def _not_found(eutils: Eutils, query: str) -> str:
@@ -320,4 +392,6 @@ def main(options: argparse.Namespace) -> None:
     counts: dict[str, Any] = fetch(eutils, options.query, options.out, options.update)
     for name, number in counts.items():
         print(f"{number:8,}  {name}")
+    if counts["articles that PubMed did not give"]:
+        print("what PubMed did not give, it may have taken back; the same command asks for them again")
     print(f"{options.out}\nnext: python -m examples.leukemia prepare {options.out} --out data/prepared\n{NOTICE}")

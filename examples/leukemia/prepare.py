@@ -132,10 +132,12 @@ def without_identifiers(records: Sequence[Record]) -> tuple[list[Record], dict[s
 
 
 def without_repeats(records: Sequence[Record]) -> tuple[list[Record], dict[str, int]]:
-    """The records less those whose abstract nearly repeats that of a lower id."""
-    repeats = near_duplicates([record.abstract for record in records], SIMILARITY)
-    same = sum(records[place].abstract == records[first].abstract for place, first in repeats.items())
-    kept = [record for place, record in enumerate(records) if place not in repeats]
+    """The records less those whose abstract nearly repeats that of a lower id; retracted ones stay and count for none."""
+    valid = [record for record in records if not record.retracted]  # a retracted article may have been published again
+    repeats = near_duplicates([record.abstract for record in valid], SIMILARITY)
+    same = sum(valid[place].abstract == valid[first].abstract for place, first in repeats.items())
+    gone = {valid[place].pubmed_id for place in repeats}
+    kept = [record for record in records if record.pubmed_id not in gone]
     return kept, {"the same abstract": same, "nearly the same abstract": len(repeats) - same, "kept": len(kept)}
 
 

@@ -122,6 +122,8 @@ class Ratings:
         Raises:
             ValueError: there is no such item, place, dimension or value.
         """
+        if type(place) is not int or type(value) is not int:  # True and 3.0 are equal to whole numbers
+            raise ValueError(f"place {place!r} and value {value!r} must be whole numbers")
         if not rater or item not in self.pairs or place not in (0, 1) or dimension not in DIMENSIONS:
             raise ValueError("no such rater, item, place or dimension")
         if value not in VALUES:

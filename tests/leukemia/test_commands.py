@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shlex
 import signal
 import subprocess
 import sys
+import weakref
 from pathlib import Path
 
 import pytest
 
-from examples.leukemia.__main__ import COMMANDS, _parser, main
+from examples.leukemia.__main__ import COMMANDS, _ask_again, _parser, main
 
 
 @pytest.mark.parametrize("name", COMMANDS)
@@ -44,6 +46,28 @@ def test_light_commands_do_not_load_pytorch(name: str, root: Path) -> None:
     assert done.stdout.strip() == "[]"
 
 
+PRINTS = """
+import runpy, sys
+from examples.leukemia import rate
+rate.arguments = lambda parser: parser.add_argument("lines", type=int)
+rate.main = lambda options: print("a line\\n" * options.lines, end="")
+sys.argv = ["leukemia", "rate", *sys.argv[1:]]
+runpy.run_module("examples.leukemia", run_name="__main__")
+"""
+
+
+@pytest.mark.parametrize("arguments", ["1", "100000", "--help"])  # more than is held back till the end, and less
+def test_nobody_who_reads_is_no_error(arguments: str, root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As in `ask ... | head -1`: here the reader is gone before the command starts."""
+    monkeypatch.delenv("PYTHONUNBUFFERED", raising=False)
+    read, write = os.pipe()
+    os.close(read)
+    line = [sys.executable, "-c", PRINTS, arguments]
+    done = subprocess.run(line, cwd=root, stdout=write, stderr=subprocess.PIPE, text=True, check=False)
+    os.close(write)
+    assert (done.returncode, done.stderr) == (141, "")
+
+
 STOPPED_AT_AN_IMPORT = """
 import os, runpy, signal, sys
 signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -68,6 +92,43 @@ def test_a_stop_at_any_import_prints_no_traceback(module: str, sent: signal.Sign
     done = subprocess.run(line, cwd=root, capture_output=True, text=True, check=False)
     assert done.returncode in (-sent, 128 + sent) and "Traceback" not in done.stderr
     assert len(done.stderr.splitlines()) <= 1
+
+
+STOPPED_IN_A_CALLBACK = """
+import runpy, signal, sys, time, weakref
+signal.signal(signal.SIGINT, signal.default_int_handler)
+from examples.leukemia import rate
+
+class Thing:
+    pass
+
+def main(options):
+    things = [Thing()]
+    reference = weakref.ref(things[0], lambda _: signal.raise_signal(int(sent)))
+    things.clear()
+    time.sleep(30)
+
+rate.main = main
+*_, sent = sys.argv
+sys.argv = ["leukemia", "rate", "pairs"]
+runpy.run_module("examples.leukemia", run_name="__main__")
+"""
+
+
+@pytest.mark.parametrize("sent", [signal.SIGINT, signal.SIGTERM])
+def test_a_stop_in_a_callback_is_not_lost(sent: signal.Signals, root: Path) -> None:
+    """Python can raise nothing there, and only says so; importlib has such callbacks for every module."""
+    line = [sys.executable, "-c", STOPPED_IN_A_CALLBACK, str(int(sent))]
+    done = subprocess.run(line, cwd=root, capture_output=True, text=True, check=False)
+    assert done.returncode == 128 + sent and done.stderr == "stopped; every rating is kept; --report prints them\n"
+
+
+def test_what_else_is_raised_in_a_callback_is_said(capsys: pytest.CaptureFixture, monkeypatch) -> None:
+    monkeypatch.setattr("sys.unraisablehook", _ask_again)
+    things = [type("Thing", (), {})()]
+    reference = weakref.ref(things[0], lambda _: 1 / 0)
+    things.clear()
+    assert "ZeroDivisionError" in capsys.readouterr().err and reference() is None
 
 
 @pytest.mark.parametrize("name", COMMANDS)

@@ -12,6 +12,7 @@ import threading
 import time
 from collections.abc import Iterator
 from datetime import date, timedelta
+from email.utils import formatdate
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from urllib.parse import parse_qs
@@ -20,7 +21,7 @@ import pytest
 
 from examples.leukemia.__main__ import main
 from examples.leukemia.data import Record, UserError, read_abstracts
-from examples.leukemia.fetch import BATCH, FIRST_DAY, LIMIT, Eutils, Part, fetch, plan_parts
+from examples.leukemia.fetch import BATCH, FIRST_DAY, LIMIT, ROOM, Eutils, Part, _retry_after, fetch, plan_parts
 from examples.leukemia.pubmed import inner_text
 
 ARTICLE = """<PubmedArticle><MedlineCitation Status="MEDLINE" Owner="NLM"><PMID Version="1">{id}</PMID>
@@ -31,7 +32,7 @@ SET = '<?xml version="1.0" ?>\n<!DOCTYPE PubmedArticleSet PUBLIC "-//NLM//DTD Pu
 
 
 class Ncbi(ThreadingHTTPServer):
-    """Articles numbered from 1000, one or more a day; `faults` are answered first, in their order."""
+    """Articles numbered from 1000, one or more a day; `faults` are answered first, in their order, "" by the truth."""
 
     daemon_threads = True
 
@@ -64,8 +65,8 @@ class Handler(BaseHTTPRequestHandler):
         form = {k: v[0] for k, v in parse_qs(self.rfile.read(int(self.headers["Content-Length"])).decode()).items()}
         utility = self.path.strip("/").removesuffix(".fcgi")
         self.server.seen.append((time.monotonic(), utility, form))
-        if self.server.faults:
-            return self.fault(self.server.faults.pop(0))
+        if self.server.faults and (kind := self.server.faults.pop(0)):
+            return self.fault(kind)
         self.answer(200, self.esearch(form) if utility == "esearch" else self.efetch(form))
 
     def answer(self, status: int, body: str, promised: int | None = None, **headers: str) -> None:
@@ -92,6 +93,12 @@ class Handler(BaseHTTPRequestHandler):
             self.close_connection = True
         elif kind == "reset":
             self.connection.close()
+        elif kind == "date":
+            self.answer(503, "", Retry_After=formatdate(time.time() + 3, usegmt=True))
+        elif kind == "redirect":
+            self.answer(302, "", Location="/elsewhere")
+        elif kind.startswith("<"):
+            self.answer(200, kind)
         else:
             self.answer(200, f"<eSearchResult><ERROR>{kind}</ERROR></eSearchResult>")
 
@@ -153,6 +160,7 @@ def test_everything_is_fetched_once_and_kept_raw(serve, tmp_path: Path) -> None:
     assert counts == {
         "articles found": len(ids),
         "articles fetched now": len(ids),
+        "articles here before": 0,
         "articles that PubMed did not give": 0,
     }
     records, _ = read_abstracts(tmp_path / "out")
@@ -199,6 +207,98 @@ def test_429_waits_as_long_as_it_is_told(serve, tmp_path: Path) -> None:
     server.faults = ["429"]
     fetch(client(server), "q", tmp_path / "out")
     assert server.seen[1][0] - server.seen[0][0] >= 1.0  # Retry-After: 1
+
+
+def test_a_date_to_wait_for_is_heeded(serve, tmp_path: Path) -> None:
+    server = serve({date(2019, 1, 1): 1})
+    server.faults = ["date"]
+    fetch(client(server), "q", tmp_path / "out")
+    assert server.seen[1][0] - server.seen[0][0] >= 1.9  # 3 seconds, less the part of one that the header cannot tell
+    waits = {formatdate(1e10, usegmt=True): 300, formatdate(1e9, usegmt=True): 0, "soon": 0, "": 0, "9" * 5000: 300}
+    waits["Wed, 25 Nov 99999999999 20:00:00 GMT"] = 0
+    assert {text: _retry_after(text) for text in waits} == waits
+
+
+HTML = "<html><body>Temporarily unavailable</body></html>"
+NONE = "<eSearchResult><Count>0</Count><IdList/></eSearchResult>"
+BACKEND = NONE.replace(
+    "<IdList/>", "<IdList/><WarningList><OutputMessage>Search Backend failed</OutputMessage></WarningList>"
+)
+SHORT = "<eSearchResult><Count>3</Count><IdList><Id>1000</Id><Id>1001</Id></IdList></eSearchResult>"
+TWICE = SHORT.replace("</IdList>", "<Id>1001</Id></IdList>")
+MANY = "<eSearchResult><Count>many</Count></eSearchResult>"
+WRONG = {  # at the plan, the search and the articles; each with what is said of it
+    "a page at the plan": ([], HTML, "answered with <html>, not <eSearchResult>"),
+    "a failure at the plan": ([], BACKEND, "Search Backend failed"),
+    "no number": ([], MANY, "its Count is 'many'"),
+    "a page at the search": ([""], HTML, "answered with <html>, not <eSearchResult>"),
+    "nothing found": ([""], NONE, "0 articles, where 3 were planned"),
+    "a short list": ([""], SHORT, "it counts 3 articles and lists 2"),
+    "an id twice": ([""], TWICE, "it counts 3 articles and lists 2"),
+    "a page for articles": (["", ""], HTML, "answered with <html>, not <PubmedArticleSet>"),
+}
+
+
+@pytest.mark.parametrize("name", WRONG)
+def test_a_wrong_answer_is_tried_again_and_never_kept(serve, tmp_path: Path, name: str) -> None:
+    before, wrong, said = WRONG[name]
+    server, out = serve({date(2019, 1, 1): 3}), tmp_path / "out"
+    eutils = client(server)
+    eutils.tries = 2
+    server.faults = [*before, wrong, wrong]
+    with pytest.raises(UserError, match=re.escape(said)):
+        fetch(eutils, "q", out)
+    assert len(list(out.rglob("*.xml"))) == max(0, len(before) - 1)
+    server.faults = [wrong]
+    assert fetch(eutils, "q", out)["articles fetched now"] == 3
+    assert len(read_abstracts(out)[0]) == 3 and not server.faults
+
+
+def test_halves_that_lose_articles_are_refused(serve) -> None:
+    server = serve({date(2000, 1, 1): LIMIT - ROOM, date(2020, 1, 1): LIMIT - ROOM})
+    server.faults = ["", NONE]
+    with pytest.raises(UserError, match="its two halves"):
+        plan_parts(client(server), "q", date(2000, 1, 1), date(2020, 1, 1))
+
+
+def test_an_update_that_finds_nothing_leaves_its_days_to_the_next(serve, tmp_path: Path) -> None:
+    server, out = serve({date(2019, 1, 1): 1}), tmp_path / "out"
+    fetch(client(server), "q", out)
+    plan = json.loads((out / "plan.json").read_text()) | {"until": "2019-06-01"}
+    (out / "plan.json").write_text(json.dumps(plan))
+    server.articles.append((date(2020, 1, 1), "9000"))
+    server.faults = [NONE]
+    assert fetch(client(server), "q", out, update=True)["articles fetched now"] == 0
+    assert fetch(client(server), "q", out, update=True)["articles fetched now"] == 1
+
+
+def test_what_was_not_given_is_said_and_asked_for_again(serve, tmp_path: Path, capsys) -> None:
+    server, out = serve({date(2019, 1, 1): BATCH + 5}), tmp_path / "out"
+    line = ["fetch", "q", "--out", str(out), "--email", "me@example.org", "--base-url", server.url]
+
+    def counts() -> dict[str, int]:
+        assert main(line) == 0
+        printed = capsys.readouterr().out
+        assert ("asks for them again" in printed) == bool(server.withheld)
+        return {words: int(number) for number, words in re.findall(r"^ *(\d+)  articles (.+)$", printed, re.MULTILINE)}
+
+    ids = [i for _, i in server.articles]
+    server.withheld = {*ids[10:20], *ids[BATCH:]}  # some of one batch and all of the other
+    first = counts()
+    assert first == {"found": BATCH + 5, "here before": 0, "fetched now": BATCH - 10, "that PubMed did not give": 15}
+    server.withheld = set(ids[:1]) | set(ids[BATCH:])  # a fuller answer that lacks what is here replaces nothing
+    assert counts() == first | {"here before": BATCH - 10, "fetched now": 0}
+    server.withheld = set(ids[BATCH + 1 :])
+    assert counts() == {
+        "found": BATCH + 5,
+        "here before": BATCH - 10,
+        "fetched now": 11,
+        "that PubMed did not give": 4,
+    }
+    server.withheld = set()
+    assert counts()["fetched now"] == 4 and len(read_abstracts(out)[0]) == BATCH + 5
+    next(out.rglob("00200.xml")).write_text(HTML)  # of an earlier version, which kept such pages
+    assert counts()["fetched now"] == 5
 
 
 def test_a_server_that_stays_away_is_one_line_and_the_next_call_goes_on(serve, tmp_path: Path) -> None:
@@ -289,6 +389,8 @@ def test_bad_input_is_one_line(serve, tmp_path: Path, capsys: pytest.CaptureFixt
     refused(capsys, "finds no article (not known: xyzzy)", "xyzzy", "--out", out, *line)
     server.faults = ["400"]
     refused(capsys, "API key invalid", "q", "--out", out, *line, "--api-key", "secret")
+    server.faults = ["redirect"]
+    refused(capsys, "answers from another place ('/elsewhere')", "q", "--out", out, *line)
     assert not out.exists()
     assert main(["fetch", "q", "--out", str(out), *line]) == 0
     refused(capsys, "holds the articles of 'q'", "other", "--out", out, *line)
@@ -299,7 +401,9 @@ def test_bad_input_is_one_line(serve, tmp_path: Path, capsys: pytest.CaptureFixt
     (tmp_path / "thesis" / "chapter.tex").touch()
     refused(capsys, "holds other files", "q", "--out", tmp_path / "thesis", *line)
     next(out.rglob("ids.xml")).write_text("<a>")
-    refused(capsys, "ids.xml is not whole XML: remove it", "q", "--out", out, *line)
+    refused(capsys, "ids.xml is no whole answer of ESearch: remove it", "q", "--out", out, *line)
+    next(out.rglob("ids.xml")).write_text(HTML)
+    refused(capsys, "ids.xml is no whole answer of ESearch: remove it", "q", "--out", out, *line)
     part = '{"query": "q", "until": "2020-01-01", "parts": [{"first": "../x", "last": "y", "count": "z"}]}'
     for plan in ("{}", "[" * 100_000, part):
         (out / "plan.json").write_text(plan)

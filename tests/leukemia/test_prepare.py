@@ -18,7 +18,7 @@ from examples.leukemia.__main__ import main
 from examples.leukemia.annotate import annotate, subtype_of
 from examples.leukemia.augment import augment
 from examples.leukemia.clean import clean
-from examples.leukemia.data import read_abstracts, side_of
+from examples.leukemia.data import SPLITS, read_abstracts, side_of
 from examples.leukemia.duplicates import near_duplicates
 from examples.leukemia.gazetteer import LEUKEMIA, load_gazetteer
 from examples.leukemia.normalize import normalize
@@ -346,6 +346,23 @@ def test_a_retraction_in_a_later_file_counts(tmp_path: Path) -> None:
     out = tmp_path / "out"
     assert main(["prepare", str(tmp_path / "a.csv"), str(tmp_path / "b.csv"), "--out", str(out)]) == 0
     assert [row["retracted"] for row in lines(out / "articles.jsonl")] == [True]
+
+
+def test_a_retracted_article_does_not_take_out_its_republication(tmp_path: Path) -> None:
+    """Nor is it taken out as a repeat itself: it stays, marked, and is on no side."""
+    text = " ".join(f"word{n}" for n in range(60))
+    rows = [{"pubmed_id": str(n), "title": "T", "abstract": f"AML. {text}", "retracted": n != 20} for n in (10, 20, 30)]
+    source, out = tmp_path / "a.jsonl", tmp_path / "out"
+    source.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    assert main(["prepare", str(source), "--out", str(out)]) == 0
+    assert [(row["pubmed_id"], row["retracted"]) for row in lines(out / "articles.jsonl")] == [
+        ("10", True),
+        ("20", False),
+        ("30", True),
+    ]
+    assert [row["pubmed_id"] for side in SPLITS for row in lines(out / f"{side}.jsonl")] == ["20"]
+    counts = json.loads((out / "counts.json").read_text())
+    assert counts["duplicates"]["kept"] == 3 and counts["split"]["retracted: on no side"] == 2
 
 
 def test_sides_stay_when_articles_come(tmp_path: Path) -> None:

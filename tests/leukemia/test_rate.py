@@ -126,6 +126,13 @@ def test_what_is_no_rating_is_refused(served) -> None:
     good = {"rater": "anna", "item": "q0", "place": 0, "dimension": "trust", "value": 3}
     for change in ({"rater": "eve"}, {"item": "zz"}, {"place": 2}, {"dimension": "x"}, {"value": 6}, {"value": "3"}):
         assert ask(port, "POST", "/rating", good | change)[0] in (400, 403)
+    for change in (
+        {"value": True},
+        {"value": 3.0},
+        {"place": True},
+        {"place": 0.0},
+    ):  # to Python they equal 1, 3, 1 and 0
+        assert ask(port, "POST", "/rating", good | change)[0] == 400
     assert ask(port, "POST", "/rating", [])[0] == 400
     assert ask(port, "POST", "/rating", good, Origin="http://evil.example")[0] == 403
     assert ask(port, "POST", "/rating", good, Host="evil.example")[0] == 403
