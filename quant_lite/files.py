@@ -6,6 +6,7 @@ import json
 import os
 import shutil
 import tempfile
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -54,7 +55,8 @@ def save_quantized(model: nn.Module, folder: str | Path) -> Path:
             shared[name] = known
         else:
             tensors[name] = tensor.detach().cpu().contiguous()
-    about = {"layers": {name: _describe(layer) for name, layer in layers.items()}, "shared": shared}
+    described = {name: _describe(layer) for name, layer in layers.items()}
+    about: dict[str, Any] = {"layers": described, "shared": shared, "crc32": of_layers(described, shared)}
     about["checksums"] = {name: checksum(tensor) for name, tensor in tensors.items()}
     metadata = {"quant_lite": json.dumps(about, sort_keys=True)}  # one: of several the order in the file is chance
     folder = Path(folder)
@@ -133,6 +135,11 @@ def checksum(tensor: Tensor) -> str:
         placed = placed + _SIDE * (of_rows * places[:height]).sum() + (of_columns * places).sum()
     sums = " ".join(f"{int(number) % 2**64:016x}" for number in (words, placed))
     return f"{str(tensor.dtype).removeprefix('torch.')} {list(tensor.shape)} {sums}"
+
+
+def of_layers(layers: dict[str, dict[str, Any]], shared: dict[str, str]) -> int:
+    """CRC-32 of what the header says of the layers."""
+    return zlib.crc32(json.dumps([layers, shared], sort_keys=True).encode())
 
 
 def _describe(layer: nn.Module) -> dict[str, Any]:
@@ -273,4 +280,6 @@ def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, dict[str, Any]], dic
         raise QuantizedFileError(f"{path} was not written by save_quantized: its header does not say so") from None
     if checksums is None:
         raise QuantizedFileError(f"{path} was written without checksums: save the model again")
+    if about.get("crc32") != of_layers(layers, shared):
+        raise QuantizedFileError(f"{path} says other things of its layers than were saved: save the model again")
     return tensors, layers, shared, checksums

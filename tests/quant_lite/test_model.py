@@ -37,7 +37,7 @@ from quant_lite import (
     sqnr,
     zeropoint_quantize,
 )
-from quant_lite.files import checksum
+from quant_lite.files import checksum, of_layers
 from quant_lite.linear import pack_nibbles, unpack_nibbles
 from tests.llama_min.test_model import SMALL
 
@@ -394,6 +394,7 @@ def test_files_that_do_not_fit(tmp_path: Path) -> None:
     def changed(**of_layer: object) -> None:
         odd = json.loads(header["quant_lite"])
         odd["layers"]["0"] |= of_layer
+        odd["crc32"] = of_layers(odd["layers"], odd["shared"])
         save_file(tensors, path, metadata={"quant_lite": json.dumps(odd)})
 
     changed(kind="Int3Linear")
@@ -440,7 +441,7 @@ def test_a_tensor_of_another_kind_is_refused_by_name(tmp_path: Path, config: Qua
     path = save_quantized(model, tmp_path)
     with safe_open(path, framework="pt") as file:
         about = file.metadata()["quant_lite"]
-    tensors = load_file(path)
+    tensors = {name: tensor.clone() for name, tensor in load_file(path).items()}
     load_quantized(_Counted(), tmp_path)
     other = {torch.float32: torch.int32, torch.int64: torch.float64, torch.int8: torch.uint8, torch.bool: torch.int8}
     other |= {torch.uint8: torch.int8, torch.bfloat16: torch.float16}
@@ -467,13 +468,17 @@ def test_every_flipped_bit_is_seen(tmp_path: Path, config: QuantConfig) -> None:
     path = save_quantized(model, tmp_path)
     whole = path.read_bytes()
     data = 8 + int.from_bytes(whole[:8], "little")
-    tensors, about = load_file(path), json.loads(json.loads(whole[8:data])["__metadata__"]["quant_lite"])
+    about = json.loads(json.loads(whole[8:data])["__metadata__"]["quant_lite"])
+    tensors = {name: tensor.clone() for name, tensor in load_file(path).items()}  # of the file as it is now
     assert about["checksums"] == {name: checksum(tensor) for name, tensor in tensors.items()}
     for place in range(data, len(whole), 7):
         broken = bytearray(whole)
         broken[place] ^= 1 << place % 8
         path.write_bytes(broken)
         _refused("other bytes than were saved: save the model again", tmp_path)
+    about["layers"]["0"]["measured"] = False
+    save_file(tensors, path, metadata={"quant_lite": json.dumps(about)})
+    _refused("says other things of its layers than were saved: save the model again", tmp_path)
     save_file(tensors, path, metadata={"quant_lite": json.dumps({k: v for k, v in about.items() if k != "checksums"})})
     _refused("was written without checksums: save the model again", tmp_path)
 
