@@ -27,7 +27,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from quant_lite.files import QuantizedFileError, differences
+from quant_lite.files import QuantizedFileError, differences, is_finite
 from quant_lite.linear import (
     BFloat16Linear,
     Int4Linear,
@@ -44,6 +44,11 @@ __all__ = ["load_compressed", "save_compressed"]
 _CONFIG, _WEIGHTS, _INDEX = "config.json", "model.safetensors", "model.safetensors.index.json"
 _METHOD = "compressed-tensors"
 _PACK, _INT, _MIXED = "pack-quantized", "int-quantized", "mixed-precision"
+_GROUP_KEYS = ("targets", "weights", "input_activations", "output_activations", "format")
+_WEIGHTS_KEYS = (  # all that the library writes
+    *("num_bits", "type", "symmetric", "group_size", "strategy", "block_structure", "dynamic", "actorder"),
+    *("scale_dtype", "zp_dtype", "observer", "observer_kwargs"),
+)
 _TOKEN = {"num_bits": 8, "type": "int", "symmetric": True, "strategy": "token", "dynamic": True}  # a row as it comes
 
 
@@ -138,12 +143,7 @@ def load_compressed(model: nn.Module, folder: str | Path) -> None:
     needed = {name: t for name, t in model.state_dict().items() if name.rpartition(".")[0] not in schemes}
     plain = {name: t for name, t in tensors.items() if name.rpartition(".")[0] not in schemes}
     ties = _ties(needed, plain, model)
-    problems += differences({name: t for name, t in needed.items() if name not in ties}, plain)
-    problems += [
-        f"{name} is {plain[name].dtype}, the model's is {t.dtype}"
-        for name, t in needed.items()
-        if name in plain and plain[name].is_floating_point() != t.is_floating_point()
-    ]
+    problems += differences(model, {name: t for name, t in needed.items() if name not in ties}, plain)
     if problems:
         raise QuantizedFileError(f"{folder} does not fit the model: {'; '.join(sorted(problems))}")
     for name, layer in layers.items():
@@ -373,6 +373,8 @@ def _read_scheme(group: dict[str, Any], format: str | None) -> tuple[_Scheme, li
     if inputs is not None:
         kept = {key: inputs.get(key) for key in _TOKEN} if isinstance(inputs, dict) else inputs
         wrong += [] if kept == _TOKEN else [f"input_activations={kept!r} are not read, only {_TOKEN!r}"]
+    wrong += [f"{key}={group[key]!r} is not known" for key in group if key not in _GROUP_KEYS]
+    wrong += [f"weights.{key}={weights[key]!r} is not known" for key in weights if key not in _WEIGHTS_KEYS]
     if group.get("output_activations") is not None:
         wrong.append("output_activations are not read")
     if wrong:  # all that is wrong is named at once, so go on with what can be read
@@ -416,6 +418,8 @@ def _build(scheme: _Scheme, parts: dict[str, Tensor], old: nn.Module) -> Int8Lin
     q = _unpack(parts["weight_packed"], K, scheme.bits) if packed else parts["weight"]
     zeros = torch.zeros_like(scale, dtype=torch.int8)
     weight = QuantizedTensor(q, scale, zeros, old.weight.dtype, scheme.group)
+    if "bias" in parts and not is_finite(parts["bias"]):
+        raise ValueError("bias holds NaN or infinity")
     bias = parts["bias"].to(old.bias.dtype) if old.bias is not None else None
     return Int4Linear(weight, bias) if scheme.bits == 4 else Int8Linear(weight, bias, scheme.activations)
 

@@ -6,6 +6,7 @@ import json
 import os
 import shutil
 import tempfile
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,8 @@ __all__ = ["QuantizedFileError", "load_quantized", "save_quantized"]
 _FILE = "quantized.safetensors"
 _KINDS = {kind.__name__: kind for kind in (Int8Linear, Int4Linear, Int8Embedding, BFloat16Linear)}
 _DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
+_FLOATS = (*_DTYPES.values(), torch.float64)
+_SIDE = 1024  # of the square of words that a checksum sums up at a time: 8 MB
 _Layer = Int8Linear | Int4Linear | Int8Embedding | BFloat16Linear
 
 
@@ -34,8 +37,8 @@ def save_quantized(model: nn.Module, folder: str | Path) -> Path:
 
     The tensors bear the names of `model.state_dict()`: `<layer>.weight` int8 (or `<layer>.packed`, two 4-bit values a
     byte) and `<layer>.scale` float32, and `<layer>.zero_point` where the scheme has one. A tensor that two names share
-    is stored once. The header has a JSON object `quant_lite`: what each layer is. The file is written beside its target
-    and renamed.
+    is stored once. The header has a JSON object `quant_lite`: what each layer is, and a checksum of each tensor. The file
+    is written beside its target and renamed.
 
     Raises:
         ValueError: the model has no quantized layer.
@@ -52,7 +55,9 @@ def save_quantized(model: nn.Module, folder: str | Path) -> Path:
             shared[name] = known
         else:
             tensors[name] = tensor.detach().cpu().contiguous()
-    about = {"layers": {name: _describe(layer) for name, layer in layers.items()}, "shared": shared}
+    described = {name: _describe(layer) for name, layer in layers.items()}
+    about: dict[str, Any] = {"layers": described, "shared": shared, "crc32": of_layers(described, shared)}
+    about["checksums"] = {name: checksum(tensor) for name, tensor in tensors.items()}
     metadata = {"quant_lite": json.dumps(about, sort_keys=True)}  # one: of several the order in the file is chance
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
@@ -71,14 +76,19 @@ def load_quantized(model: nn.Module, folder: str | Path) -> None:
 
     Raises:
         QuantizedFileError: the file is missing, damaged, not of this format or of another architecture; every missing,
-            unexpected and misshapen tensor is named, and the model is unchanged.
+            unexpected and misshapen tensor is named, and every one of another kind or with other bytes than were saved;
+            the model is unchanged.
     """
     path = Path(folder) / _FILE
-    tensors, about, shared = _read(path)
+    tensors, about, shared, checksums = _read(path)
+    problems = [
+        f"{name} has other bytes than were saved: save the model again"
+        for name, tensor in tensors.items()
+        if checksums.get(name) != checksum(tensor)
+    ]
     for name, known in shared.items():
         if known in tensors:
             tensors[name] = tensors[known]
-    problems: list[str] = []
     layers: dict[str, _Layer] = {}
     modules = dict(model.named_modules())
     for name, description in about.items():
@@ -90,7 +100,7 @@ def load_quantized(model: nn.Module, folder: str | Path) -> None:
 
     plain = {name: t for name, t in model.state_dict().items() if name.rpartition(".")[0] not in about}
     rest = {name: t for name, t in tensors.items() if name.rpartition(".")[0] not in about}
-    problems += differences(plain, rest)
+    problems += differences(model, plain, rest)
     if problems:
         raise QuantizedFileError(f"{path} does not fit the model: {'; '.join(sorted(problems))}")
     for name, layer in layers.items():
@@ -101,6 +111,35 @@ def load_quantized(model: nn.Module, folder: str | Path) -> None:
             parent, _, child = name.rpartition(".")
             source, _, leaf = known.rpartition(".")
             setattr(model.get_submodule(parent), child, getattr(model.get_submodule(source), leaf))
+
+
+def checksum(tensor: Tensor) -> str:
+    """dtype, shape, and sum w_i and sum i w_i mod 2^64 of the 64-bit words w_i of its bytes, zeros at the end.
+
+    After Fletcher 1982. A bit that flips adds or takes 2^k, k < 64, in the first sum, which is never 0 mod 2^64: it is
+    always seen. The second is not that of words in another order. Words lie in squares of S x S, and with i = S r + c it
+    is S sum_r r (sum_c w) + sum_c c (sum_r w), which needs no product a word. One square at a time is copied.
+    """
+    data = tensor.reshape(-1).view(torch.uint8)
+    height = min(_SIDE, -(-len(data) // (8 * _SIDE)))  # of a small tensor less than a square
+    square, places = torch.empty(height, _SIDE, dtype=torch.int64), torch.arange(_SIDE)
+    raw = square.view(-1).view(torch.uint8)  # the words' bytes
+    words = placed = torch.zeros((), dtype=torch.int64)
+    for start in range(0, len(data), max(len(raw), 1)):
+        piece = data[start : start + len(raw)]
+        raw[: len(piece)] = piece
+        raw[len(piece) :] = 0
+        of_rows, of_columns = square.sum(1), square.sum(0)
+        words = words + of_rows.sum()
+        placed = placed + start // 8 * of_rows.sum()
+        placed = placed + _SIDE * (of_rows * places[:height]).sum() + (of_columns * places).sum()
+    sums = " ".join(f"{int(number) % 2**64:016x}" for number in (words, placed))
+    return f"{str(tensor.dtype).removeprefix('torch.')} {list(tensor.shape)} {sums}"
+
+
+def of_layers(layers: dict[str, dict[str, Any]], shared: dict[str, str]) -> int:
+    """CRC-32 of what the header says of the layers."""
+    return zlib.crc32(json.dumps([layers, shared], sort_keys=True).encode())
 
 
 def _describe(layer: nn.Module) -> dict[str, Any]:
@@ -139,6 +178,11 @@ def _build(about: dict[str, Any], parts: dict[str, Tensor], old: nn.Module | Non
     bias = parts.get("bias")
     if (bias is None) != (getattr(old, "bias", None) is None) or (bias is not None and tuple(bias.shape) != shape[:1]):
         raise ValueError(f"bias {None if bias is None else tuple(bias.shape)} does not fit the model's layer")
+    for part in ("bias", "smooth"):
+        if part in parts and parts[part].dtype not in _FLOATS:
+            raise ValueError(f"{part} is {parts[part].dtype}, needed is a float")
+    if bias is not None and not is_finite(bias):
+        raise ValueError("bias is not finite")
     stored = (shape[0], -(-shape[1] // 2)) if kind == "Int4Linear" else shape
     needed = {"Int4Linear": torch.uint8, "BFloat16Linear": torch.bfloat16}.get(kind, torch.int8)
     if parts[main].dtype != needed or tuple(parts[main].shape) != stored:
@@ -170,6 +214,8 @@ def _quantized(about: dict[str, Any], parts: dict[str, Tensor], shape: tuple[int
         raise ValueError(f"zero_point is {zero.dtype} {tuple(zero.shape)}, needed is torch.int8 {tuple(scale.shape)}")
     if levels is not None and (levels.dtype != torch.float32 or tuple(levels.shape) != (16,)):
         raise ValueError(f"levels are {levels.dtype} {tuple(levels.shape)}, needed is torch.float32 (16,)")
+    if levels is not None and not is_finite(levels):
+        raise ValueError("levels are not finite")
     if "packed" in parts:
         values = unpack_nibbles(parts["packed"], shape[1]) - (8 if levels is None else 0)
     else:
@@ -181,8 +227,17 @@ def _positive(numbers: Tensor) -> bool:
     return bool((numbers.isfinite() & (numbers > 0)).all())
 
 
-def differences(needed: dict[str, Tensor], given: dict[str, Tensor]) -> list[str]:
-    """How tensors that are given differ from those that a model needs: missing, unexpected and misshapen ones."""
+def is_finite(numbers: Tensor) -> bool:
+    """Whether floats hold neither NaN nor infinity, without a copy of them."""
+    return not numbers.numel() or all(bool(end.isfinite()) for end in numbers.aminmax())
+
+
+def differences(model: nn.Module, needed: dict[str, Tensor], given: dict[str, Tensor]) -> list[str]:
+    """How tensors that are given differ from those that a model needs: missing, unexpected and misshapen ones.
+
+    And those of another kind: a float is one of any width, anything else of the very dtype. Parameters that are floats
+    must be finite; buffers need not, as a mask is not.
+    """
     problems = [f"missing {name}" for name in needed.keys() - given.keys()]
     problems += [f"unexpected {name}" for name in given.keys() - needed.keys()]
     problems += [
@@ -190,11 +245,26 @@ def differences(needed: dict[str, Tensor], given: dict[str, Tensor]) -> list[str
         for name in needed.keys() & given.keys()
         if given[name].shape != needed[name].shape
     ]
+    of_kind = {name for name in needed.keys() & given.keys() if _same_kind(given[name], needed[name])}
+    problems += [
+        f"{name} is {given[name].dtype}, the model's is {needed[name].dtype}"
+        for name in needed.keys() & given.keys() - of_kind
+    ]
+    parameters = {name for name, _ in model.named_parameters(remove_duplicate=False)}
+    problems += [
+        f"{name} holds NaN or infinity: a parameter is finite"
+        for name in of_kind & parameters
+        if given[name].dtype in _FLOATS and not is_finite(given[name])
+    ]
     return problems
 
 
-def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, dict[str, Any]], dict[str, str]]:
-    """Tensors, what each quantized layer is, and names that share a tensor with another."""
+def _same_kind(one: Tensor, other: Tensor) -> bool:
+    return one.dtype == other.dtype or (one.dtype in _FLOATS and other.dtype in _FLOATS)
+
+
+def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, dict[str, Any]], dict[str, str], dict[str, str]]:
+    """Tensors, what each quantized layer is, names that share a tensor with another, and checksums."""
     if not path.is_file():
         raise QuantizedFileError(f"{path} does not exist: give a folder that save_quantized wrote")
     try:
@@ -202,9 +272,14 @@ def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, dict[str, Any]], dic
             about = json.loads((file.metadata() or {})["quant_lite"])
             layers = {str(name): dict(layer) for name, layer in about["layers"].items()}
             shared = {str(name): str(known) for name, known in about["shared"].items()}
+            checksums = dict(about["checksums"]) if "checksums" in about else None
             tensors = {name: file.get_tensor(name) for name in sorted(file.keys())}
     except (OSError, SafetensorError) as error:
         raise QuantizedFileError(f"{path} is not a whole safetensors file ({error}): write it again") from None
     except (KeyError, TypeError, ValueError, AttributeError):
         raise QuantizedFileError(f"{path} was not written by save_quantized: its header does not say so") from None
-    return tensors, layers, shared
+    if checksums is None:
+        raise QuantizedFileError(f"{path} was written without checksums: save the model again")
+    if about.get("crc32") != of_layers(layers, shared):
+        raise QuantizedFileError(f"{path} says other things of its layers than were saved: save the model again")
+    return tensors, layers, shared, checksums

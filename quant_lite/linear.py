@@ -48,6 +48,8 @@ class _HasProduct(Protocol):
 
 def _multiply(layer: _HasProduct, x: Tensor, bias: Tensor | None) -> Tensor:
     """(..., K) -> (..., N), with a gradient to x where one is asked for."""
+    if not x.is_floating_point():  # results would be cast to it
+        raise TypeError(f"the input is {x.dtype}: a linear layer multiplies floats, convert it")
     rows = x.reshape(x.shape[:-1].numel(), layer.in_features)  # (T, K)
     if rows.requires_grad and torch.is_grad_enabled():
         y = _Product.apply(rows, layer)
@@ -186,10 +188,10 @@ class Int8Linear(_Stored):
         """What a decoded token's product runs on: "c" or "torch"."""
         return kernels.kernel_path() if self.weight.device.type == "cpu" else "torch"
 
-    def forward(self, x: Tensor) -> Tensor:  # (..., K) -> (..., N)
-        if x.dtype == torch.float16:  # sums of x q may be past its range, and gradients times a scale below it
-            return self.forward(x.float()).to(x.dtype)
-        return _multiply(self, x, self.bias)
+    def forward(self, input: Tensor) -> Tensor:  # (..., K) -> (..., N)
+        if input.dtype == torch.float16:  # sums of x q may be past its range, and gradients times a scale below it
+            return self.forward(input.float()).to(input.dtype)
+        return _multiply(self, input, self.bias)
 
     def product(self, x: Tensor) -> Tensor:
         """x w_hat^T: (T, N) in the dtype of x, from x (T, K), on the faster path for so many rows."""
@@ -345,8 +347,8 @@ class Int4Linear(_Stored):
         """The float layer that this one stands for, weight dequantized."""
         return _linear(self.quantized().dequantize(), self.bias)
 
-    def forward(self, x: Tensor) -> Tensor:  # (..., K) -> (..., N)
-        return _multiply(self, x, self.bias)
+    def forward(self, input: Tensor) -> Tensor:  # (..., K) -> (..., N)
+        return _multiply(self, input, self.bias)
 
     def product(self, x: Tensor) -> Tensor:
         """x w_hat^T: (T, N) in the dtype of x, from x (T, K)."""
@@ -403,8 +405,8 @@ class BFloat16Linear(_Stored):
         """The float layer that this one stands for."""
         return _linear(self.weight.to(self.dtype), self.bias)
 
-    def forward(self, x: Tensor) -> Tensor:  # (..., K) -> (..., N)
-        return _multiply(self, x, self.bias)
+    def forward(self, input: Tensor) -> Tensor:  # (..., K) -> (..., N)
+        return _multiply(self, input, self.bias)
 
     def product(self, x: Tensor) -> Tensor:
         """x W^T: (T, N) in the dtype of x, from x (T, K), on the faster path for so many rows."""
@@ -442,9 +444,9 @@ class Int8Embedding(_Stored):
         self.register_buffer("scale", weight.scale.contiguous())
         self.register_buffer("zero_point", weight.zero_point if weight.zero_point.any() else None)
 
-    def forward(self, ids: Tensor) -> Tensor:  # (...) -> (..., D)
-        flat = ids.reshape(-1)
-        return self.quantized().rows(flat).dequantize().view(*ids.shape, self.embedding_dim)
+    def forward(self, input: Tensor) -> Tensor:  # (...) -> (..., D)
+        flat = input.reshape(-1)
+        return self.quantized().rows(flat).dequantize().view(*input.shape, self.embedding_dim)
 
     def quantized(self) -> QuantizedTensor:
         """The table as its quantizer returned it."""
@@ -514,10 +516,11 @@ def put_layer(model: nn.Module, name: str, layer: nn.Module) -> None:
     above, _, child = name.rpartition(".")
     parent = model.get_submodule(above)
     old = parent.get_submodule(child)
-    for before in old._forward_pre_hooks.values():
-        layer.register_forward_pre_hook(before)
-    for after in old._forward_hooks.values():
-        layer.register_forward_hook(after)
+    for key, before in old._forward_pre_hooks.items():
+        layer.register_forward_pre_hook(before, with_kwargs=key in old._forward_pre_hooks_with_kwargs)
+    for key, after in old._forward_hooks.items():
+        named, always = key in old._forward_hooks_with_kwargs, key in old._forward_hooks_always_called
+        layer.register_forward_hook(after, with_kwargs=named, always_call=always)
     setattr(parent, child, layer.train(old.training))
     if isinstance(parent, nn.TransformerEncoderLayer):
         # without gradients its fused path would read the weights past their layers: this is how it is told to take none

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import fnmatch
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -180,7 +181,8 @@ def quantize_(model: nn.Module, config: QuantConfig | None = None, calibration: 
     in bfloat16 they share what is bfloat16 already). A weight that others share stays in float, and so do matrices that
     are no `nn.Linear`'s (convolutions, experts in one tensor, an embedding that no head shares) or that their module
     is known to read by itself (`nn.MultiheadAttention`): the report names them. The float layer inside an adapter is
-    quantized like any other; the adapter stays in float. A module of your own that reads `layer.weight` needs that
+    quantized like any other; the adapter stays in float, with what it trains whole (`modules_to_save`), and so does a
+    layer with a `forward` other than `nn.Linear`'s, be it a subclass's or its own. A module of your own that reads `layer.weight` needs that
     layer in `skip`. A weight that is computed (`torch.nn.utils.parametrize`) is quantized as it is now, for good.
 
     Args:
@@ -214,19 +216,31 @@ def watch_inputs(
 ) -> None:
     """Call the model with each batch, and show `see` what comes into each named layer, as rows (T, K)."""
 
-    def show(name: str, module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-        see(name, inputs[0].detach().reshape(-1, inputs[0].shape[-1]))
+    def show(name: str, module: nn.Module, inputs: tuple[Tensor, ...], named: dict[str, Tensor]) -> None:
+        x = inputs[0] if inputs else named["input"]
+        see(name, x.detach().reshape(-1, x.shape[-1]))
 
-    hooks = [model.get_submodule(name).register_forward_pre_hook(partial(show, name)) for name in names]
-    was_training = model.training
+    layers = {name: model.get_submodule(name) for name in names}
+    hooks = [layer.register_forward_pre_hook(partial(show, name), with_kwargs=True) for name, layer in layers.items()]
     try:
-        model.eval()
-        for batch in batches:
-            model(batch)
+        with _in_eval(model):
+            for batch in batches:
+                model(batch)
     finally:
-        model.train(was_training)
         for hook in hooks:
             hook.remove()
+
+
+@contextmanager
+def _in_eval(model: nn.Module) -> Iterator[None]:
+    """The model in eval mode; afterwards, and after an error, each of its modules is in the mode that it was in."""
+    modes = {module: module.training for module in model.modules()}
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, training in modes.items():
+            module.training = training
 
 
 class _Seen:
@@ -293,14 +307,13 @@ def _refuse_unseen(names: Sequence[str], seen: Mapping[str, object]) -> None:
 
 def _perplexity(model: nn.Module, batches: Sequence[Tensor]) -> float:
     """exp of the mean negative log-likelihood of each token but the first of each row."""
-    total, count, was_training = 0.0, 0, model.training
-    model.eval()
-    for ids in batches:
-        output = model(ids)
-        logits: Tensor = getattr(output, "logits", output)  # (B, T, V); transformers wraps them
-        total += float(F.cross_entropy(logits[:, :-1].flatten(0, 1).float(), ids[:, 1:].flatten(), reduction="sum"))
-        count += ids[:, 1:].numel()
-    model.train(was_training)
+    total, count = 0.0, 0
+    with _in_eval(model):
+        for ids in batches:
+            output = model(ids)
+            logits: Tensor = getattr(output, "logits", output)  # (B, T, V); transformers wraps them
+            total += float(F.cross_entropy(logits[:, :-1].flatten(0, 1).float(), ids[:, 1:].flatten(), reduction="sum"))
+            count += ids[:, 1:].numel()
     if not count:
         raise ValueError("calibration text of single tokens has nothing to predict: give rows of two tokens or more")
     return math.exp(total / count)
@@ -326,8 +339,10 @@ def _choose(model: nn.Module, config: QuantConfig) -> tuple[list[list[str]], dic
             kept[name] = "skipped by the config"
         elif others and (len(embeddings) < len(others) or not _can_share(layer, config)):
             kept[name] = "its weight is shared with another module"
-        elif any(part.startswith("lora_") for part in name.split(".")):
+        elif any(part.startswith("lora_") or part == "modules_to_save" for part in name.split(".")):
             kept[name] = "part of an adapter"
+        elif not _is_plain_linear(layer):
+            kept[name] = "its forward is not nn.Linear's"
         elif isinstance(layer, NonDynamicallyQuantizableLinear) or _has_dora_of_peft(model, name):
             kept[name] = "its module reads the weight by itself"
         elif name:
@@ -372,9 +387,14 @@ def _other_matrices(model: nn.Module, known: set[str]) -> dict[str, str]:
     return found
 
 
+def _is_plain_linear(layer: nn.Linear) -> bool:
+    """Whether it computes what nn.Linear does: no subclass, and no patch of this one layer, says otherwise."""
+    return type(layer).forward is nn.Linear.forward and "forward" not in vars(layer)
+
+
 def _is_plain_embedding(module: nn.Module) -> bool:
     """Whether it only looks rows up: not a subclass that does more, nor one that rescales what it looks up."""
-    return type(module) is nn.Embedding and module.max_norm is None
+    return type(module) is nn.Embedding and module.max_norm is None and "forward" not in vars(module)
 
 
 def _can_share(head: nn.Linear, config: QuantConfig) -> bool:

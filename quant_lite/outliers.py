@@ -39,7 +39,8 @@ def smoothing_scales(activation_absmax: Tensor, weight: Tensor, alpha: float = 0
     """What to divide each column of x by, and multiply that of W by: y = (x / s) (W s)^T is the same, easier in int8.
 
     `s_k = max|x_k|^alpha / max|w_k|^(1 - alpha)` (Xiao et al. 2022, SmoothQuant, equation 4). With alpha = 1/2 both
-    then have the same largest number in each column. A column that is zero on either side keeps s = 1.
+    then have the same largest number in each column. A column that is zero on either side keeps s = 1, and what is past
+    float32's normal numbers becomes the nearest of them.
 
     Args:
         activation_absmax: (K,), the largest `|x|` of each column on calibration text; not negative, finite.
@@ -47,7 +48,7 @@ def smoothing_scales(activation_absmax: Tensor, weight: Tensor, alpha: float = 0
         alpha: from 0, which smooths the weight, to 1, which smooths x.
 
     Returns:
-        float32 (K,), positive.
+        float32 (K,), positive and finite.
 
     Raises:
         ValueError: the shapes do not fit, alpha is outside [0, 1], or a number is negative or not finite.
@@ -63,5 +64,6 @@ def smoothing_scales(activation_absmax: Tensor, weight: Tensor, alpha: float = 0
     of_w = weight.detach().abs().amax(0).double() if len(weight) else torch.zeros_like(of_x)
     if not (of_x.isfinite().all() and of_w.isfinite().all() and (of_x >= 0).all()):
         raise ValueError("a largest number is negative, NaN or infinite: take the absolute values of finite tensors")
-    scales = of_x.pow(alpha) / of_w.pow(1 - alpha)
+    normal = torch.finfo(torch.float32)
+    scales = (of_x.pow(alpha) / of_w.pow(1 - alpha)).clamp(normal.tiny, normal.max)
     return torch.where((of_x == 0) | (of_w == 0), torch.ones_like(scales), scales).float()

@@ -193,7 +193,8 @@ def quantize_with(
 
     Raises:
         TypeError: x or the scale has another dtype.
-        ValueError: x holds NaN or infinity, the scale is not positive and finite, or `bits` is neither 8 nor 4.
+        ValueError: x holds NaN or infinity, the scale is not positive and finite, a zero point is no integer of the
+            range, the shape of either does not fit x, or `bits` is neither 8 nor 4.
     """
     highest = _highest(bits)
     _range(x, WHOLE)  # refuses what is not finite
@@ -201,11 +202,36 @@ def quantize_with(
         raise TypeError(f"the scale is {scale.dtype}: convert it to float32, in which x is divided by it")
     if not (scale.isfinite().all() and (scale > 0).all()):
         raise ValueError("a scale is not positive and finite: it cannot divide x")
+    _check_fits("scale", scale, x, group)
     if zero_point is None:
         q = _quantize(x, scale, torch.zeros_like(scale, dtype=torch.int8), group, -highest, highest)
     else:
+        _check_fits("zero_point", zero_point, x, group)
+        zero_point = _int8_zero_point(zero_point, -highest - 1, highest)
         q = _quantize(x, scale, zero_point, group, -highest - 1, highest)
     return replace(q, measured=False)
+
+
+def _check_fits(name: str, given: Tensor, x: Tensor, group: int | None) -> None:
+    """A scale or zero point broadcasts to x; one of groups, once each of its last axis is repeated."""
+    shape, wanted = tuple(given.shape), tuple(x.shape)
+    if group is not None and x.dim():
+        wanted = (*wanted[:-1], -(-wanted[-1] // group))
+    lasts = zip(reversed(shape), reversed(wanted))
+    by_group = group is None or shape[-1:] == wanted[-1:] != ()
+    if len(shape) > len(wanted) or not by_group or not all(size in (1, full) for size, full in lasts):
+        raise ValueError(f"{name} {shape} does not fit x {tuple(x.shape)} with group={group}: it must broadcast to x")
+
+
+def _int8_zero_point(zero_point: Tensor, lowest: int, highest: int) -> Tensor:
+    if zero_point.dtype == torch.bool or zero_point.is_floating_point() or zero_point.is_complex():
+        raise ValueError(f"zero_point is {zero_point.dtype}: it must be an integer, best int8")
+    outside = zero_point[(zero_point < lowest) | (zero_point > highest)]
+    if outside.numel():
+        raise ValueError(
+            f"zero_point={int(outside[0])} is outside of the integers, which are from {lowest} to {highest}"
+        )
+    return zero_point.to(torch.int8)
 
 
 def nf4_quantize(x: Tensor, granularity: Granularity = PerGroup(64)) -> QuantizedTensor:

@@ -408,8 +408,12 @@ def test_damaged_and_foreign_folders_are_refused(tmp_path: Path) -> None:
     broken["model.layers.0.mlp.up_proj.weight_shape"] = torch.tensor([64, 96])
     broken["model.layers.0.mlp.gate_proj.weight_scale"] = torch.full((96, 2), math.inf)
     broken["model.layers.1.input_layernorm.weight"] = torch.ones(64, dtype=torch.int32)
+    broken["model.layers.0.input_layernorm.weight"] = torch.full((64,), math.nan)
+    broken["model.layers.1.self_attn.q_proj.bias"] = torch.full((64,), math.inf)
     save_file(broken, weights)
     refused(
+        "model.layers.0.input_layernorm.weight holds NaN or infinity",
+        "model.layers.1.self_attn.q_proj: bias holds NaN or infinity",
         f"{second}: missing weight_packed",
         "missing model.norm.weight",
         "unexpected other",
@@ -438,6 +442,8 @@ def test_damaged_and_foreign_folders_are_refused(tmp_path: Path) -> None:
     with_config(
         lambda q: weight(q).update(symmetric=False, num_bits=6), "weights.symmetric=False", "weights.num_bits=6"
     )
+    with_config(lambda q: group(q).update(inptu_activations=None), "group_0: inptu_activations=None is not known")
+    with_config(lambda q: weight(q).update(zero_scale=3), "group_0: weights.zero_scale=3 is not known")
     with_config(lambda q: weight(q).update(group_size=None), "weights.group_size=None")
     with_config(lambda q: weight(q).update(strategy="block", type="float"), "strategy='block'", "type='float'")
     with_config(lambda q: weight(q).update(actorder="group"), "weights.actorder='group'")

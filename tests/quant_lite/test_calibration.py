@@ -133,6 +133,14 @@ def test_smoothing_by_hand() -> None:
         smoothing_scales(-torch.ones(4), weight)
 
 
+def test_smoothing_is_finite_and_positive_at_the_ends_of_float32() -> None:
+    weight = torch.tensor([[1e-40, 3e38, 1e-45]])
+    for alpha in (0.0, 0.5, 1.0):
+        scales = smoothing_scales(torch.tensor([3e38, 1e-45, 1e-45]), weight, alpha)
+        assert scales.isfinite().all() and (scales > 0).all(), alpha
+    assert smoothing_scales(torch.ones(3), weight, 0.0)[0] == torch.finfo(torch.float32).max
+
+
 def test_smoothing_makes_a_product_in_int8_better(generator: torch.Generator) -> None:
     """Activations with two columns a hundred times as large as the others, as large language models have."""
     x, w = torch.randn(64, 128, generator=generator), torch.randn(32, 128, generator=generator)

@@ -293,3 +293,92 @@ def test_a_view_of_a_saved_tensor_is_saved_as_it_is(tmp_path) -> None:
     again = make()
     load_quantized(again, tmp_path)
     assert torch.equal(again[1].turned, model[1].turned) and torch.equal(again[1].square, model[1].square)
+
+
+def test_a_layer_with_a_forward_of_its_own_stays_in_float() -> None:
+    """A plain product would take the place of a cosine, an adapter in the layer itself, or of a patched method."""
+
+    class Cosine(nn.Linear):
+        def forward(self, input: Tensor) -> Tensor:
+            return nn.functional.linear(nn.functional.normalize(input), nn.functional.normalize(self.weight))
+
+    model = nn.Sequential(nn.Linear(64, 48), Cosine(48, 8, bias=False), nn.Linear(8, 8))
+    product = model[2].forward
+    model[2].forward = lambda input: 2 * product(input)
+    x = torch.randn(5, 64)
+    before = model(x)
+    report = quantize_(model)
+    assert report.kept == {"1": "its forward is not nn.Linear's", "2": "its forward is not nn.Linear's"}
+    assert type(model[0]) is Int8Linear and (model(x) - before).norm() / before.norm() < 0.02
+
+
+def test_what_peft_trains_whole_stays_in_float() -> None:
+    peft = pytest.importorskip("peft")
+    model = peft.get_peft_model(net(), peft.LoraConfig(r=4, target_modules=["0"], modules_to_save=["2"]))
+    copy = "base_model.model.2.modules_to_save.default"
+    weight = model.get_submodule(copy).weight
+    report = quantize_(model)
+    assert report.kept[copy] == "part of an adapter"
+    assert model.get_submodule(copy).weight is weight and weight.requires_grad
+    model(torch.randn(3, 64)).sum().backward()
+    assert weight.grad is not None
+
+
+@pytest.mark.parametrize("config", CONFIGS, ids=str)
+def test_layers_are_called_as_those_they_replace(config: QuantConfig) -> None:
+    """By the name of nn.Linear's argument, and with hooks that ask for keywords or to be called at errors, too."""
+    model, seen, x = net(), [], torch.randn(2, 64)
+    model[0].register_forward_pre_hook(lambda _, args, named: seen.append(sorted(named)), with_kwargs=True)
+    model[0].register_forward_hook(lambda _, args, named, y: seen.append(sorted(named)), with_kwargs=True)
+    model[0].register_forward_hook(lambda *_: seen.append("always"), always_call=True)
+    quantize_(model, config)
+    assert torch.equal(model[0](input=x), model[0](x))
+    assert seen == [["input"], ["input"], "always", [], [], "always"]
+    with pytest.raises(RuntimeError):
+        model[0](torch.randn(2, 63))
+    assert seen[6:] == [[], "always"]
+
+
+@pytest.mark.parametrize("config", CONFIGS, ids=str)
+@pytest.mark.parametrize("dtype", [torch.int64, torch.int8, torch.bool])
+def test_inputs_that_are_no_floats_are_refused(config: QuantConfig, dtype: torch.dtype) -> None:
+    model = net()
+    quantize_(model, config)
+    for rows in (1, 40, 0):
+        with pytest.raises(TypeError, match=f"the input is {dtype}"):
+            model[0](torch.ones(rows, 64, dtype=dtype))
+
+
+class _Words(nn.Module):
+    """A model of token ids that calls its head by the argument's name."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.table, self.body, self.drop = nn.Embedding(9, 64), net(), nn.Dropout(0.5)
+        self.head = nn.Linear(8, 9)
+
+    def forward(self, ids: Tensor) -> Tensor:
+        return self.head(input=self.drop(self.body(self.table(ids))))
+
+
+@pytest.mark.parametrize(
+    "config", [QuantConfig(activations="int8", observer="minmax"), QuantConfig(smoothing=0.5), QuantConfig(gptq=True)]
+)
+def test_calibration_sees_inputs_given_by_name(config: QuantConfig) -> None:
+    model, ids = _Words().eval(), torch.arange(9)[None]
+    before = model(ids)
+    assert len(quantize_(model, config, [ids]).layers) == 3
+    assert (model(ids) - before).norm() / before.norm() < 0.05
+
+
+@pytest.mark.parametrize("config", [QuantConfig(), QuantConfig(gptq=True)])
+def test_calibration_leaves_each_module_in_its_mode(config: QuantConfig) -> None:
+    model = _Words().train()
+    model.drop.eval()
+    model.body[2].eval()
+    modes = {name: module.training for name, module in model.named_modules()}
+    with pytest.raises(IndexError):
+        quantize_(model, config, [torch.tensor([[1, 99]])])
+    assert {name: module.training for name, module in model.named_modules()} == modes
+    quantize_(model, config, [torch.arange(9)[None]])
+    assert {name: module.training for name, module in model.named_modules()} == modes

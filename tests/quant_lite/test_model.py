@@ -16,6 +16,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
+import quant_lite.files as files_module
 import quant_lite.linear as linear_module
 from llama_min import Llama
 from lora_lite import LoRAConfig, add_lora
@@ -36,6 +37,7 @@ from quant_lite import (
     sqnr,
     zeropoint_quantize,
 )
+from quant_lite.files import checksum, of_layers
 from quant_lite.linear import pack_nibbles, unpack_nibbles
 from tests.llama_min.test_model import SMALL
 
@@ -392,6 +394,7 @@ def test_files_that_do_not_fit(tmp_path: Path) -> None:
     def changed(**of_layer: object) -> None:
         odd = json.loads(header["quant_lite"])
         odd["layers"]["0"] |= of_layer
+        odd["crc32"] = of_layers(odd["layers"], odd["shared"])
         save_file(tensors, path, metadata={"quant_lite": json.dumps(odd)})
 
     changed(kind="Int3Linear")
@@ -408,3 +411,95 @@ def test_files_that_do_not_fit(tmp_path: Path) -> None:
     refused("does not exist", net())
     with pytest.raises(ValueError, match="no quantized layer to save"):
         save_quantized(net(), tmp_path)
+
+
+class _Counted(nn.Sequential):
+    """Plain tensors of several dtypes beside quantized layers; -inf is what a mask's buffer may hold."""
+
+    def __init__(self) -> None:
+        super().__init__(*net(), nn.LayerNorm(4))
+        self.register_buffer("steps", torch.tensor(3))
+        self.register_buffer("mask", torch.tensor([True, False, True]))
+        self.register_buffer("bias", torch.tensor([0.0, -torch.inf]))
+
+
+def _refused(match: str, folder: Path) -> None:
+    target = _Counted()
+    before, kinds = copy.deepcopy(target.state_dict()), [type(module) for module in target.modules()]
+    with pytest.raises(QuantizedFileError, match=match):
+        load_quantized(target, folder)
+    assert [type(module) for module in target.modules()] == kinds
+    assert all(torch.equal(before[name], tensor) for name, tensor in target.state_dict().items())
+
+
+@pytest.mark.parametrize("config", CONFIGS, ids=str)
+def test_a_tensor_of_another_kind_is_refused_by_name(tmp_path: Path, config: QuantConfig) -> None:
+    """The same bytes, which a header calls something else; and what is not finite where the model computes with it."""
+    torch.manual_seed(0)
+    model = _Counted()
+    quantize_(model, config)
+    path = save_quantized(model, tmp_path)
+    with safe_open(path, framework="pt") as file:
+        about = file.metadata()["quant_lite"]
+    tensors = {name: tensor.clone() for name, tensor in load_file(path).items()}
+    load_quantized(_Counted(), tmp_path)
+    other = {torch.float32: torch.int32, torch.int64: torch.float64, torch.int8: torch.uint8, torch.bool: torch.int8}
+    other |= {torch.uint8: torch.int8, torch.bfloat16: torch.float16}
+
+    def write(name: str, tensor: torch.Tensor) -> None:
+        """As a writer would that gives such a tensor its checksum."""
+        changed = json.loads(about)
+        changed["checksums"][name] = checksum(tensor)
+        save_file({**tensors, name: tensor}, path, metadata={"quant_lite": json.dumps(changed)})
+
+    for name, tensor in tensors.items():
+        write(name, tensor.view(other[tensor.dtype]))
+        _refused(rf"{name.rpartition('.')[0]}.*{name.rpartition('.')[2]} (is|are) {other[tensor.dtype]}", tmp_path)
+        if tensor.dtype == torch.float32 and name != "bias":
+            write(name, torch.full_like(tensor, torch.nan))
+            _refused(name.partition(".")[0] + ".*finite", tmp_path)
+
+
+@pytest.mark.parametrize("config", CONFIGS, ids=str)
+def test_every_flipped_bit_is_seen(tmp_path: Path, config: QuantConfig) -> None:
+    torch.manual_seed(0)
+    model = _Counted()
+    quantize_(model, config)
+    path = save_quantized(model, tmp_path)
+    whole = path.read_bytes()
+    data = 8 + int.from_bytes(whole[:8], "little")
+    about = json.loads(json.loads(whole[8:data])["__metadata__"]["quant_lite"])
+    tensors = {name: tensor.clone() for name, tensor in load_file(path).items()}  # of the file as it is now
+    assert about["checksums"] == {name: checksum(tensor) for name, tensor in tensors.items()}
+    for place in range(data, len(whole), 7):
+        broken = bytearray(whole)
+        broken[place] ^= 1 << place % 8
+        path.write_bytes(broken)
+        _refused("other bytes than were saved: save the model again", tmp_path)
+    about["layers"]["0"]["measured"] = False
+    save_file(tensors, path, metadata={"quant_lite": json.dumps(about)})
+    _refused("says other things of its layers than were saved: save the model again", tmp_path)
+    save_file(tensors, path, metadata={"quant_lite": json.dumps({k: v for k, v in about.items() if k != "checksums"})})
+    _refused("was written without checksums: save the model again", tmp_path)
+
+
+@pytest.mark.parametrize("dtype", [torch.int8, torch.bool, torch.bfloat16, torch.float32, torch.int64])
+@pytest.mark.parametrize("size", [0, 1, 7, 8, 1001])
+def test_the_checksum_by_its_definition(dtype: torch.dtype, size: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Over squares of 4 x 4 words and the rest, and at any place in a file, against whole numbers without an end."""
+    monkeypatch.setattr(files_module, "_SIDE", 4)
+    generator = torch.Generator().manual_seed(size)
+    tensor = torch.randint(-100, 100, (size + 1,), generator=generator).to(dtype)[1:]
+    raw = bytes(tensor.clone().view(torch.uint8).tolist())
+    words = [int.from_bytes(raw[i : i + 8], "little") for i in range(0, len(raw), 8)]
+    sums = (sum(words), sum(i * word for i, word in enumerate(words)))
+    name = str(dtype).removeprefix("torch.")
+    assert checksum(tensor) == f"{name} [{size}] {sums[0] % 2**64:016x} {sums[1] % 2**64:016x}"
+
+
+def test_the_checksum_makes_no_copy_of_the_tensor() -> None:
+    tensor = torch.zeros(2**25, dtype=torch.int8)
+    with torch.profiler.profile(profile_memory=True) as profile:
+        checksum(tensor)
+    made = max(event.self_cpu_memory_usage for event in profile.key_averages())
+    assert 0 < made <= tensor.nbytes / 3

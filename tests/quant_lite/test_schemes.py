@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 
 import pytest
@@ -146,3 +147,30 @@ def test_which_parameters_are_refused() -> None:
         quantize_with(torch.ones(2), torch.ones(1, dtype=torch.bfloat16))
     with pytest.raises(ValueError, match="NaN or infinity"):
         quantize_with(torch.tensor([float("nan")]), torch.ones(1))
+
+
+def test_a_given_zero_point_is_an_integer_of_the_range() -> None:
+    """Outside of it zero would be no number that is stored."""
+    x, scale = torch.randn(4), torch.tensor(0.02)
+    for zero_point, bits, words in (
+        (torch.tensor(200), 8, "zero_point=200 .* from -128 to 127"),
+        (torch.tensor(-129), 8, "zero_point=-129 "),
+        (torch.tensor(8, dtype=torch.int8), 4, "zero_point=8 .* from -8 to 7"),
+        (torch.tensor(3.5), 8, "zero_point is torch.float32"),
+        (torch.tensor(True), 8, "zero_point is torch.bool"),
+    ):
+        with pytest.raises(ValueError, match=words):
+            quantize_with(x, scale, zero_point, bits)
+    q = quantize_with(torch.zeros(3), scale, torch.tensor(-128))
+    assert q.zero_point.dtype == torch.int8 and not q.dequantize().any()
+
+
+def test_a_given_scale_has_the_shape_of_its_granularity() -> None:
+    x = torch.randn(4, 6)
+    for shape, group in (((3, 1), None), ((6, 4), None), ((2, 4, 6), None), ((4, 2), 2), ((3, 3), 2), ((), 2)):
+        with pytest.raises(ValueError, match=rf"scale {re.escape(str(shape))} does not fit x \(4, 6\)"):
+            quantize_with(x, torch.ones(shape), group=group)
+    with pytest.raises(ValueError, match=r"zero_point \(3,\) does not fit x \(4, 6\)"):
+        quantize_with(x, torch.ones(4, 1), torch.zeros(3, dtype=torch.int8))
+    for shape, group in (((), None), ((4, 1), None), ((6,), None), ((4, 3), 2), ((1, 2), 4)):
+        assert quantize_with(x, torch.ones(shape), group=group).dequantize().shape == x.shape
