@@ -81,7 +81,8 @@ def _train(settings: dict[str, Any], resume: bool, first: bool) -> None:
     trainer = Trainer(model, config, out)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # fit says it, too
-        told = plan(trainer, examples, held_out)  # by every process: a spread base is gathered by all
+        # by every process where the base is spread: all of them gather it
+        told = plan(trainer, examples, held_out) if first or config.shard else ""
     if first:
         print(told, file=sys.stderr, flush=True)
         out.mkdir(parents=True, exist_ok=True)

@@ -111,7 +111,7 @@ def encode_rows(rows: Iterable[tuple[str, Any] | Mapping[str, Any]], tokenizer: 
     """
     examples, bad = [], []
     for number, given in enumerate(rows, 1):
-        name, row = (f"row {number}", given) if isinstance(given, Mapping) else given
+        name, row = given if isinstance(given, tuple) and len(given) == 2 else (f"row {number}", given)
         try:
             examples.append(encode_row(row, tokenizer, name))
         except ValueError as error:

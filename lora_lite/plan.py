@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from lora_lite.lora import trainable_summary
-from lora_lite.runs import blocks
+from lora_lite.runs import blocks, evaluating, random_states_kept
 from lora_lite.trainer import LOGITS, Example, Trainer
 
 __all__ = ["plan"]
@@ -26,6 +26,8 @@ def plan(trainer: Trainer, train_set: Sequence[Example], eval_set: Sequence[Exam
     """
     config, model, ranks = trainer.config, trainer.model, trainer.ranks.world
     train_set, eval_set = trainer.cut(train_set, "train_set"), trainer.cut(eval_set, "eval_set")
+    if not train_set:
+        raise ValueError("train_set is empty")
     trainer.check_batches((*train_set, *eval_set))
     batches = trainer.order(len(train_set))
     passes = [examples for batch in batches for examples, _ in trainer.passes([train_set[i] for i in batch])]
@@ -40,8 +42,9 @@ def plan(trainer: Trainer, train_set: Sequence[Example], eval_set: Sequence[Exam
     weights = sum(t.numel() * t.element_size() for t in held)
     copies = 4 if eval_set else 3  # the gradient, AdamW's two means, and the best so far
     trained = copies * sum(p.numel() * p.element_size() for p in trainer.parameters)
-    activations = max(sizes) * _bytes_a_token(trainer, train_set[0])
-    logits = max(_logit_bytes(trainer, size, sum(e.supervised for e in p)) for size, p in zip(sizes, passes))
+    with evaluating(model), random_states_kept(trainer.device):  # telling what will be done changes nothing of it
+        activations = max(sizes) * _bytes_a_token(trainer, train_set[0])
+        logits = _logit_bytes(trainer, [(size, _supervised(examples)) for size, examples in zip(sizes, passes)])
     total = weights + trained + activations + logits
     where = "supervised positions alone" if trainer.head is not None else "all positions (the head is not the last act)"
     lines = (
@@ -62,14 +65,22 @@ def _read_tokens(examples: Sequence[Example], packed: bool) -> int:
 
 
 @torch.no_grad()
-def _logit_bytes(trainer: Trainer, tokens: int, supervised: int) -> int:
-    """Of the logits that exist at a time, a chunk in float32 and in the model's dtype with its gradient; and without a
-    head to stop at, of all logits of a pass and of the supervised ones, each with its gradient."""
+def _logit_bytes(trainer: Trainer, passes: Sequence[tuple[int, int]]) -> int:
+    """Of the logits that exist at a time in the largest of the passes, each given by its tokens and supervised tokens.
+
+    Behind a head they are a chunk, in float32 and in the model's dtype with its gradient. Without one there are also all
+    logits of the pass and the supervised ones, each with its gradient.
+    """
     hidden = trainer._hidden(torch.zeros(1, 1, dtype=torch.long, device=trainer.device), None)[0]  # (1, D or V)
     vocabulary = hidden.shape[-1] if trainer.head is None else trainer.head(hidden[:0]).shape[-1]
-    rows = min(supervised, max(1, LOGITS // vocabulary))
-    whole = 0 if trainer.head is not None else 2 * (tokens + supervised)
-    return vocabulary * (rows * (4 + 2 * hidden.element_size()) + whole * hidden.element_size())
+    width = hidden.element_size()
+    rows = min(max(supervised for _, supervised in passes), max(1, LOGITS // vocabulary))
+    whole = 0 if trainer.head is not None else 2 * max(map(sum, passes))
+    return vocabulary * (rows * (4 + 2 * width) + whole * width)
+
+
+def _supervised(examples: Sequence[Example]) -> int:
+    return sum(example.supervised for example in examples)
 
 
 def _bytes_a_token(trainer: Trainer, example: Example) -> float:

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from lora_lite.runs import free_at_once, return_freed_memory
 
-__all__ = ["Ranks", "join_ranks", "shard_base", "shard_device"]
+__all__ = ["Ranks", "is_spread", "join_ranks", "shard_base", "shard_device"]
 
 
 @dataclass(frozen=True)
@@ -91,6 +91,13 @@ def shard_device(device: torch.device) -> torch.device:
     return torch.device("cuda", torch.cuda.current_device()) if torch.cuda.is_available() else device
 
 
+def is_spread(model: nn.Module) -> bool:
+    """Whether `shard_base` has been there."""
+    from torch.distributed.fsdp import FSDPModule
+
+    return isinstance(model, FSDPModule)
+
+
 def shard_base(model: nn.Module, blocks: Sequence[nn.Module], device: torch.device) -> None:
     """Spread the frozen parameters over the ranks (FSDP2), each block's gathered only while it is computed.
 
@@ -100,9 +107,9 @@ def shard_base(model: nn.Module, blocks: Sequence[nn.Module], device: torch.devi
     Raises:
         ValueError: nothing is frozen, so that nothing could be spread.
     """
-    from torch.distributed.fsdp import FSDPModule, fully_shard
+    from torch.distributed.fsdp import fully_shard
 
-    if isinstance(model, FSDPModule):
+    if is_spread(model):
         return
     if not any(not p.requires_grad for p in model.parameters()):
         raise ValueError(

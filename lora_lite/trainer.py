@@ -29,7 +29,7 @@ from torch import Tensor, nn
 
 from lora_lite.checkpoints import checkpoint_steps, load_newest, save_checkpoint
 from lora_lite.lora import adapter_names, adapters_without_gradient, lora_parameter_groups
-from lora_lite.ranks import join_ranks, shard_base, shard_device
+from lora_lite.ranks import is_spread, join_ranks, shard_base, shard_device
 from lora_lite.runs import (
     base_hash,
     blocks,
@@ -366,11 +366,13 @@ class Trainer:
         spread_on = shard_device(self.device) if self.config.shard else self.device
         self.ranks = join_ranks(spread_on)
         self._moving = running_statistics(model)
-        self._base = base_hash(model, {**trained, **self._moving})
-        self._sharded = self.config.shard and self.ranks.world > 1
+        spread = self.ranks.world > 1 and is_spread(model)  # by an earlier trainer, which knew the base whole
+        self._base: str = model._base_hash if spread else base_hash(model, {**trained, **self._moving})  # type: ignore[assignment]
+        self._sharded = spread or (self.config.shard and self.ranks.world > 1)
         if self._sharded:  # before the first pass: no device ever holds all of the base
             self.device = spread_on
             shard_base(model, blocks(model), self.device)
+            model._base_hash = self._base  # type: ignore[assignment]
         self._learnt: dict[str, Tensor] = {**trained, **self._moving}
         accepted = inspect.signature(model.forward).parameters
         self._takes_positions = "position_ids" in accepted

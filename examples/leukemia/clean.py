@@ -47,12 +47,14 @@ _COPYRIGHT = re.compile(
 _CITATIONS = re.compile(
     r"\((?:[A-Z][A-Za-z&]{0,30}\.?\s){1,6}(?:19|20)\d\d;\s?\d+(?:\(\d+\))?:\s?\w+(?:-\w+)?\.?\)"  # (Blood. 2004;104:1234-40)
     r"|(?<=[a-z.,:;])\[\d{1,5}(?:\s?[,-]\s?\d{1,5})*\](?!\w)"  # word[12], as opposed to a range: median [2-7]
-    r"|(?<=[a-z,;:]\s)\[\d{1,3}\](?=[\s.,;:)]|$)|(?<=[a-z]\s)\[\d{1,3}(?:,\s?\d{1,3}){1,9}\](?=\.(?:\s|$))"  # word [1]
+    r"|(?<=[a-z,;:]\s)\[\d{1,3}\](?=[.,;:)]|$)|(?<=[a-z]\s)\[\d{1,3}(?:,\s?\d{1,3}){1,9}\](?=\.(?:\s|$))"  # word [1]
     r"|\((?i:refs?|references?)\.?\s\d{1,3}(?:\s?[,-]\s?\d{1,3}){0,9}\)"
-    r"|(?:(?<=[.?!]\s)|(?<=[.?!]))(?:REFERENCES|References)\s?:?\s\[?1[.)\]]\s(?s:.{0,5000})$"  # the list itself
+    r"|(?:(?<=[.?!]\s)|(?<=[.?!]))(?:REFERENCES|References)\s?:?\s\[?1[.)\]]\s"
+    r"(?=[A-Z][\w'-]{1,30},?\s[A-Z]{1,3}\b)(?s:.{0,5000})$"  # the list itself, which begins with an author
     r"|\[?\(?PMID:?\s?\d{1,8}\)?\]?"
 )
 _MEASURED = re.compile(r"(?:days?|weeks?|months?|years?|hours?|range|median|mean|IQR)$")  # 5 days[2-7] is a range, too
+_SPREAD = re.compile(r"\d|interval|range|median|mean")  # close before [2, 6]: its limits
 
 
 def clean(text: str, counts: Counter[str] | None = None) -> str:
@@ -101,10 +103,13 @@ def _copyright(text: str) -> str:
 
 def _references(text: str) -> str:
     """Drop pointers to a list of references, and a journal's citation of itself."""
-    return _CITATIONS.sub(
-        lambda match: match[0] if _MEASURED.search(text[max(0, match.start() - 8) : match.start()].rstrip()) else "",
-        text,
-    )
+
+    def kept(match: re.Match[str]) -> str:
+        before = text[max(0, match.start() - 20) : match.start()]
+        spread = match[0].startswith("[") and "," in match[0] and before[-1:] == " " and _SPREAD.search(before)
+        return match[0] if spread or _MEASURED.search(before.rstrip()) else ""
+
+    return _CITATIONS.sub(kept, text)
 
 
 def _spacing(text: str) -> str:

@@ -61,7 +61,8 @@ _TITLED = (
         rf"\b(?:[Mm]rs?|[Mm]me|[Mm]ister|[Hh]err|[Ff]rau|(?<!\d)(?<!\d\s)[Mm]s)\b\.?\s{_SCAN}(?:[A-Z]\.\s?){{0,2}}"
         rf"(?:{_CAPITAL}(?:\s{_CAPITAL}){{0,3}}|{_WORD}(?:\s{_WORD})?)"
     ),
-    rf"\bMRS?\b\.?\s{_SCAN}(?=[A-Z]{{2}}){_WORD}(?:\s(?=[A-Z]{{2}}){_WORD})?|\b(?:Miss|Master)\s{_CAPITAL}(?:\s{_CAPITAL})?",
+    rf"\bMRS?\b\.?\s{_SCAN}(?=[A-Z]{{4}}){_WORD}(?:\s(?=[A-Z]{{2}}){_WORD})?",  # but MR CML: molecular response
+    rf"\b(?:Miss|Master(?!\s(?:Protocol|Regulator|Clinical|Trial|Switch)))\s{_CAPITAL}(?:\s{_CAPITAL})?",
     rf"\b[Mm]y\sname(?:\sis|'s)\s{_ANY_CASE}|\b(?i:(?:patient|pt)(?:'s)?\sname)(?:\sis)?\s?[:=]?\s?{_ANY_CASE}",
     rf"(?:^|(?<=[,;.(]\s)|(?<=\n)|\b(?i:full|first|last|family|given|sur)\s?)(?i:name)\s?[:=]\s?{_ANY_CASE}",
     rf"\b(?i:{_SOMEONE})\s(?:(?:is|was)\s)?(?:named|called)\s{_ANY_CASE}",
@@ -84,7 +85,10 @@ _NO_PERSON = re.compile(
     r"\b(?:leuk|lymph|myel|chromosom|syndrom|disease|cells?\b|an(?:a?e)mia|protein|gene|therap|cancer|tumou?r|sarcoma|transplant|"
     r"marrow|blood|hospital|universit|institut|cent(?:er|re)|clinic|group|study|trial|society|network|foundation|college|states|"
     r"mesylate|acute|chronic|complete|phase|adults?\b|children|elderly|older\b|pregnan|women\b|people"
-    r"|maintenance|induction|consolidation|prevent|treat|positive|negative|refractory|relapse)",
+    r"|maintenance|induction|consolidation|prevent|treat|positive|negative|refractory|relapse"
+    r"|americans?\b|africans?\b|asians?\b|europeans?\b|hispanics?\b|natives?\b|whites?\b|blacks?\b|new\syork|new\szealand|puerto|hong\skong"
+    r"|san\sdiego|san\sfrancisco|los\sangeles|south\s|north\s|east\s|west\s|britain|united\s|transformation|kinase|receptor|factor\b|score\b"
+    r"|random\s|regression|network|hybridization|cytometry|\bscan\b|ozogamicin|sleeping\sbeauty|fraumeni|bristol|patients\b)",
     re.IGNORECASE,
 )
 _PATTERN = {kind: re.compile(pattern) for kind, pattern in _IDENTIFIERS.items()}

@@ -55,8 +55,12 @@ from examples.leukemia.spelling import american_word, americanize
         ("Funding was by the NIH. Trial registration: ISRCTN12345678 (2004; 12 sites).", None),
         ("See Cancer.Net: Leukemia", None),
         ("It works. REFERENCES: 1. Smith J, Doe A. Blood 2004;104:1234. 2. Doe A. Leukemia 2005;19:1.", "It works."),
-        ("It works [1], as seen (refs 1, 2) before [3, 4].", "It works, as seen before."),
+        ("It works [1], as others have (refs 1, 2) seen many times before [3, 4].", "It works, as others have seen many times before."),
         ("Age was a score [1, 4] in 12 [1] and a median [7] of references: 1. old", None),
+        ("Sensitivity was 85%, 95% confidence interval [78, 91]. Fine.", None),
+        ("A median of 4 cycles [2, 6], 34 d [28, 45], 3 percent [1, 12].", None),
+        ("The score ranges: [0] none, [1] mild, [2] severe.", None),
+        ("Two controls. References 1. healthy donors and 2. siblings had counts of 45. Survival was 30%.", None),
         (("It works. © The Author 2012. Published by Oxford University Press on behalf of the British Society. All rights reserved. "
          "For permissions, please email: journals.permissions@oup.com."), "It works."),
         (("It works. © Author(s) (or their employer(s)) 2020. Re-use permitted under CC BY-NC. No commercial re-use. "

@@ -455,13 +455,25 @@ def test_the_plan_counts_the_logits() -> None:
     net = model()
     vocabulary = SMALL.vocab_size
     with_head, without = trainer(net, batch_size=5), trainer(Wrapped(net), batch_size=5)
-    assert _logit_bytes(with_head, 100, 30) == vocabulary * 30 * (4 + 2 * 4)
-    assert _logit_bytes(with_head, 10**6, 10**9) == vocabulary * (2**24 // vocabulary) * (4 + 2 * 4)
-    assert _logit_bytes(without, 100, 30) == vocabulary * (30 * (4 + 2 * 4) + 2 * (100 + 30) * 4)
+    assert _logit_bytes(with_head, [(9, 9), (100, 30)]) == vocabulary * 30 * (4 + 2 * 4)
+    assert _logit_bytes(with_head, [(10**6, 10**9)]) == vocabulary * (2**24 // vocabulary) * (4 + 2 * 4)
+    assert _logit_bytes(without, [(9, 9), (100, 30)]) == vocabulary * (30 * (4 + 2 * 4) + 2 * (100 + 30) * 4)
     told = plan(with_head, EXAMPLES)
     assert f"logits {vocabulary * 29 * 12 / 1e6:,.1f}" in told and told.endswith("; and the interpreter")
     with pytest.raises(ValueError, match="takes no position_ids"):
         plan(trainer(Wrapped(net), packing=64), EXAMPLES)
+    with pytest.raises(ValueError, match="train_set is empty"):
+        plan(with_head, [])
+
+
+def test_the_plan_takes_few_passes_and_changes_nothing() -> None:
+    """However many steps there are; dropout draws nothing, and modes stay."""
+    net, runs = model(dropout=0.5), []
+    net.model.layers[0].register_forward_hook(lambda *_: runs.append(1))
+    run = trainer(net, batch_size=1, epochs=50)
+    before, state = len(runs), torch.get_rng_state()
+    plan(run, EXAMPLES)
+    assert len(runs) - before <= 4 and torch.equal(torch.get_rng_state(), state) and net.training
 
 
 def test_metrics_and_the_curve(tmp_path: Path) -> None:

@@ -121,6 +121,8 @@ def test_a_list_of_rows(tmp_path: Path) -> None:
     assert [e.ids for e in plain] == [e.ids for e in named]
     with pytest.raises(DataError, match="row 2: text is empty"):
         encode_rows([{"text": "a"}, {"text": ""}], tokenizer)
+    with pytest.raises(DataError, match="row 1: a row is a JSON object"):
+        encode_rows(["ab", None], tokenizer)
 
 
 def test_a_template_that_never_ends_a_turn_or_begins_twice() -> None:

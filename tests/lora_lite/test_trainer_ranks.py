@@ -200,3 +200,20 @@ def test_a_spread_base_is_never_whole_again(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     grown = [float(text) for text in done.stdout.split()]
     assert len(grown) == 2 and max(grown) < 0.5, grown
+
+
+@pytest.mark.parametrize("more", [(), ("--shard",)])
+def test_the_command_where_a_rank_gets_nothing(more: tuple[str, ...], tmp_path: Path) -> None:
+    """One example a step for two processes; the plan is told once."""
+    data = tmp_path / "data.jsonl"
+    data.write_text('{"text": "one two"}\n{"text": "three"}\n')
+    line = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "lora_lite"]
+    tiny = ROOT / "examples" / "leukemia" / "data" / "tiny-llama"
+    line += ["train", "--model", str(tiny), "--data", str(data), "--out", str(tmp_path / "out"), "--batch-size", "1"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(
+        [*line, *more], cwd=ROOT, env=environment, capture_output=True, text=True, timeout=600, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stderr.count("2 steps: 1 epochs, 1 examples a step, 2 processes") == 1
+    assert (tmp_path / "out" / "adapter" / "adapter_model.safetensors").is_file()
