@@ -36,15 +36,15 @@ def plan(trainer: Trainer, train_set: Sequence[Example], eval_set: Sequence[Exam
     padding = sum(sizes) / sum(len(e.ids) for examples in passes for e in examples) - 1
     how = f"{padding:.1%} padding" if config.packing is None else f"packed into rows of {config.packing}"
 
-    held = [
-        getattr(t, "to_local", lambda t=t: t)() for t in (*model.parameters(), *model.buffers())
-    ]  # of a spread base a part
-    weights = sum(t.numel() * t.element_size() for t in held)
+    everything = (*model.parameters(), *model.buffers())
+    here = [t.to_local() if hasattr(t, "to_local") else t for t in everything]  # of a spread base this process's part
+    weights = sum(t.numel() * t.element_size() for t in here)
     copies = 4 if eval_set else 3  # the gradient, AdamW's two means, and the best so far
     trained = copies * sum(p.numel() * p.element_size() for p in trainer.parameters)
+    taught = [(size, sum(e.supervised for e in examples)) for size, examples in zip(sizes, passes)]
     with evaluating(model), random_states_kept(trainer.device):  # telling what will be done changes nothing of it
         activations = max(sizes) * _bytes_a_token(trainer, train_set[0])
-        logits = _logit_bytes(trainer, [(size, _supervised(examples)) for size, examples in zip(sizes, passes)])
+        logits = _logit_bytes(trainer, taught)
     total = weights + trained + activations + logits
     where = "supervised positions alone" if trainer.head is not None else "all positions (the head is not the last act)"
     lines = (
@@ -77,10 +77,6 @@ def _logit_bytes(trainer: Trainer, passes: Sequence[tuple[int, int]]) -> int:
     rows = min(max(supervised for _, supervised in passes), max(1, LOGITS // vocabulary))
     whole = 0 if trainer.head is not None else 2 * max(map(sum, passes))
     return vocabulary * (rows * (4 + 2 * width) + whole * width)
-
-
-def _supervised(examples: Sequence[Example]) -> int:
-    return sum(example.supervised for example in examples)
 
 
 def _bytes_a_token(trainer: Trainer, example: Example) -> float:

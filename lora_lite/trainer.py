@@ -367,12 +367,12 @@ class Trainer:
         self.ranks = join_ranks(spread_on)
         self._moving = running_statistics(model)
         spread = self.ranks.world > 1 and is_spread(model)  # by an earlier trainer, which knew the base whole
-        self._base: str = model._base_hash if spread else base_hash(model, {**trained, **self._moving})  # type: ignore[assignment]
+        self._base: str = vars(model)["_base_hash"] if spread else base_hash(model, {**trained, **self._moving})
         self._sharded = spread or (self.config.shard and self.ranks.world > 1)
         if self._sharded:  # before the first pass: no device ever holds all of the base
             self.device = spread_on
             shard_base(model, blocks(model), self.device)
-            model._base_hash = self._base  # type: ignore[assignment]
+            vars(model)["_base_hash"] = self._base
         self._learnt: dict[str, Tensor] = {**trained, **self._moving}
         accepted = inspect.signature(model.forward).parameters
         self._takes_positions = "position_ids" in accepted
