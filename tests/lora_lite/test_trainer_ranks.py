@@ -86,6 +86,15 @@ def finish(processes: list[subprocess.Popen[str]]) -> list[dict]:
     return [torch.load(out / f"end-{rank}.pt") for rank in range(len(processes))]
 
 
+def torchrun(*words: object) -> subprocess.CompletedProcess[str]:
+    """`torchrun` with two processes; it has to end well."""
+    line = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", *map(str, words)]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(line, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=600, check=False)
+    assert done.returncode == 0, done.stderr
+    return done
+
+
 @pytest.fixture(scope="module")
 def alone(tmp_path_factory: pytest.TempPathFactory) -> dict:
     (end,) = finish(start(tmp_path_factory.mktemp("alone"), 1))
@@ -141,17 +150,7 @@ def test_one_rank_is_told_to_stop_and_all_do(alone: dict, tmp_path: Path) -> Non
 def test_torchrun_starts_it_unchanged(alone: dict, tmp_path: Path) -> None:
     script = tmp_path / "script.py"
     script.write_text(PROGRAM)
-    line = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", str(script)]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
-    done = subprocess.run(
-        [*line, str(tmp_path), '{"micro_batch_size": 1}', "0"],
-        env=environment,
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
+    torchrun(script, tmp_path, '{"micro_batch_size": 1}', 0)
     assert_equal([torch.load(tmp_path / f"end-{rank}.pt") for rank in range(2)], alone)
 
 
@@ -178,7 +177,8 @@ add_lora(model, LoRAConfig(rank=2))
 before = peak_memory(torch.device("cpu"))
 trainer = Trainer(model, TrainConfig(shard=True, batch_size=2, epochs=2, progress=False))
 trainer.fit([Example([1, 2, 3, 4], [0, 1, 1, 1])] * 4)
-print((peak_memory(torch.device("cpu")) - before) / sum(p.numel() * p.element_size() for p in model.parameters()))
+grown = (peak_memory(torch.device("cpu")) - before) / sum(p.numel() * p.element_size() for p in model.parameters())
+print(f"{grown}\\n", end="", flush=True)  # in one piece: the other process prints, too
 """
 
 
@@ -186,18 +186,7 @@ print((peak_memory(torch.device("cpu")) - before) / sum(p.numel() * p.element_si
 def test_a_spread_base_is_never_whole_again(tmp_path: Path) -> None:
     """Each of two processes gathers a block at a time: beyond what loading took there is less than half of the base."""
     (tmp_path / "spread.py").write_text(SPREAD)
-    line = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
-    done = subprocess.run(
-        [*line, str(tmp_path / "spread.py")],
-        cwd=ROOT,
-        env=environment,
-        capture_output=True,
-        text=True,
-        timeout=600,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
+    done = torchrun(tmp_path / "spread.py")
     grown = [float(text) for text in done.stdout.split()]
     assert len(grown) == 2 and max(grown) < 0.5, grown
 
@@ -207,13 +196,8 @@ def test_the_command_where_a_rank_gets_nothing(more: tuple[str, ...], tmp_path: 
     """One example a step for two processes; the plan is told once."""
     data = tmp_path / "data.jsonl"
     data.write_text('{"text": "one two"}\n{"text": "three"}\n')
-    line = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "lora_lite"]
     tiny = ROOT / "examples" / "leukemia" / "data" / "tiny-llama"
-    line += ["train", "--model", str(tiny), "--data", str(data), "--out", str(tmp_path / "out"), "--batch-size", "1"]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
-    done = subprocess.run(
-        [*line, *more], cwd=ROOT, env=environment, capture_output=True, text=True, timeout=600, check=False
-    )
-    assert done.returncode == 0, done.stderr
+    words = ("--model", tiny, "--data", data, "--out", tmp_path / "out", "--batch-size", 1)
+    done = torchrun("-m", "lora_lite", "train", *words, *more)
     assert done.stderr.count("2 steps: 1 epochs, 1 examples a step, 2 processes") == 1
     assert (tmp_path / "out" / "adapter" / "adapter_model.safetensors").is_file()
