@@ -81,7 +81,8 @@ def _of_csv(path: Path, text: str) -> tuple[list[tuple[str, Any]], list[str]]:
     rows: list[tuple[str, Any]] = []
     bad = []
     usual = csv.field_size_limit(2**31 - 1)  # a text may be longer than the 128 KB that the module takes
-    table = csv.DictReader(io.StringIO(text, newline=""), strict=True)
+    # a carriage return within a cell ends no line, but those of files from old Macs have nothing else
+    table = csv.DictReader(io.StringIO(text, newline="\n" if "\n" in text else ""), strict=True)
     try:
         if repeated := [name for name, times in Counter(table.fieldnames or ()).items() if times > 1]:
             raise DataError(f"{path}:1 has the column {repeated[0]!r} more than once: keep one")

@@ -1,24 +1,29 @@
 """The processes of one run: who they are, sums over them, and a frozen base that is spread over them.
 
 `torchrun` tells each process its rank in environment variables. The processes hold the same trained parameters and read
-different examples; after each step's backward pass their gradients are summed, so that all take the same step.
+different examples; in each step's last backward pass their gradients are averaged, so that all take the same step.
 """
 
 from __future__ import annotations
 
 import atexit
 import os
-from collections.abc import Sequence
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 import torch.distributed as dist
-from torch import Tensor, nn
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
 
 from lora_lite.runs import free_at_once, return_freed_memory
 
 __all__ = ["Ranks", "is_spread", "join_ranks", "shard_base", "shard_device"]
+
+Forward = Callable[..., Any]
 
 
 @dataclass(frozen=True)
@@ -28,17 +33,27 @@ class Ranks:
     rank: int = 0
     world: int = 1
 
-    def sum_gradients(self, parameters: Sequence[nn.Parameter]) -> None:
-        """Leave in each `.grad` the sum over all ranks, in float32; None stays None where every rank has none."""
+    @contextmanager
+    def data_parallel(self, forward: Forward, parameters: Sequence[nn.Parameter]) -> Iterator[Forward]:
+        """`forward`, wrapped in DDP (Li et al. 2020): its backward pass leaves in each `.grad` the mean over the ranks.
+
+        On entry the parameters become rank 0's. A `.grad` stays None where no rank has one. Alone it is `forward` itself.
+        """
         if self.world == 1:
+            yield forward
             return
-        have = torch.tensor([p.grad is not None for p in parameters], device=parameters[0].device).float()
-        flat = [(torch.zeros_like(p) if p.grad is None else p.grad).flatten() for p in parameters]
-        together = torch.cat([have, *flat])
-        dist.all_reduce(together)
-        have, *summed = together.split([len(parameters), *(p.numel() for p in parameters)])
-        for p, some, gradient in zip(parameters, have.tolist(), summed):
-            p.grad = gradient.view_as(p).to(p.dtype) if some else None
+        # of its own: ranks may reduce gradients and gather a spread base in different orders
+        group = dist.new_group()
+        try:
+            yield DistributedDataParallel(
+                _Forward(forward, parameters), process_group=group, find_unused_parameters=True
+            )
+        finally:
+            dist.destroy_process_group(group)
+
+    def averaging(self, forward: Forward, last: bool) -> AbstractContextManager[None]:
+        """Inside, a pass through what `data_parallel` gave averages gradients if it is the step's last, else adds to them."""
+        return forward.no_sync() if isinstance(forward, DistributedDataParallel) and not last else nullcontext()
 
     def sum(self, numbers: Sequence[float], device: torch.device) -> list[float]:
         """Each of `numbers`, summed over the ranks in float64."""
@@ -64,12 +79,17 @@ class Ranks:
         dist.broadcast_object_list(box)
         return box[0]
 
-    def copy_from_first(self, tensors: Sequence[Tensor]) -> None:
-        """Overwrite each tensor by rank 0's."""
-        if self.world > 1:
-            with torch.no_grad():
-                for tensor in tensors:
-                    dist.broadcast(tensor, 0)
+
+class _Forward(nn.Module):
+    """A function and the parameters that it reads, as a module, which is what DDP wraps."""
+
+    def __init__(self, forward: Forward, parameters: Sequence[nn.Parameter]) -> None:
+        super().__init__()
+        self.run, self.parameters_read = forward, nn.ParameterList(parameters)
+        self.unread = nn.Parameter(parameters[0].new_zeros(()))  # DDP, told to look for such, warns where none is
+
+    def forward(self, *arguments: Any) -> Any:
+        return self.run(*arguments)
 
 
 def join_ranks(device: torch.device) -> Ranks:
@@ -111,9 +131,18 @@ def shard_base(model: nn.Module, blocks: Sequence[nn.Module], device: torch.devi
 
     if is_spread(model):
         return
-    if not any(not p.requires_grad for p in model.parameters()):
+    frozen = sum(p.numel() * p.element_size() for p in model.parameters() if not p.requires_grad)
+    if not frozen:
         raise ValueError(
             "shard=True spreads the frozen base over the ranks, and nothing is frozen: call add_lora first"
+        )
+    whole = sum(buffer.numel() * buffer.element_size() for buffer in model.buffers())
+    if whole > frozen and os.environ.get("RANK", "0") == "0":
+        told = f"shard=True spreads {frozen / 1e6:,.1f} MB of frozen parameters over the ranks"
+        warnings.warn(
+            f"{told}; {whole / 1e6:,.1f} MB of buffers, such as the weights of int8 layers, stay whole on each: "
+            "a base that fits no one device must be one of parameters (bfloat16)",
+            stacklevel=3,
         )
     if device.type == "cpu":
         free_at_once()

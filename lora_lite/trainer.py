@@ -18,7 +18,7 @@ import threading
 import time
 import warnings
 from bisect import bisect_left, insort
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
@@ -98,7 +98,7 @@ class TrainConfig:
         max_length: tokens that longer examples are cut to; None cuts nothing.
         learning_rate: at the end of the warm-up.
         warmup: share of the steps in which the rate rises from zero.
-        final_learning_rate: share of the rate that the cosine ends at.
+        final_learning_rate: share of the rate that the cosine falls to.
         lora_plus: how many times as fast B is trained as all else (LoRA+, Hayou et al. 2024; they advise 16).
         weight_decay: of AdamW.
         max_grad_norm: gradients are scaled down to this Euclidean norm.
@@ -244,13 +244,16 @@ def cross_entropy(hidden: Tensor, targets: Tensor, head: nn.Module) -> tuple[Ten
 
 
 def learning_rate(step: int, steps: int, config: TrainConfig) -> float:
-    """Rate of step 0 <= step < steps: a linear warm-up, then half a cosine (Loshchilov & Hutter 2016, equation 5)."""
+    """Rate of step 0 <= step < steps: a linear warm-up, then half a cosine (Loshchilov & Hutter 2016, equation 5).
+
+    The cosine's end would be the rate of the step after the last, so that the last step, too, learns where that is 0.
+    """
     warmup = math.ceil(config.warmup * steps)
     if step < warmup:
         return config.learning_rate * (step + 1) / warmup
-    progress = (step - warmup) / max(1, steps - 1 - warmup)
+    progress = (step - warmup) / (steps - warmup)
     floor = config.final_learning_rate
-    return config.learning_rate * (floor + (1 - floor) * 0.5 * (1 + math.cos(math.pi * min(1.0, progress))))
+    return config.learning_rate * (floor + (1 - floor) * 0.5 * (1 + math.cos(math.pi * progress)))
 
 
 def pack(examples: Sequence[Example], row: int) -> list[list[Example]]:
@@ -377,6 +380,9 @@ class Trainer:
         accepted = inspect.signature(model.forward).parameters
         self._takes_positions = "position_ids" in accepted
         self._options = {"use_cache": False} if "use_cache" in accepted else {}  # transformers' models fill one else
+        self._parallel: Callable[..., Any] = (
+            self.loss_sum
+        )  # while it trains, wrapped in DDP where there are other ranks
         self._stop_signal: int = 0  # of the signal that asked the run to end
         self._best: list[Tensor] | None = None  # the parameters that scored best so far
         self.head = self._find_head()
@@ -406,8 +412,10 @@ class Trainer:
             self.model.train()
             self.check_batches((*train_set, *eval_set))
             self._begin(train_set, eval_set, resume)
+            self._parallel = until_the_end.enter_context(self.ranks.data_parallel(self.loss_sum, self.parameters))
             until_the_end.callback(self._watch.close)
             until_the_end.callback(setattr, self, "_stop_signal", 0)
+            until_the_end.callback(setattr, self, "_parallel", self.loss_sum)
             if self.config.gradient_checkpointing:
                 until_the_end.enter_context(checkpointed(self.model))
             try:
@@ -512,19 +520,20 @@ class Trainer:
             parameter.grad = None
         supervised, total = _supervised(examples), 0.0
         suspects: list[str] = []
-        for batch, weight in self.passes(examples):
+        passes = self.passes(examples)
+        for number, (batch, weight) in enumerate(passes, 1):
             started = time.perf_counter()
-            loss = self.loss_sum(batch)[0] * (weight / supervised)
-            if not loss.requires_grad:
-                raise ValueError("the loss depends on no trained parameter: is the adapter active?")
-            loss.backward()
+            with self.ranks.averaging(self._parallel, last=number == len(passes)):
+                loss = self._parallel(batch)[0] * (weight / supervised)
+                if not loss.requires_grad:
+                    raise ValueError("the loss depends on no trained parameter: is the adapter active?")
+                (loss * self.ranks.world).backward()  # the mean over the ranks is then the sum
             total += loss.item()
             suspects += [] if math.isfinite(loss.item()) else [example.name for example in batch]
             del loss
             if time.perf_counter() - started > LONG_PASS:
                 return_freed_memory()
             self._heed_signal()
-        self.ranks.sum_gradients(self.parameters)
         (total,) = self._sum_over_ranks([total])
         self._check_finite("loss", total, suspects)
         return total
@@ -625,11 +634,12 @@ class Trainer:
     def passes(self, examples: Sequence[Example]) -> list[tuple[list[Example], int]]:
         """What this rank runs of `examples`, a micro-batch a pass, each with its weight.
 
-        The weight is 1, or 0 where a pass only keeps step with ranks that have more: a sharded base is gathered by all.
+        The weight is 1, or 0 where a pass only keeps step with ranks that have more: gradients are averaged in the last
+        pass of all, and a sharded base is gathered in each.
         """
         shares = [self._micro_batches(share) for share in deal(examples, self.ranks.world)]
         own = [(batch, 1) for batch in shares[self.ranks.rank]]
-        most = max(map(len, shares)) if self._sharded else 0
+        most = max(map(len, shares)) if self._sharded else 1
         return own + [(shares[0][0], 0)] * (most - len(own))
 
     def _micro_batches(self, examples: Sequence[Example]) -> list[list[Example]]:
@@ -709,7 +719,6 @@ class Trainer:
         tensors, state, lines = self.ranks.from_first(found or ({}, asdict(self._state), []))
         self._state = _State(**state)
         self._restore(tensors)
-        self.ranks.copy_from_first(self.parameters)
         self._history = _records(lines)
         progress = self.config.progress and first
         self._watch = Watch(out if first else None, lines, len(self._batches), self._state.step, progress)

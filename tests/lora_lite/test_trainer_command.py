@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -102,6 +103,7 @@ def test_bad_lines_are_named(tokenizer, tmp_path: Path) -> None:
         ("quote.csv", b'text\nfine\n"half\n', "quote.csv:3 is no CSV"),
         ("late.csv", b'text\n"of two\nlines"\nfine\n"half\nmore\n', "late.csv:5 is no CSV"),
         ("wide.csv", b'prompt,completion\n"a\nb\nc",d,e\n', "wide.csv:2 has more cells"),
+        ("return.csv", b'text\n"one\rline"\nfine,2\n', "return.csv:3 has more cells"),
         ("twice.csv", b"text,text\na,b\n", "twice.csv:1 has the column 'text' more than once"),
     ):
         (tmp_path / name).write_bytes(content)
@@ -170,6 +172,12 @@ def test_the_command(data: Path, tmp_path: Path) -> None:
     refused = subprocess.run([sys.executable, *again], capture_output=True, text=True, timeout=600, check=False)
     assert refused.returncode == 2 and "holds a run that is at step 24" in refused.stderr
     assert main([*again[2:], "--resume", "--no-progress"]) == 0
+    adapter = (out / "adapter" / "adapter_model.safetensors").read_bytes()
+    shutil.rmtree(out / "adapter")
+    (out / "metrics.jsonl").unlink()  # of an ended run there is then nothing to tell, but the adapter
+    with pytest.warns(UserWarning, match="metrics.jsonl tells of 0 of the 24 steps so far"):
+        assert main([*again[2:], "--resume", "--no-progress"]) == 0
+    assert (out / "adapter" / "adapter_model.safetensors").read_bytes() == adapter
 
 
 def test_options_and_config_file(data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -8,6 +8,7 @@ import signal
 import socket
 import subprocess
 import sys
+import warnings
 from pathlib import Path
 
 import pytest
@@ -15,11 +16,15 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lora_lite import Example
+from llama_min import load_llama
+from lora_lite import Example, LoRAConfig, add_lora
 from lora_lite.checkpoints import checkpoint_steps
+from lora_lite.ranks import shard_base
 from lora_lite.trainer import deal
+from quant_lite import quantize_
 
 ROOT = Path(__file__).parents[2]
+TINY = ROOT / "examples" / "leukemia" / "data" / "tiny-llama"
 
 # What a user's script is: nothing in it speaks of ranks but the folder, to see who writes.
 PROGRAM = """
@@ -164,6 +169,48 @@ def test_each_example_falls_to_one_rank(lengths: list[int], ranks: int) -> None:
     assert max(sum(len(e.ids) for e in share) for share in shares) <= sum(lengths) / ranks + max(lengths)
 
 
+# A step of three passes: each by another expert, one of them by the rank that runs two of them first, the fourth by none.
+ROUTED = """
+import sys
+import torch
+from torch import nn
+from lora_lite import Example, TrainConfig, Trainer
+
+class Routed(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.embed, self.experts = nn.Embedding(8, 4), nn.ModuleList(nn.Linear(4, 8) for _ in range(4))
+    def forward(self, ids):
+        return self.experts[int(ids[0, 0])](self.embed(ids))
+
+torch.manual_seed(0)
+model = Routed().double()
+before = [p.detach().clone() for p in model.experts[3].parameters()]
+examples = [Example([expert, 4, 5, 6, 7][: 5 - expert], [0, 1, 1, 1, 1][: 5 - expert]) for expert in (0, 1, 2)]
+config = TrainConfig(batch_size=3, micro_batch_size=1, weight_decay=0.1, warmup=0, progress=False)
+trainer = Trainer(model, config)
+trainer.fit(examples)
+trainer.fit(examples)
+assert all(torch.equal(p, q) for p, q in zip(before, model.experts[3].parameters()))
+if trainer.ranks.rank == 0:
+    torch.save([p.detach() for p in model.parameters()], sys.argv[1])
+"""
+
+
+def test_gradients_of_what_few_passes_reach(tmp_path: Path) -> None:
+    """As of one process; what no pass reaches is not even decayed.
+
+    Float64 sums in another order: apart by some 2^-52 of their terms, which Adam's ratio of a gradient to its size keeps.
+    """
+    script, alone, both = tmp_path / "routed.py", tmp_path / "alone.pt", tmp_path / "both.pt"
+    script.write_text(ROUTED)
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    subprocess.run([sys.executable, script, alone], env=environment, timeout=600, check=True)
+    torchrun(script, both)
+    for p, q in zip(torch.load(alone), torch.load(both), strict=True):
+        torch.testing.assert_close(p, q, rtol=0, atol=1e-12)
+
+
 # A base of 200 MB in 24 blocks; prints by how much the most memory that the process has held grows by training.
 SPREAD = """
 import torch
@@ -191,13 +238,27 @@ def test_a_spread_base_is_never_whole_again(tmp_path: Path) -> None:
     assert len(grown) == 2 and max(grown) < 0.5, grown
 
 
+def test_a_base_of_buffers_is_said_to_stay_whole(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not so one of parameters, of which buffers are but the frequencies of rotations."""
+    monkeypatch.setattr("torch.distributed.fsdp.fully_shard", lambda module, **_: module)
+    for quantized in (True, False):
+        model = load_llama(TINY)
+        if quantized:
+            quantize_(model)
+        add_lora(model, LoRAConfig())
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            shard_base(model, [], torch.device("cpu"))
+        assert [("MB of buffers" in str(one.message)) for one in caught] == [True] * quantized
+
+
 @pytest.mark.parametrize("more", [(), ("--shard",)])
 def test_the_command_where_a_rank_gets_nothing(more: tuple[str, ...], tmp_path: Path) -> None:
     """One example a step for two processes; the plan is told once."""
     data = tmp_path / "data.jsonl"
     data.write_text('{"text": "one two"}\n{"text": "three"}\n')
-    tiny = ROOT / "examples" / "leukemia" / "data" / "tiny-llama"
-    words = ("--model", tiny, "--data", data, "--out", tmp_path / "out", "--batch-size", 1)
+    words = ("--model", TINY, "--data", data, "--out", tmp_path / "out", "--batch-size", 1)
     done = torchrun("-m", "lora_lite", "train", *words, *more)
     assert done.stderr.count("2 steps: 1 epochs, 1 examples a step, 2 processes") == 1
+    assert "Warning" not in done.stderr, done.stderr
     assert (tmp_path / "out" / "adapter" / "adapter_model.safetensors").is_file()
