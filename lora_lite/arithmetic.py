@@ -173,7 +173,7 @@ def unmerge_lora(model: nn.Module, merged: Merged) -> None:
     for path, layer in kept.layers.items():
         set_module(model, path, layer)
     model.requires_grad_(False)
-    model._lora_adapters = kept.adapters  # type: ignore[assignment]
+    vars(model)["_lora_adapters"] = kept.adapters
     set_adapter(model, *kept.adapters.active)
 
 

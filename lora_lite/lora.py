@@ -185,9 +185,9 @@ def adapters_of(model: nn.Module) -> Adapters:
     Raises:
         ValueError: it has none.
     """
-    found = getattr(model, "_lora_adapters", None)
-    if not isinstance(found, Adapters):
-        raise ValueError("the model has no adapters: call add_lora or load_adapter first")  # noqa: TRY004 (no type is wrong)
+    found: Adapters | None = getattr(model, "_lora_adapters", None)
+    if found is None:
+        raise ValueError("the model has no adapters: call add_lora or load_adapter first")
     return found
 
 
@@ -295,7 +295,7 @@ def wrap(
     updates = _plan_updates(model, config, layers, tokens, generator, tie)
     if not adapter_names(model):
         trainable = {n for n, p in model.named_parameters() if p.requires_grad}
-        model._lora_adapters = Adapters({}, trainable)  # type: ignore[assignment]
+        vars(model)["_lora_adapters"] = Adapters({}, trainable)
         model.requires_grad_(False)
     state, entry = adapters_of(model), Adapter(config)
     state.active = ()
