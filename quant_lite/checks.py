@@ -35,6 +35,7 @@ __all__ = [
     "check_dequantize",
     "check_error_bound",
     "check_finer_scales",
+    "check_given_scale",
     "check_idempotent",
     "check_independent",
     "check_levels",
@@ -47,6 +48,7 @@ __all__ = [
     "check_scaling",
     "check_shapes",
     "check_sign_symmetry",
+    "check_views",
     "check_zero",
     "tensors",
 ]
@@ -133,11 +135,13 @@ def check_all(quantizer: Quantizer) -> None:
         check_independent,
         check_permutation,
         check_scaling,
+        check_views,
     ):
         check(quantizer)
     if quantizer.symmetric:
         check_sign_symmetry(quantizer)
     if quantizer.quantize_with is not None:
+        check_given_scale(quantizer)
         check_saturation(quantizer)
         check_idempotent(quantizer)
 
@@ -293,13 +297,16 @@ def check_order(quantizer: Quantizer) -> None:
 
 def check_rounding(quantizer: Quantizer) -> None:
     """A tie goes to the even integer, so that ties do not all push one way: 0.5 -> 0, 1.5 -> 2, -2.5 -> -2."""
-    for shift in (0,) if quantizer.symmetric else (0, 1):  # an even zero point, and an odd one
-        _, n, ties = _ties(quantizer, shift)
-        wrong = (n != ties.round()).nonzero().flatten().tolist()
-        assert not wrong, (
-            f"with a scale of 1, {float(ties[wrong[0]])} becomes {float(n[wrong[0]])}: round half to even, as torch.round "
-            "does, before a zero point is added; truncation and floor(x + 0.5) push all ties one way"
-        )
+    shifts = (0,) if quantizer.symmetric else (0, 1)  # an even zero point, and an odd one
+    for given_scale in (False,) if quantizer.quantize_with is None else (False, True):
+        for shift in shifts:
+            _, n, ties = _ties(quantizer, shift, given_scale)
+            wrong = (n != ties.round()).nonzero().flatten().tolist()
+            assert not wrong, (
+                f"with a {'given ' * given_scale}scale of 1, {float(ties[wrong[0]])} becomes {float(n[wrong[0]])}: round "
+                "half to even, as torch.round does, before a zero point is added; truncation and floor(x + 0.5) push "
+                "all ties one way"
+            )
 
 
 def check_independent(quantizer: Quantizer) -> None:
@@ -336,6 +343,27 @@ def check_permutation(quantizer: Quantizer) -> None:
     _search(quantizer, holds)
 
 
+def check_views(quantizer: Quantizer) -> None:
+    """A view gives what a copy of it gives: numbers may start anywhere in memory, with gaps, in any order of axes."""
+
+    def holds(x: Tensor) -> None:
+        x = x.clone(memory_format=torch.contiguous_format)
+        values, scale, zero_point = _call(quantizer, x)
+        given = None if quantizer.quantize_with is None else _requantize(quantizer, x, scale, zero_point)
+        x_hat = quantizer.dequantize(values, scale, zero_point)
+        for (how, view), (_, of_values) in zip(_views(x), _views(values)):
+            why = "follow its storage offset and strides, or copy it first (contiguous)"
+            same = all(map(_same, _call(quantizer, view), (values, scale, zero_point)))
+            assert same, f"x {how} gives other values or another scale than its copy: {why}"
+            if given is not None:
+                again = _requantize(quantizer, view, scale, zero_point)
+                assert _same(again, given), f"x {how} gives other values than its copy with a given scale: {why}"
+            back = quantizer.dequantize(of_values, scale, zero_point)
+            assert _same(back, x_hat), f"values {how} are dequantized to other numbers than their copy: {why}"
+
+    _search(quantizer, holds)
+
+
 def check_scaling(quantizer: Quantizer) -> None:
     """A power of two times x has the same values, and a scale that is that power of two larger: units do not matter."""
 
@@ -359,28 +387,34 @@ def check_scaling(quantizer: Quantizer) -> None:
 
 
 def check_not_finite(quantizer: Quantizer) -> None:
-    """NaN and infinity raise `ValueError`: no integer stands for them, and their cast to one is undefined."""
+    """NaN and infinity raise `ValueError`: no integer stands for them, and their cast to one is undefined.
+
+    With a scale that is given, too, where `quantize_with` is there.
+    """
     dims = _dims(quantizer.granularity)
     for bad in (float("nan"), float("inf"), float("-inf")):
         for dtype in (torch.float32, torch.float16, torch.bfloat16):
             for place in range(6):
                 x = torch.tensor([1.0, -2.0, 3.0, 0.5, -0.125, 0.25], dtype=dtype)
-                x[place] = bad
                 shapes = [(2, 3), (3, 2), (2, 3, 1)] if dims < 3 else [(1, *[1] * (dims - 3), 2, 3)]
                 for shape in [(6,), *shapes] if dims < 2 else shapes:
-                    _refuses(quantizer, x.view(shape), bad)
+                    odd = x.index_fill(0, torch.tensor(place), bad).view(shape)
+                    _refuses(quantizer.quantize, odd, bad)
+                    if quantizer.quantize_with is not None:
+                        _refuses(quantizer.quantize_with, odd, bad, *_call(quantizer, x.view(shape))[1:])
 
 
-def _refuses(quantizer: Quantizer, x: Tensor, bad: float) -> None:
+def _refuses(quantize: Callable[..., object], x: Tensor, bad: float, *given: Tensor | None) -> None:
+    how = " with a given scale" * bool(given)
     try:
-        quantizer.quantize(x)
+        quantize(x, *given)
     except ValueError:
         return
     except Exception as error:
-        raise AssertionError(f"{bad} raises {type(error).__name__}, not ValueError: {error}") from error
+        raise AssertionError(f"{bad}{how} raises {type(error).__name__}, not ValueError: {error}") from error
     raise AssertionError(
-        f"{bad} in x {tuple(x.shape)} of {x.dtype} is quantized without a word: raise ValueError where x.isfinite() is "
-        "not true"
+        f"{bad} in x {tuple(x.shape)} of {x.dtype}{how} is quantized without a word: raise ValueError where x.isfinite() "
+        "is not true"
     )
 
 
@@ -394,6 +428,33 @@ def check_sign_symmetry(quantizer: Quantizer) -> None:
         )
 
     holds(_ties(quantizer)[0])
+    _search(quantizer, holds)
+
+
+def check_given_scale(quantizer: Quantizer) -> None:
+    """With a scale that is given, what is inside its range becomes the nearest integer, as with a scale of its own."""
+
+    def holds(x: Tensor) -> None:
+        _, scale, zero_point = _call(quantizer, x)
+        for part in (1.0, 0.3):  # a part of x, whose own scale would be another
+            y = (part * x.double()).to(x.dtype)
+            values = _requantize(quantizer, y, scale, zero_point)
+            n, s = _steps(quantizer, y, values, scale, zero_point)
+            lowest, highest = _ends(quantizer, values)
+            lowest += quantizer.symmetric  # -128 is an end for some
+            z = values.double() - n
+            inside = (y.double() >= (lowest - z) * s) & (y.double() <= (highest - z) * s)
+            off = (y.double() - n * s).abs() / s
+            wrong = (inside & (off > 0.5 + 2.0**-14)).nonzero()
+            if not len(wrong):
+                continue
+            number, step, stored, zero = (float(t[tuple(wrong[0])]) for t in (y, s.expand(y.shape), values, z))
+            raise AssertionError(
+                f"with a given scale of {step} and zero point of {zero:g}, {number} becomes {stored:g}, not "
+                f"{round(number / step) + zero:g}, the nearest integer: quantize_with divides by the scale that it is "
+                "given, adds the zero point that it is given, and nothing else"
+            )
+
     _search(quantizer, holds)
 
 
@@ -457,11 +518,12 @@ def check_finer_scales(make: Callable[[Granularity], Quantizer], group: int = 2)
     _search(chain[0], holds, tensors(min_dims=1, min_side=1) if chain[0].inputs is None else chain[0].inputs)
 
 
-def _ties(quantizer: Quantizer, shift: int = 0) -> tuple[Tensor, Tensor, Tensor]:
+def _ties(quantizer: Quantizer, shift: int = 0, given_scale: bool = False) -> tuple[Tensor, Tensor, Tensor]:
     """x for which the scale is 1, with numbers half way between integers; what those become, in steps; and they.
 
     Args:
         shift: by how much a zero point is to be moved.
+        given_scale: whether they are quantized by `quantize_with`.
     """
     highest = 2 ** (quantizer.bits - 1) - 1 - shift
     ties = torch.tensor([0.5, 1.5, 2.5, 3.5, -0.5, -1.5, -2.5, -3.5])
@@ -470,7 +532,9 @@ def _ties(quantizer: Quantizer, shift: int = 0) -> tuple[Tensor, Tensor, Tensor]
         rows = torch.stack((torch.full_like(ties, top), torch.full_like(ties, bottom), ties), 1)  # each with its range
         axis = quantizer.granularity.axis if isinstance(quantizer.granularity, PerChannel) else 0
         x = rows.view(*rows.shape, *[1] * (_dims(quantizer.granularity) - 2)).movedim(0, axis)
-        n, s = _steps(quantizer, x, *_call(quantizer, x))
+        values, scale, zero_point = _call(quantizer, x)
+        values = _requantize(quantizer, x, scale, zero_point) if given_scale else values
+        n, s = _steps(quantizer, x, values, scale, zero_point)
         if (s == 1).all():
             return x, n.movedim(axis, 0).flatten(1)[:, 2], ties
     raise AssertionError(f"the scale is not 1 where numbers go up to {highest}, {highest + 0.5} or {highest + 1}")
@@ -574,6 +638,28 @@ def _cast(dtype: torch.dtype, x: Tensor) -> Tensor:
         return torch.zeros_like(x, dtype=torch.float64)
     info = torch.finfo(dtype)
     return 1.01 * (info.eps / 2 * x.double().abs() + info.smallest_normal * info.eps / 2)
+
+
+def _views(t: Tensor) -> list[tuple[str, Tensor]]:
+    """What equals t and lies in memory in another way, ones around it; each with words for it."""
+    ones = torch.ones_like(t)
+    views = [
+        ("as a view with an offset (x[n:])", torch.cat((ones.flatten(), t.flatten()))[t.numel() :].view(t.shape)),
+        ("as a view with gaps and an offset (x[..., 1])", torch.stack((ones, t), -1)[..., 1]),
+    ]
+    if t.dim():
+        columns = torch.cat((ones, t, ones), -1)[..., t.shape[-1] : 2 * t.shape[-1]]
+        views.append(("as some columns of a wider tensor (x[..., m:n])", columns))
+    if t.dim() > 1:
+        views.append(("as a transposed view (x.T)", t.transpose(0, -1).contiguous().transpose(0, -1)))
+    return views
+
+
+def _same(one: Tensor | None, other: Tensor | None) -> bool:
+    """Equal numbers of one dtype in one shape, NaN equal to NaN; or None both."""
+    if one is None or other is None:
+        return one is other
+    return (one.dtype, one.shape) == (other.dtype, other.shape) and torch.allclose(one, other, 0, 0, equal_nan=True)
 
 
 def _with_first(x: Tensor, number: float) -> Tensor:

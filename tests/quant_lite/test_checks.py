@@ -35,12 +35,12 @@ class Absmax:
         return scale.view(-1, *[1] * (x.dim() - 1))
 
     def quantize(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
-        if not x.isfinite().all():
-            raise ValueError("not finite")
+        refuse(x)
         scale = self.scale(x.float())
         return self.quantize_with(x, scale, None), scale, None
 
     def quantize_with(self, x: Tensor, scale: Tensor, zero_point: Tensor | None) -> Tensor:
+        refuse(x)
         return self.integers(x.float() / self.along(scale, x))
 
     def dequantize(self, values: Tensor, scale: Tensor, zero_point: Tensor | None) -> Tensor:
@@ -66,12 +66,12 @@ class ZeroPoint:
         return scale, (-low / scale.double()).round().int()
 
     def quantize(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        if not x.isfinite().all():
-            raise ValueError("not finite")
+        refuse(x)
         scale, zero_point = self.parameters(x)
         return self.quantize_with(x, scale, zero_point), scale, zero_point
 
     def quantize_with(self, x: Tensor, scale: Tensor, zero_point: Tensor) -> Tensor:
+        refuse(x)
         return ((x.float() / scale).round() + zero_point).clamp(0, 255).to(torch.uint8)
 
     def dequantize(self, values: Tensor, scale: Tensor, zero_point: Tensor) -> Tensor:
@@ -80,6 +80,11 @@ class ZeroPoint:
 
 
 Student = Absmax | ZeroPoint
+
+
+def refuse(x: Tensor) -> None:
+    if not x.isfinite().all():
+        raise ValueError("not finite")
 
 
 def quantizer(student: Student) -> checks.Quantizer:
@@ -271,6 +276,90 @@ class GivenScaleIsIgnored(Absmax):
         return self.integers(x.float() / self.along(scale, x)), scale, None
 
 
+class _WithAGivenScale(Absmax):
+    """Right where it measures the scale; what is wrong with a given one is put into `quantize_with`."""
+
+    def quantize(self, x: Tensor) -> tuple[Tensor, Tensor, None]:
+        refuse(x)
+        scale = self.scale(x.float())
+        return self.integers(x.float() / self.along(scale, x)), scale, None
+
+
+class GivenScaleWithABias(_WithAGivenScale):
+    def quantize_with(self, x: Tensor, scale: Tensor, zero_point: None) -> Tensor:
+        refuse(x)
+        return self.integers(x.float() / self.along(scale, x) + 0.3)
+
+
+class GivenScaleIsThatOfX(_WithAGivenScale):
+    def quantize_with(self, x: Tensor, scale: Tensor, zero_point: None) -> Tensor:
+        return self.quantize(x)[0]
+
+
+class GivenScaleRoundsHalfUp(_WithAGivenScale):
+    def quantize_with(self, x: Tensor, scale: Tensor, zero_point: None) -> Tensor:
+        refuse(x)
+        return self.integers((x.float() / self.along(scale, x) + 0.5).floor())
+
+
+class GivenScaleTakesNaN(_WithAGivenScale):
+    def quantize_with(self, x: Tensor, scale: Tensor, zero_point: None) -> Tensor:
+        return super().quantize_with(x.nan_to_num(0.0, 1e30, -1e30), scale, zero_point)
+
+
+class GivenScaleTakesInfinity(_WithAGivenScale):
+    """Saturation would be an answer for it, but not where the scale is measured: then none is here, either."""
+
+    def quantize_with(self, x: Tensor, scale: Tensor, zero_point: None) -> Tensor:
+        limit = torch.finfo(x.dtype).max
+        return super().quantize_with(x.clamp(-limit, limit), scale, zero_point)
+
+
+class GivenZeroPointIsForgotten(ZeroPoint):
+    def quantize(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        refuse(x)
+        scale, zero_point = self.parameters(x)
+        return super().quantize_with(x, scale, zero_point), scale, zero_point
+
+    def quantize_with(self, x: Tensor, scale: Tensor, zero_point: Tensor) -> Tensor:
+        return super().quantize_with(x, scale, torch.zeros_like(zero_point) + 128 * bool(zero_point))
+
+
+def at_start(x: Tensor) -> Tensor:
+    """What lies at the start of the memory, as with `x.untyped_storage().data_ptr()`."""
+    return x.as_strided(x.shape, x.stride(), 0)
+
+
+def side_by_side(x: Tensor) -> Tensor:
+    """As many numbers as x has from its first on, as one reads `x.data_ptr()` in another language."""
+    return x.as_strided((x.numel(),), (1,)).view(x.shape) if x.numel() else x
+
+
+class IgnoresTheOffset(Absmax):
+    def quantize(self, x: Tensor) -> tuple[Tensor, Tensor, None]:
+        return super().quantize(at_start(x))
+
+
+class IgnoresStrides(Absmax):
+    def quantize(self, x: Tensor) -> tuple[Tensor, Tensor, None]:
+        return super().quantize(side_by_side(x))
+
+
+class GivenScaleIgnoresTheOffset(_WithAGivenScale):
+    def quantize_with(self, x: Tensor, scale: Tensor, zero_point: None) -> Tensor:
+        return super().quantize_with(at_start(x), scale, zero_point)
+
+
+class GivenScaleIgnoresStrides(_WithAGivenScale):
+    def quantize_with(self, x: Tensor, scale: Tensor, zero_point: None) -> Tensor:
+        return super().quantize_with(side_by_side(x), scale, zero_point)
+
+
+class DequantizesFromTheStart(Absmax):
+    def dequantize(self, values: Tensor, scale: Tensor, zero_point: None) -> Tensor:
+        return super().dequantize(at_start(values), scale, zero_point)
+
+
 class RangeNotWidened(ZeroPoint):
     def ends(self, x: Tensor) -> tuple[Tensor, Tensor]:
         return (x.double().min(), x.double().max()) if x.numel() else super().ends(x)
@@ -356,6 +445,18 @@ MUTANTS: list[tuple[type[Student], Callable, str]] = [
     (Dithers, checks.check_permutation, "x in another order along axis"),
     (ScaleOfTheMean, checks.check_error_bound, "the range is cut"),
     (GivenScaleIsIgnored, checks.check_idempotent, "not each other's inverse"),
+    (GivenScaleIsIgnored, checks.check_given_scale, "the nearest integer"),
+    (GivenScaleWithABias, checks.check_given_scale, "with a given scale of .* the nearest integer"),
+    (GivenScaleIsThatOfX, checks.check_given_scale, "with a given scale of .* the nearest integer"),
+    (GivenZeroPointIsForgotten, checks.check_given_scale, "with a given scale of .* the nearest integer"),
+    (GivenScaleRoundsHalfUp, checks.check_rounding, "with a given scale of 1, 0.5 becomes 1.0: round half to even"),
+    (GivenScaleTakesNaN, checks.check_not_finite, "nan in x .* with a given scale is quantized without a word"),
+    (GivenScaleTakesInfinity, checks.check_not_finite, "inf in x .* with a given scale is quantized without a word"),
+    (IgnoresTheOffset, checks.check_views, "as a view with an offset .* other values or another scale"),
+    (IgnoresStrides, checks.check_views, "other values or another scale"),
+    (GivenScaleIgnoresTheOffset, checks.check_views, "as a view with an offset .* with a given scale"),
+    (GivenScaleIgnoresStrides, checks.check_views, "with a given scale"),
+    (DequantizesFromTheStart, checks.check_views, "as a view with an offset .* are dequantized"),
     (RangeNotWidened, checks.check_range, "widen the range of x to hold 0"),
     (ZeroPointNotRounded, checks.check_range, "no integer: then 0 is not exact"),
     (ZeroPointNotRounded, checks.check_zero, "it must stay 0 exactly"),
