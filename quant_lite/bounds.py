@@ -32,8 +32,9 @@ def matmul_error_bound(x: Tensor, q: QuantizedTensor, activations: str = "float"
     x as the kernels read it, cut to 24 bits: max abs(x) / (2^24 - 2^17). It covers y_hat = x_hat W_hat^T in float32
     with its terms added in any order, with or without fused multiply-adds; for "int8", x_hat is
     `absmax_quantize(x.float(), PerToken()).dequantize()`. It covers the sums of integers that are scaled afterwards,
-    too, as long as they do not overflow and s s_x is no subnormal number. It is infinite where a sum of the former may
-    overflow.
+    too, as long as s s_x is no subnormal number. All of them are sums in float32, and it is infinite where one of them may
+    pass its largest number on the way: abs(x) S^T, abs(x) abs(n)^T, which waits for s, and abs(n_x) S^T, which waits for
+    s_x. So where it is finite, so is y_hat. (But y_hat in 16 bits may leave their range.)
 
     Args:
         x: (..., K), float32, float16 or bfloat16.
@@ -58,26 +59,38 @@ def matmul_error_bound(x: Tensor, q: QuantizedTensor, activations: str = "float"
     wide = rows.double()
     cut = wide.abs().amax(-1, keepdim=True) / _CUT if activations == "float" and wide.numel() else None  # (T, 1)
     read = wide if activations == "float" else of_x.values.double() * of_x.scale.double()  # n s, exact
+    steps = None if activations == "float" else of_x.values.double()
     bound = torch.empty(len(rows), len(q.values), dtype=torch.float32, device=x.device)
     step = max(1, _ROWS // max(1, x.shape[-1]))
     for start in range(0, len(q.values), step):
-        bound[:, start : start + step] = _columns(wide, read, cut, q.rows(slice(start, start + step)))
+        bound[:, start : start + step] = _columns(wide, read, cut, steps, q.rows(slice(start, start + step)))
     return bound.view(*x.shape[:-1], len(q.values))
 
 
-def _columns(x: Tensor, read: Tensor, cut: Tensor | None, q: QuantizedTensor) -> Tensor:
-    """The bound for some rows of the weight, from x, what the product reads of it, and what it cuts off, float64 (T, K)."""
+def _columns(x: Tensor, read: Tensor, cut: Tensor | None, steps: Tensor | None, q: QuantizedTensor) -> Tensor:
+    """The bound for some rows of the weight.
+
+    Args:
+        x, read: float64 (T, K), and what the product reads of it.
+        cut: (T, 1), what it cuts off; None for int8 activations.
+        steps: (T, K), these in their integers; None for float.
+    """
     w_hat, count = q.dequantize().double(), q.values.shape[1] + 3
     of_w = error_bound(q).double()
     size = torch.maximum(w_hat.abs(), _unrounded(q).abs())
     terms = read.abs() @ size.T
     rounding = count * _U32 / (1 - count * _U32) * terms + count * 2.0**-150 * (terms > 0)
     bound = x.abs() @ of_w.T + ((x - read) @ w_hat.T).abs() + rounding
+    most = terms  # of the sums on the way: of w_hat and what is read of x, and of integers before they are scaled
     if cut is not None:
-        bound = bound + cut * size.sum(-1)
+        bound, most = bound + cut * size.sum(-1), most + cut * size.sum(-1)
+    if steps is not None:
+        most = torch.maximum(most, steps.abs() @ size.T)
+    if q.levels is None:
+        most = torch.maximum(most, read.abs() @ q._units(...).double().abs().T)
     # what float64 itself is off in the four sums
     bound = bound + 4 * count * _U64 * (x.abs() @ of_w.T + (x.abs() + read.abs()) @ size.T)
-    overflow = terms * (1 + 2 * count * _U32) > torch.finfo(torch.float32).max
+    overflow = most * (1 + 2 * count * _U32) > torch.finfo(torch.float32).max
     return torch.where(overflow, torch.full_like(terms, float("inf")).float(), _round_up(bound, zero=0.0))
 
 

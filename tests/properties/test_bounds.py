@@ -14,6 +14,7 @@ from torch import Tensor
 
 from quant_lite import (
     NF4_LEVELS,
+    Int8Linear,
     PerChannel,
     PerGroup,
     PerTensor,
@@ -259,6 +260,53 @@ def test_a_zero_row_has_no_error_and_an_overflow_an_infinite_one() -> None:
     cancels = matmul_error_bound(torch.tensor([[3.0, -3.0]]), absmax_quantize(torch.full((1, 2), 1.3e38)))
     assert math.isinf(cancels)  # 3.9e38 is past the largest number, though y is 0 and the rest of the bound is 3e36
     assert bound[:, 0].tolist() == [0.0, 0.0] and math.isinf(bound[0, 1]) and bound[1, 1] < 1e36
+
+
+huge = st.sampled_from([1e-38, 1e-30, 1e-12, 1.0, 1e12, 1e19, 1e30, 3e38])
+
+
+@pytest.mark.parametrize("activations", ["float", "int8"])
+@pytest.mark.parametrize("scheme", ["absmax", "zeropoint", "nf4"])
+def test_a_product_overflows_only_where_its_bound_is_infinite(scheme: str, activations: str) -> None:
+    """Weights and inputs of any size: the plain product in three orders, and a layer with few rows, many, and by operators.
+
+    Where each sum on the way stays below a quarter of the largest number the bound is finite: infinity is not its answer
+    to everything.
+    """
+    seen = {"finite": 0, "infinite": 0}
+
+    @search(max_examples=400)
+    @given(st.integers(0, 10**6), huge, huge, st.integers(1, 40), st.sampled_from([None, 5]))
+    def look(seed: int, of_w: float, of_x: float, K: int, group: int | None) -> None:
+        random = torch.Generator().manual_seed(seed)
+        largest = torch.finfo(torch.float32).max
+        w, x = (
+            (torch.randn(rows, K, generator=random, dtype=torch.float64) * size).clamp(-largest, largest).float()
+            for rows, size in ((5, of_w), (6, of_x))
+        )
+        q = SCHEMES[scheme](w, PerChannel(0) if group is None else PerGroup(group))
+        bound, y = matmul_error_bound(x, q, activations).double(), exact(x, w)
+        ys = products(x, q, activations)
+        subnormal = activations == "int8" and float(q.scale.min()) * float(x.abs().amax(1).min()) / 127 < 1.2e-38
+        if scheme == "absmax" or (scheme == "zeropoint" and activations == "float"):
+            layer = Int8Linear(q, activations=activations)
+            ys += [] if subnormal else [layer.product(x), layer.product(x[:2]), layer.product_reference(x)]
+        for one in ys:
+            off = (y[: len(one)] - one.double()).abs()
+            assert (off.nan_to_num(math.inf) <= bound[: len(one)]).all()
+        # on the way: products of what is read, of it and integers that wait for their scale, and the other way round
+        size, half, steps = q.dequantize().double().abs(), error_bound(q).double(), x.double().abs()
+        most = steps @ torch.maximum(size, half).T
+        if scheme != "nf4":
+            most = torch.maximum(most, steps.sum(1, keepdim=True) * 255)
+        if activations == "int8":
+            most = torch.maximum(most, 127 * size.sum(1))
+        assert bound[most < largest / 4].isfinite().all()
+        seen["finite"] += int(bound.isfinite().sum())
+        seen["infinite"] += int(bound.isinf().sum())
+
+    look()
+    assert min(seen.values()) > 1000
 
 
 def test_what_a_product_refuses() -> None:
