@@ -27,17 +27,17 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from quant_lite.files import QuantizedFileError, differences, is_finite
+from quant_lite.files import QuantizedFileError, differences, is_finite, replaceable
 from quant_lite.linear import (
     BFloat16Linear,
     Int4Linear,
     Int8Embedding,
     Int8Linear,
     pack_nibbles,
-    put_layer,
     unpack_nibbles,
 )
 from quant_lite.quantize import QuantizedTensor
+from quant_lite.replacing import put_layer
 
 __all__ = ["load_compressed", "save_compressed"]
 
@@ -133,11 +133,11 @@ def load_compressed(model: nn.Module, folder: str | Path) -> None:
     folder = Path(folder)
     schemes, problems = _schemes(model, folder / _CONFIG)
     tensors = _read(folder)
-    modules, layers = dict(model.named_modules()), {}
+    layers = {}
     for name, scheme in schemes.items():
         parts = {key.removeprefix(f"{name}."): t for key, t in tensors.items() if key.rpartition(".")[0] == name}
         try:
-            layers[name] = _build(scheme, parts, modules[name])
+            layers[name] = _build(scheme, parts, replaceable(model, name, nn.Linear))
         except ValueError as problem:
             problems.append(f"{name}: {problem}")
     needed = {name: t for name, t in model.state_dict().items() if name.rpartition(".")[0] not in schemes}
@@ -383,13 +383,12 @@ def _read_scheme(group: dict[str, Any], format: str | None) -> tuple[_Scheme, li
     return _Scheme(str(format), weights["num_bits"], str(strategy), group_size, "int8" if inputs else "float"), wrong
 
 
-def _build(scheme: _Scheme, parts: dict[str, Tensor], old: nn.Module) -> Int8Linear | Int4Linear:
+def _build(scheme: _Scheme, parts: dict[str, Tensor], old: nn.Linear) -> Int8Linear | Int4Linear:
     """A layer from the tensors of a file.
 
     Raises:
         ValueError: they do not fit the scheme or the float layer `old`.
     """
-    assert isinstance(old, nn.Linear)
     N, K = old.weight.shape
     groups = 1 if scheme.group is None else -(-K // scheme.group)
     packed = scheme.format == _PACK

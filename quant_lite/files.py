@@ -8,15 +8,16 @@ import shutil
 import tempfile
 import zlib
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from quant_lite.linear import BFloat16Linear, Int4Linear, Int8Embedding, Int8Linear, put_layer, unpack_nibbles
+from quant_lite.linear import BFloat16Linear, Int4Linear, Int8Embedding, Int8Linear, unpack_nibbles
 from quant_lite.quantize import QuantizedTensor
+from quant_lite.replacing import WAYS_OUT, is_plain_embedding, put_layer, reason_to_stay
 
 __all__ = ["QuantizedFileError", "load_quantized", "save_quantized"]
 
@@ -25,6 +26,7 @@ _KINDS = {kind.__name__: kind for kind in (Int8Linear, Int4Linear, Int8Embedding
 _DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 _FLOATS = (*_DTYPES.values(), torch.float64)
 _SIDE = 1024  # of the square of words that a checksum sums up at a time: 8 MB
+_Module = TypeVar("_Module", bound=nn.Module)
 _Layer = Int8Linear | Int4Linear | Int8Embedding | BFloat16Linear
 
 
@@ -90,11 +92,11 @@ def load_quantized(model: nn.Module, folder: str | Path) -> None:
         if known in tensors:
             tensors[name] = tensors[known]
     layers: dict[str, _Layer] = {}
-    modules = dict(model.named_modules())
     for name, description in about.items():
         parts = {key.removeprefix(f"{name}."): t for key, t in tensors.items() if key.rpartition(".")[0] == name}
         try:
-            layers[name] = _build(description, parts, modules.get(name))
+            kind: type[nn.Embedding | nn.Linear] = nn.Embedding if description["kind"] == "Int8Embedding" else nn.Linear
+            layers[name] = _build(description, parts, replaceable(model, name, kind))
         except (ValueError, RuntimeError, KeyError, TypeError) as problem:
             problems.append(f"{name}: {problem if isinstance(problem, ValueError) else repr(problem)}")
 
@@ -155,7 +157,29 @@ def _describe(layer: nn.Module) -> dict[str, Any]:
     return about
 
 
-def _build(about: dict[str, Any], parts: dict[str, Tensor], old: nn.Module | None) -> _Layer:
+def replaceable(model: nn.Module, name: str, kind: type[_Module]) -> _Module:
+    """The model's float layer of that name, an `nn.Linear` or `nn.Embedding`.
+
+    Raises:
+        ValueError: it is of another kind, or does something else than the layer that would take its place.
+    """
+    try:
+        old: nn.Module | None = model.get_submodule(name)
+    except AttributeError:
+        old = None
+    if isinstance(old, kind):
+        reason = None if is_plain_embedding(old) else "it does more than look rows up: put that into a module around it"
+        if isinstance(old, nn.Linear):
+            stays = reason_to_stay(model, name)
+            reason = stays and f"{stays}: {WAYS_OUT[stays]}"
+        if reason is None:
+            return old
+        raise ValueError(f"the model's {type(old).__name__} has to stay in float: {reason}")
+    found = "nothing of this name" if old is None else f"a {type(old).__name__} there"
+    raise ValueError(f"the model has {found}, needed is {kind.__name__}")
+
+
+def _build(about: dict[str, Any], parts: dict[str, Tensor], old: nn.Linear | nn.Embedding) -> _Layer:
     """A layer from its description and tensors.
 
     Raises:
@@ -164,10 +188,6 @@ def _build(about: dict[str, Any], parts: dict[str, Tensor], old: nn.Module | Non
     kind, dtype = about["kind"], about["dtype"]
     if kind not in _KINDS or dtype not in _DTYPES:
         raise ValueError(f"kind {kind!r} and dtype {dtype!r} are not known")
-    wanted = nn.Embedding if kind == "Int8Embedding" else nn.Linear
-    if not isinstance(old, wanted):
-        found = "nothing of this name" if old is None else f"a {type(old).__name__} there"
-        raise ValueError(f"the model has {found}, needed is {wanted.__name__}")  # noqa: TRY004 (of a file)
     shape = tuple(old.weight.shape)
     main = "packed" if kind == "Int4Linear" else "weight"
     allowed = {main, "scale", "zero_point", "levels", "smooth", "bias"}

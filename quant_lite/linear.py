@@ -25,7 +25,7 @@ from quant_lite.quantize import (
     zeropoint_quantize,
 )
 
-__all__ = ["PER_ROW", "BFloat16Linear", "Int4Linear", "Int8Embedding", "Int8Linear", "put_layer", "row_pieces"]
+__all__ = ["PER_ROW", "BFloat16Linear", "Int4Linear", "Int8Embedding", "Int8Linear", "row_pieces"]
 
 
 PER_ROW = PerChannel(0)  # one scale an output channel
@@ -509,22 +509,6 @@ def _integer_product(a: Tensor, b: Tensor) -> Tensor:
 def _spread_columns(scale: Tensor, group: int | None, columns: Tensor) -> Tensor:
     """The scale (N, 1) or (N, G) at some columns, broadcastable to (N, K')."""
     return scale if group is None else scale[:, columns // group]
-
-
-def put_layer(model: nn.Module, name: str, layer: nn.Module) -> None:
-    """Put a layer in the place of the one that is called `name`, with its hooks."""
-    above, _, child = name.rpartition(".")
-    parent = model.get_submodule(above)
-    old = parent.get_submodule(child)
-    for key, before in old._forward_pre_hooks.items():
-        layer.register_forward_pre_hook(before, with_kwargs=key in old._forward_pre_hooks_with_kwargs)
-    for key, after in old._forward_hooks.items():
-        named, always = key in old._forward_hooks_with_kwargs, key in old._forward_hooks_always_called
-        layer.register_forward_hook(after, with_kwargs=named, always_call=always)
-    setattr(parent, child, layer.train(old.training))
-    if isinstance(parent, nn.TransformerEncoderLayer):
-        # without gradients its fused path would read the weights past their layers: this is how it is told to take none
-        parent.activation_relu_or_gelu = 0
 
 
 def row_pieces(weight: Tensor) -> list[slice]:

@@ -3,23 +3,24 @@
 from __future__ import annotations
 
 import fnmatch
+import inspect
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 from torch.nn.parameter import is_lazy
 from torch.nn.utils.parametrize import is_parametrized
 
 from quant_lite.calibrate import MinMaxObserver, MSEObserver, PercentileObserver, range_parameters
 from quant_lite.gptq import gptq_quantize
-from quant_lite.linear import BFloat16Linear, Int4Linear, Int8Embedding, Int8Linear, put_layer, row_pieces
+from quant_lite.linear import BFloat16Linear, Int4Linear, Int8Embedding, Int8Linear, row_pieces
 from quant_lite.outliers import smoothing_scales
 from quant_lite.quantize import (
     Granularity,
@@ -30,6 +31,7 @@ from quant_lite.quantize import (
     nf4_quantize,
     zeropoint_quantize,
 )
+from quant_lite.replacing import WAYS_OUT, is_plain_embedding, put_layer, reason_to_stay
 
 __all__ = ["LayerReport", "QuantConfig", "QuantReport", "quantize_", "sqnr"]
 
@@ -45,10 +47,10 @@ class QuantConfig:
         bits: 8 or 4, of a weight.
         activations: "float", or "int8" to quantize each row of a layer's input, too.
         outliers: with int8 activations: columns of the input with a number of at least this size stay in float.
-        observer: with int8 activations: "minmax", "percentile" (99.99) or "mse" finds one scale for a layer's inputs on
-            calibration text, in place of one for each row as it comes.
-        smoothing: alpha of SmoothQuant, from 0 to 1, on calibration text; None for none.
-        gptq: whether the integers are chosen by GPTQ on calibration text, and not each by rounding.
+        observer: with int8 activations: "minmax", "percentile" (99.99) or "mse" finds one scale for a layer's inputs in
+            calibration, in place of one for each row as it comes.
+        smoothing: alpha of SmoothQuant, from 0 to 1, found in calibration; None for none.
+        gptq: whether the integers are chosen by GPTQ in calibration, and not each by rounding.
         skip: fnmatch patterns on full layer names that stay in float, such as `"*.down_proj"`.
     """
 
@@ -82,7 +84,7 @@ class QuantConfig:
 
     @property
     def calibrated(self) -> bool:
-        """Whether this needs calibration text."""
+        """Whether this needs inputs to calibrate on."""
         return self.gptq or self.observer is not None or self.smoothing is not None
 
     def quantize(self, weight: Tensor, hessian: Tensor | None = None) -> QuantizedTensor:
@@ -96,6 +98,13 @@ class QuantConfig:
         return quantizer(weight, granularity, self.bits)
 
 
+_SKIPPED, _SHARED = "skipped by the config", "its weight is shared with another module"
+_WAYS_OUT = {
+    **WAYS_OUT,
+    _SKIPPED: "leave some out of skip=",
+    _SHARED: "give it a copy of the weight, or, where it is a head's and its embedding's, take an int8 scheme",
+}
+_INTEGERS = (torch.uint8, torch.int16, torch.int32, torch.int64)
 _OBSERVERS = {"minmax": MinMaxObserver, "percentile": PercentileObserver, "mse": MSEObserver}
 
 
@@ -121,7 +130,7 @@ class QuantReport:
         layers: the quantized ones.
         kept: names of layers that stay in float, each with the reason.
         bytes_before, bytes_after: of all parameters and buffers of the model, each stored once.
-        perplexity_before, perplexity_after: on the calibration text; None where there is none.
+        perplexity_before, perplexity_after: on the tokens of the calibration; None where there are none, or no logits.
     """
 
     layers: tuple[LayerReport, ...]
@@ -174,7 +183,7 @@ def sqnr(x: Tensor, x_hat: Tensor) -> float:
 
 
 @torch.no_grad()
-def quantize_(model: nn.Module, config: QuantConfig | None = None, calibration: Sequence[Tensor] = ()) -> QuantReport:
+def quantize_(model: nn.Module, config: QuantConfig | None = None, calibration: Iterable[Any] = ()) -> QuantReport:
     """Replace every `nn.Linear` of `model`, in place and one by one, by a layer of the config's scheme.
 
     A head that is tied to an embedding is quantized with it: both read one int8 copy (with 4 bits they stay in float, and
@@ -182,53 +191,67 @@ def quantize_(model: nn.Module, config: QuantConfig | None = None, calibration: 
     are no `nn.Linear`'s (convolutions, experts in one tensor, an embedding that no head shares) or that their module
     is known to read by itself (`nn.MultiheadAttention`): the report names them. The float layer inside an adapter is
     quantized like any other; the adapter stays in float, with what it trains whole (`modules_to_save`), and so does a
-    layer with a `forward` other than `nn.Linear`'s, be it a subclass's or its own. A module of your own that reads `layer.weight` needs that
-    layer in `skip`. A weight that is computed (`torch.nn.utils.parametrize`) is quantized as it is now, for good.
+    layer with a `forward` other than `nn.Linear`'s, be it a subclass's or its own, or with a hook of
+    `register_backward_hook`; other hooks go on. A module of your own that reads `layer.weight` needs that layer in
+    `skip`. A weight that is computed (`torch.nn.utils.parametrize`) is quantized as it is now, for good.
 
     Args:
         model: any module with linear layers.
         config: None takes `QuantConfig()`.
-        calibration: token ids (B, T), for each of which the model is called: what observers, SmoothQuant and GPTQ look
-            at, and what the change of perplexity is measured on. GPTQ runs the model once for each layer, and needs
-            some matrices (K, K) of float64 besides.
+        calibration: inputs, for each of which the model is called: a tuple holds several, a dictionary those of keyword
+            arguments, and anything else, as a tensor, is the only one. Observers, SmoothQuant and GPTQ look at what
+            they become in the model. Where they are token ids (B, T) and the model returns logits (B, T, V), the change
+            of perplexity is measured on them, without what `attention_mask` calls padding. GPTQ runs the model once for
+            each layer, and needs some matrices (K, K) of float64 besides.
 
     Raises:
-        TypeError: a weight has another dtype than float32, float16 and bfloat16 (named).
+        TypeError: a weight has another dtype than float32, float16 and bfloat16 (named), or `calibration` is one input.
         ValueError: there is nothing to quantize, a weight is not finite or holds no numbers yet (named), a `skip` pattern
-            matches nothing, or the config needs calibration text.
+            matches nothing, or the config needs inputs to calibrate on.
         The model is unchanged where that is known before the first layer is replaced; only a weight that is not finite
         is found on the way, and then the layers before it are quantized already.
     """
     config = config or QuantConfig()
-    if config.calibrated and not calibration:
-        raise ValueError("observer=, smoothing= and gptq= need calibration text: give token ids as calibration=")
+    if isinstance(calibration, (Tensor, Mapping, str)):
+        raise TypeError(f"calibration= is a {type(calibration).__name__}: give a list of inputs, if only of this one")
+    batches = list(calibration)
+    if config.calibrated and not batches:
+        raise ValueError("observer=, smoothing= and gptq= need inputs to calibrate on: give some as calibration=")
     chosen, kept = _choose(model, config)
     before = _bytes(model)
-    perplexity = _perplexity(model, calibration) if calibration else None
-    seen = _Seen(model, chosen, config, calibration)
+    perplexity = _perplexity(model, batches)
+    seen = _Seen(model, chosen, config, batches)
     rows = [_replace(model, names, config, seen) for names in chosen]
-    after = _perplexity(model, calibration) if calibration else None
+    after = _perplexity(model, batches)
     return QuantReport(tuple(rows), kept, before, _bytes(model), perplexity, after)
 
 
 def watch_inputs(
-    model: nn.Module, names: Sequence[str], batches: Sequence[Tensor], see: Callable[[str, Tensor], None]
+    model: nn.Module, names: Sequence[str], batches: Sequence[Any], see: Callable[[str, Tensor], object]
 ) -> None:
-    """Call the model with each batch, and show `see` what comes into each named layer, as rows (T, K)."""
+    """Call the model with each batch, and show `see` what comes into each named layer, as rows (T, K), T above 0."""
 
     def show(name: str, module: nn.Module, inputs: tuple[Tensor, ...], named: dict[str, Tensor]) -> None:
         x = inputs[0] if inputs else named["input"]
-        see(name, x.detach().reshape(-1, x.shape[-1]))
+        rows = x.shape[:-1].numel()
+        if rows:  # an expert that no token went to has seen nothing
+            see(name, x.detach().reshape(rows, x.shape[-1]))
 
     layers = {name: model.get_submodule(name) for name in names}
     hooks = [layer.register_forward_pre_hook(partial(show, name), with_kwargs=True) for name, layer in layers.items()]
     try:
         with _in_eval(model):
             for batch in batches:
-                model(batch)
+                _call(model, batch)
     finally:
         for hook in hooks:
             hook.remove()
+
+
+def _call(model: nn.Module, batch: Any) -> Any:
+    if isinstance(batch, Mapping):
+        return model(**batch)
+    return model(*batch) if isinstance(batch, tuple) else model(batch)
 
 
 @contextmanager
@@ -244,10 +267,10 @@ def _in_eval(model: nn.Module) -> Iterator[None]:
 
 
 class _Seen:
-    """What the layers' inputs were on the calibration text, as far as a config asks."""
+    """What the layers' inputs were in calibration, as far as a config asks."""
 
     def __init__(
-        self, model: nn.Module, chosen: Sequence[Sequence[str]], config: QuantConfig, calibration: Sequence[Tensor]
+        self, model: nn.Module, chosen: Sequence[Sequence[str]], config: QuantConfig, calibration: Sequence[Any]
     ) -> None:
         self.model, self.calibration, self.config = model, calibration, config
         names = [group[0] for group in chosen]
@@ -268,12 +291,16 @@ class _Seen:
                 layer = model.get_submodule(name)
                 assert isinstance(layer, nn.Linear)
                 self.smooth[name] = smoothing_scales(most[name], layer.weight.detach(), config.smoothing)
+        if config.gptq:  # its own passes come when layers are replaced already
+            reached: set[str] = set()
+            watch_inputs(model, self.alone, calibration, lambda name, _: reached.add(name))
+            _refuse_unseen(self.alone, reached)
         if config.observer is not None:
             observers = {name: _OBSERVERS[config.observer]() for name in names}
-            called: dict[str, int] = {}
+            called: set[str] = set()
 
             def observe(name: str, x: Tensor) -> None:
-                called[name] = called.get(name, 0) + 1
+                called.add(name)
                 observers[name].update(self._smoothed(name, x))
 
             watch_inputs(model, names, calibration, observe)
@@ -292,31 +319,62 @@ class _Seen:
             sums[:] = [sums[0] + wide.T @ wide] if sums else [wide.T @ wide]
 
         watch_inputs(self.model, [name], self.calibration, add)
-        _refuse_unseen([name], {name: sums} if sums else {})
         return sums[0]
 
     def _smoothed(self, name: str, x: Tensor) -> Tensor:
         return x / self.smooth[name].to(x.dtype) if name in self.smooth else x
 
 
-def _refuse_unseen(names: Sequence[str], seen: Mapping[str, object]) -> None:
+def _refuse_unseen(names: Sequence[str], seen: Collection[str]) -> None:
     unseen = [name for name in names if name not in seen]
     if unseen:
-        raise ValueError(f"calibration never reached {', '.join(unseen[:4])}: skip such layers, or give other text")
+        raise ValueError(f"calibration never reached {', '.join(unseen[:4])}: skip such layers, or give other inputs")
 
 
-def _perplexity(model: nn.Module, batches: Sequence[Tensor]) -> float:
-    """exp of the mean negative log-likelihood of each token but the first of each row."""
-    total, count = 0.0, 0
+def _perplexity(model: nn.Module, batches: Sequence[Any]) -> float | None:
+    """exp of the mean negative log-likelihood of each token but the first of each row; None without tokens or logits."""
+    total, count, told = 0.0, 0, False
     with _in_eval(model):
-        for ids in batches:
-            output = model(ids)
-            logits: Tensor = getattr(output, "logits", output)  # (B, T, V); transformers wraps them
-            total += float(F.cross_entropy(logits[:, :-1].flatten(0, 1).float(), ids[:, 1:].flatten(), reduction="sum"))
-            count += ids[:, 1:].numel()
-    if not count:
+        for batch in batches:
+            ids, real = _tokens(model, batch)
+            logits = None if ids is None else _logits(_call(model, batch))
+            if ids is None or logits is None or logits.shape[:2] != ids.shape:
+                continue
+            if ids.numel() and int(ids.max()) >= logits.shape[2]:  # features, or labels: not of the next token
+                continue
+            told = True
+            targets = ids[:, 1:].long().masked_fill(~(real[:, 1:] & real[:, :-1]), -100).to(logits.device)
+            logits = logits[:, :-1].flatten(0, 1).float()
+            total += float(F.cross_entropy(logits, targets.flatten(), reduction="sum", ignore_index=-100))
+            count += int((targets >= 0).sum())
+    if told and not count:
         raise ValueError("calibration text of single tokens has nothing to predict: give rows of two tokens or more")
-    return math.exp(total / count)
+    return float(torch.tensor(total / count, dtype=torch.float64).exp()) if told else None
+
+
+def _tokens(model: nn.Module, batch: Any) -> tuple[Tensor | None, Tensor]:
+    """Token ids (B, T), None if a batch's first argument is anything else; and, (B, T), which of them are no padding."""
+    ids = batch[0] if isinstance(batch, tuple) and batch else batch
+    mask = None
+    if isinstance(batch, Mapping):
+        order = ("input_ids", *inspect.signature(model.forward).parameters, *batch)
+        ids, mask = next((batch[name] for name in order if name in batch), None), batch.get("attention_mask")
+    if not isinstance(ids, Tensor) or ids.dim() != 2 or ids.dtype not in _INTEGERS:
+        return None, torch.empty(0)
+    if isinstance(mask, Tensor) and mask.shape == ids.shape:
+        return ids, mask.to(ids.device).bool()
+    return ids, torch.ones_like(ids, dtype=torch.bool)
+
+
+def _logits(output: Any) -> Tensor | None:
+    """(B, T, V) of what a model returns: alone, first of several, or by name, as transformers' do."""
+    if isinstance(output, Mapping):
+        output = output.get("logits")
+    elif isinstance(output, (tuple, list)):
+        output = output[0] if output else None
+    else:
+        output = getattr(output, "logits", output)
+    return output if isinstance(output, Tensor) and output.dim() == 3 and output.is_floating_point() else None
 
 
 def _choose(model: nn.Module, config: QuantConfig) -> tuple[list[list[str]], dict[str, str]]:
@@ -332,34 +390,34 @@ def _choose(model: nn.Module, config: QuantConfig) -> tuple[list[list[str]], dic
     kept: dict[str, str] = {}
     named = set(linear)
     for name, layer in linear.items():
-        others = [path.rpartition(".")[0] for path in owners.get(id(layer.weight), ()) if path != f"{name}.weight"]
+        readers = [path.rpartition(".")[0] for path in owners.get(id(layer.weight), ())]
+        others = [reader for reader in readers if reader != name]
         named.update(others)
-        embeddings = [other for other in others if _is_plain_embedding(model.get_submodule(other))]
+        embeddings = [other for other in others if is_plain_embedding(model.get_submodule(other))]
+        reason = reason_to_stay(model, name)
         if any(fnmatch.fnmatchcase(name, pattern) for pattern in config.skip):
-            kept[name] = "skipped by the config"
+            kept[name] = _SKIPPED
         elif others and (len(embeddings) < len(others) or not _can_share(layer, config)):
-            kept[name] = "its weight is shared with another module"
-        elif any(part.startswith("lora_") or part == "modules_to_save" for part in name.split(".")):
-            kept[name] = "part of an adapter"
-        elif not _is_plain_linear(layer):
-            kept[name] = "its forward is not nn.Linear's"
-        elif isinstance(layer, NonDynamicallyQuantizableLinear) or _has_dora_of_peft(model, name):
-            kept[name] = "its module reads the weight by itself"
+            kept[name] = _SHARED
+        elif reason is not None:
+            kept[name] = reason
         elif name:
             _check_weight(name, layer)
             # in bfloat16 the embedding stays as it is: the head reads its very memory
             chosen.append([name, *(embeddings if config.scheme != "bfloat16" else [])])
     if not chosen:
-        raise ValueError(
-            "the model has no float linear layer to quantize; a bare nn.Linear takes Int8Linear.from_linear"
-        )
+        raise ValueError(_nothing_to_quantize(kept))
     return chosen, kept | _other_matrices(model, named)
 
 
-def _has_dora_of_peft(model: nn.Module, name: str) -> bool:
-    """Whether this is the base layer of an adapter of the library peft that looks at its weight, whatever its dtype."""
-    above = model.get_submodule(name.rpartition(".")[0])
-    return bool(len(getattr(above, "lora_magnitude_vector", ())))
+def _nothing_to_quantize(kept: Mapping[str, str]) -> str:
+    """Why, layer by layer, and for each reason the way out."""
+    if not kept:
+        return "the model has no float linear layer to quantize; a bare nn.Linear takes Int8Linear.from_linear"
+    few = ", ".join(f"{name or 'the model itself'} ({reason})" for name, reason in list(kept.items())[:4])
+    more = f" and {len(kept) - 4} more" if len(kept) > 4 else ""
+    ways = "; ".join(_WAYS_OUT[reason] for reason in dict.fromkeys(kept.values()))
+    return f"the model has no float linear layer to quantize, each has to stay in float: {few}{more}; {ways}"
 
 
 def _check_weight(name: str, layer: nn.Linear) -> None:
@@ -385,16 +443,6 @@ def _other_matrices(model: nn.Module, known: set[str]) -> dict[str, str]:
         if name not in known and parameter.dim() >= 2 and not leaf.startswith("lora_"):
             found[name or leaf] = f"no linear layer: {type(model.get_submodule(name)).__name__}"
     return found
-
-
-def _is_plain_linear(layer: nn.Linear) -> bool:
-    """Whether it computes what nn.Linear does: no subclass, and no patch of this one layer, says otherwise."""
-    return type(layer).forward is nn.Linear.forward and "forward" not in vars(layer)
-
-
-def _is_plain_embedding(module: nn.Module) -> bool:
-    """Whether it only looks rows up: not a subclass that does more, nor one that rescales what it looks up."""
-    return type(module) is nn.Embedding and module.max_norm is None and "forward" not in vars(module)
 
 
 def _can_share(head: nn.Linear, config: QuantConfig) -> bool:

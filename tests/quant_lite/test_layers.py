@@ -16,13 +16,16 @@ from quant_lite import (
     PerChannel,
     PerGroup,
     QuantConfig,
+    QuantizedFileError,
     absmax_quantize,
     error_bound,
     fake_quantize,
+    load_compressed,
     load_quantized,
     matmul_error_bound,
     quantize_,
     quantize_with,
+    save_compressed,
     save_quantized,
     zeropoint_quantize,
 )
@@ -274,6 +277,41 @@ def test_hooks_come_along() -> None:
     assert seen == ["before", "after"]
 
 
+@pytest.mark.parametrize("config", CONFIGS, ids=str)
+def test_backward_hooks_come_along(config: QuantConfig) -> None:
+    """With the gradients of the layer's input and output; each handle goes on removing its hook."""
+    model, x = net(), torch.randn(3, 64, requires_grad=True)
+    seen: list[tuple] = []
+    before = model[2].register_full_backward_pre_hook(lambda _, of_y: seen.append(("before", *of_y)))
+    after = model[2].register_full_backward_hook(lambda _, of_x, of_y: seen.append(("after", *of_x, *of_y)))
+    forward = model[2].register_forward_hook(lambda *_: seen.append(("forward",)))
+    quantize_(model, config)
+    (model(x) ** 2).sum().backward()
+    assert [words for words, *_ in seen] == ["forward", "before", "after"]
+    with torch.no_grad():
+        of_y = 2 * model(x)
+    of_x = of_y @ model[2].to_linear().weight
+    torch.testing.assert_close([*seen[1][1:], *seen[2][1:]], [of_y, of_x, of_y], rtol=0.02, atol=1e-3)
+    seen.clear()
+    for handle in (before, after, forward):
+        handle.remove()
+    model(x).sum().backward()
+    assert not seen
+
+
+def test_a_hook_that_looks_into_its_layer_keeps_it_in_float() -> None:
+    """It sees the gradients of the layer's last operation, of which an int8 layer has another."""
+    model, seen = net(), []
+    handle = model[2].register_backward_hook(lambda _, of_x, of_y: seen.append(len(of_x)))
+    report = quantize_(model)
+    assert report.kept == {"2": "it has a hook of register_backward_hook, which looks into it"}
+    model(torch.randn(3, 64, requires_grad=True)).sum().backward()
+    assert seen == [3]  # bias, x, weight
+    handle.remove()
+    quantize_(model)
+    assert type(model[2]) is Int8Linear
+
+
 def test_a_scale_of_no_dimensions_has_a_bound() -> None:
     w, x = torch.randn(4, 8), torch.randn(3, 8)
     q = quantize_with(w, w.abs().amax() / 127)
@@ -310,6 +348,76 @@ def test_a_layer_with_a_forward_of_its_own_stays_in_float() -> None:
     report = quantize_(model)
     assert report.kept == {"1": "its forward is not nn.Linear's", "2": "its forward is not nn.Linear's"}
     assert type(model[0]) is Int8Linear and (model(x) - before).norm() / before.norm() < 0.02
+
+
+class _Doubled(nn.Linear):
+    def forward(self, input: Tensor) -> Tensor:
+        return 2 * super().forward(input)
+
+
+def test_where_every_layer_has_to_stay_it_is_said_why_and_what_to_do() -> None:
+    own = nn.Sequential(_Doubled(8, 8), nn.Sequential(_Doubled(8, 8)), nn.Linear(8, 8))
+    words = r"0 \(its forward is not nn.Linear's\), 1.0 \(.*\), 2 \(skipped by the config\); put what its forward does "
+    with pytest.raises(ValueError, match=words + "besides the product into a module .*; leave some out of skip="):
+        quantize_(own, QuantConfig(skip=("2",)))
+    tied = nn.ModuleDict({"table": nn.Embedding(9, 8), "head": nn.Linear(8, 9, bias=False)})
+    tied["head"].weight = tied["table"].weight
+    with pytest.raises(ValueError, match=r"head \(its weight is shared .*\); .*take an int8 scheme"):
+        quantize_(tied, QuantConfig("nf4"))
+    with pytest.raises(ValueError, match=r"the model itself \(its forward is not nn.Linear's\)"):
+        quantize_(_Doubled(8, 8))
+    with pytest.raises(ValueError, match=r"3 \(.*\) and 2 more; put"):
+        quantize_(nn.Sequential(*(_Doubled(4, 4) for _ in range(6))))
+    with pytest.raises(ValueError, match="a bare nn.Linear takes Int8Linear.from_linear"):
+        quantize_(nn.Linear(4, 4))
+
+
+def test_files_replace_no_layer_that_has_to_stay_in_float(tmp_path) -> None:
+    """By the same rule as `quantize_`, of both layouts; what it kept comes back from what it saved."""
+
+    def own(*_: object) -> nn.Module:
+        return nn.Sequential(nn.Linear(64, 48), nn.SiLU(), _Doubled(48, 8))
+
+    def patched(model: nn.Module) -> nn.Module:
+        product = model[2].forward
+        model[2].forward = lambda input: 2 * product(input)
+        return model
+
+    def hooked(model: nn.Module) -> nn.Module:
+        model[2].register_backward_hook(lambda *_: None)
+        return model
+
+    plain = net()
+    quantize_(plain)
+    save_quantized(plain, tmp_path / "ours")
+    save_compressed(plain, tmp_path / "theirs", {"model_type": "two"})
+    for change, words in (
+        (own, "its forward is not"),
+        (patched, "its forward is not"),
+        (hooked, "register_backward_hook"),
+    ):
+        for load, folder in ((load_quantized, "ours"), (load_compressed, "theirs")):
+            model = change(net())
+            weights = [layer.weight for layer in model if isinstance(layer, nn.Linear)]
+            with pytest.raises(QuantizedFileError, match=f"2: the model's .* has to stay in float: .*{words}"):
+                load(model, tmp_path / folder)
+            assert [layer.weight for layer in model if isinstance(layer, nn.Linear)] == weights
+    kept = own()
+    quantize_(kept)
+    save_quantized(kept, tmp_path / "ours")
+    save_compressed(kept, tmp_path / "theirs", {"model_type": "two"})
+    for load, folder in ((load_quantized, "ours"), (load_compressed, "theirs")):
+        model, x = own(), torch.randn(3, 64)
+        load(model, tmp_path / folder)
+        assert type(model[2]) is _Doubled and torch.equal(model(x), kept(x))
+    table = nn.Sequential(nn.Embedding(9, 8), nn.Linear(8, 9, bias=False))
+    table[1].weight = table[0].weight
+    quantize_(table)
+    save_quantized(table, tmp_path / "ours")
+    with pytest.raises(
+        QuantizedFileError, match="0: the model's Embedding has to stay in float: it does more than look"
+    ):
+        load_quantized(nn.Sequential(nn.Embedding(9, 8, max_norm=1.0), nn.Linear(8, 9, bias=False)), tmp_path / "ours")
 
 
 def test_what_peft_trains_whole_stays_in_float() -> None:

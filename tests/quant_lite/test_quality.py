@@ -174,7 +174,7 @@ def test_what_calibration_needs_is_said(text: list[torch.Tensor]) -> None:
         QuantConfig(smoothing=0.5),
         QuantConfig(gptq=True),
     ):
-        with pytest.raises(ValueError, match="need calibration text"):
+        with pytest.raises(ValueError, match="need inputs to calibrate on"):
             quantize_(Idle(), config)
         with pytest.raises(ValueError, match="calibration never reached idle"):
             quantize_(Idle(), config, text)

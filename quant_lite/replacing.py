@@ -1,0 +1,69 @@
+"""Which layers of a model another layer can take the place of, and putting it there."""
+
+from __future__ import annotations
+
+from torch import nn
+from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
+
+__all__ = ["WAYS_OUT", "is_plain_embedding", "put_layer", "reason_to_stay"]
+
+_ADAPTER = "part of an adapter"
+_FORWARD = "its forward is not nn.Linear's"
+_READ = "its module reads the weight by itself"
+_HOOK = "it has a hook of register_backward_hook, which looks into it"
+WAYS_OUT = {  # by reason
+    _ADAPTER: "merge or remove the adapter first",
+    _FORWARD: "put what its forward does besides the product into a module around a plain nn.Linear",
+    _READ: "let its module call the layer",
+    _HOOK: "take register_full_backward_hook",
+}
+
+# what a module knows its hooks by; the dictionaries move whole, so that a handle goes on removing its hook
+_HOOKS = (
+    *("_forward_pre_hooks", "_forward_pre_hooks_with_kwargs", "_forward_hooks", "_forward_hooks_with_kwargs"),
+    *("_forward_hooks_always_called", "_backward_pre_hooks", "_backward_hooks", "_is_full_backward_hook"),
+)
+
+
+def put_layer(model: nn.Module, name: str, layer: nn.Module) -> None:
+    """Put a new layer in the place of the one that is called `name`, with its mode and its hooks, forward and backward."""
+    above, _, child = name.rpartition(".")
+    parent = model.get_submodule(above)
+    old = parent.get_submodule(child)
+    for hooks in _HOOKS:
+        setattr(layer, hooks, getattr(old, hooks))
+    setattr(parent, child, layer.train(old.training))
+    if isinstance(parent, nn.TransformerEncoderLayer):
+        # without gradients its fused path would read the weights past their layers: this is how it is told to take none
+        parent.activation_relu_or_gelu = 0
+
+
+def reason_to_stay(model: nn.Module, name: str) -> str | None:
+    """Why no other layer can take the place of a linear one, a key of `WAYS_OUT`; None where one can."""
+    layer = model.get_submodule(name)
+    if any(part.startswith("lora_") or part == "modules_to_save" for part in name.split(".")):
+        return _ADAPTER
+    if type(layer).forward is not nn.Linear.forward or "forward" in vars(layer):  # a subclass's, or patched
+        return _FORWARD
+    if isinstance(layer, NonDynamicallyQuantizableLinear) or _has_dora_of_peft(model, name):
+        return _READ
+    if _has_old_backward_hook(layer):
+        return _HOOK
+    return None
+
+
+def is_plain_embedding(module: nn.Module) -> bool:
+    """Whether it only looks rows up: not a subclass that does more, nor one that rescales what it looks up."""
+    plain = type(module) is nn.Embedding and module.max_norm is None and "forward" not in vars(module)
+    return plain and not _has_old_backward_hook(module)
+
+
+def _has_dora_of_peft(model: nn.Module, name: str) -> bool:
+    """Whether this is the base layer of an adapter of the library peft that looks at its weight, whatever its dtype."""
+    above = model.get_submodule(name.rpartition(".")[0])
+    return bool(len(getattr(above, "lora_magnitude_vector", ())))
+
+
+def _has_old_backward_hook(layer: nn.Module) -> bool:
+    """Whether it has a hook that sees gradients of the layer's last operation, of which another layer has another."""
+    return bool(layer._backward_hooks) and layer._is_full_backward_hook is False
