@@ -1,8 +1,8 @@
 """Build `kernels.c` with the system's C compiler at first use, and call it; without one, PyTorch's operators serve.
 
-The library is kept in the user's cache folder under a hash of the source, the compiler, its flags and the processor, and
-one of its own content. It is written beside its place and renamed, so that processes which start at once do no harm to each
-other; a damaged one is built anew.
+The library is kept in the user's cache folder under hashes of the source, flags and processor, of the compiler, and of its
+own content. It is written beside its place and renamed, so that processes which start at once do no harm to each other; a
+damaged one is built anew. Where no compiler works, a library that another one built of the same source serves.
 `QUANT_LITE_KERNELS=torch` leaves it out; `QUANT_LITE_KERNELS=c` makes it an error where it cannot be built.
 """
 
@@ -208,18 +208,38 @@ def _required() -> ctypes.CDLL:
 
 
 def _build() -> Path:
-    """The library's file, compiled unless it is there."""
-    compiler = shutil.which(os.environ.get("CC") or "cc") or shutil.which("gcc") or shutil.which("clang")
-    if compiler is None:
-        raise FileNotFoundError("no C compiler: install gcc or clang")
+    """The library's file, compiled unless it is there; where no compiler works, what any compiler left there."""
     flags = (*_FLAGS, *_machine_flags())
-    source = _SOURCE.read_bytes()
-    about = subprocess.run([compiler, "--version"], capture_output=True, check=True).stdout
-    key = _digest(repr((source, about, flags, _processor())).encode())
+    name = f"kernels-{_digest(repr((_SOURCE.read_bytes(), flags, _processor())).encode())}"
+    try:
+        compiler = shutil.which(os.environ.get("CC") or "cc") or shutil.which("gcc") or shutil.which("clang")
+        if compiler is None:
+            raise FileNotFoundError("no C compiler: install gcc or clang")
+        about = subprocess.run([compiler, "--version"], capture_output=True, check=True).stdout
+        by_this = f"{name}-{_digest(about)}"
+        return _cached(by_this) or _compile(compiler, flags, by_this)
+    except (OSError, subprocess.SubprocessError):
+        cached = _cached(name)
+        if cached is None:
+            raise
+        return cached
+
+
+def _cached(name: str) -> Path | None:
+    """A whole library of that name in the cache: to load half a file can end the process."""
     folder = _cache_folder()
-    for cached in folder.glob(f"kernels-{key}-*.so") if folder else ():
-        if cached.stem.endswith(f"-{_digest(cached.read_bytes())}"):  # whole: to load half a file can end the process
-            return cached
+    for path in sorted(folder.glob(f"{name}-*.so")) if folder else ():
+        try:
+            if path.stem.endswith(f"-{_digest(path.read_bytes())}"):
+                return path
+        except OSError:  # a folder stands there, or what cannot be read
+            continue
+    return None
+
+
+def _compile(compiler: str, flags: tuple[str, ...], name: str) -> Path:
+    """The new library in the cache; or in a folder of its own, for this process, where the cache cannot take it."""
+    folder = _cache_folder()
     try:
         if folder is None:
             raise FileNotFoundError("no home folder")
@@ -227,21 +247,26 @@ def _build() -> Path:
         beside = Path(tempfile.mkdtemp(prefix=".building-", dir=folder))
     except OSError:  # a home that is not there or cannot be written to
         beside = folder = Path(tempfile.mkdtemp(prefix="quant_lite-"))
+    built = beside / "kernels.so"
+    # compiled for OpenMP but not linked to one: PyTorch's own, which is loaded already, has the functions. Two
+    # OpenMP libraries would keep two sets of threads, which wait for each other in busy loops.
+    commands = (
+        [compiler, *flags, "-c", str(_SOURCE), "-o", str(beside / "kernels.o")],
+        [compiler, "-shared", str(beside / "kernels.o"), "-o", str(built), "-lm"],
+    )
     try:
-        # compiled for OpenMP but not linked to one: PyTorch's own, which is loaded already, has the functions. Two
-        # OpenMP libraries would keep two sets of threads, which wait for each other in busy loops.
-        commands = (
-            [compiler, *flags, "-c", str(_SOURCE), "-o", str(beside / "kernels.o")],
-            [compiler, "-shared", str(beside / "kernels.o"), "-o", str(beside / "kernels.so"), "-lm"],
-        )
         for command in commands:
             subprocess.run(command, capture_output=True, text=True, errors="replace", check=True)
-        built = beside / "kernels.so"
-        cached = folder / f"kernels-{key}-{_digest(built.read_bytes())}.so"
+        cached = folder / f"{name}-{_digest(built.read_bytes())}.so"
+    except (OSError, subprocess.SubprocessError):
+        shutil.rmtree(beside, ignore_errors=True)
+        raise
+    try:
         os.replace(built, cached)
-    finally:
-        if beside != folder:
-            shutil.rmtree(beside, ignore_errors=True)
+    except OSError:  # something stands in its place that is no file
+        return built
+    if beside != folder:
+        shutil.rmtree(beside, ignore_errors=True)
     return cached
 
 

@@ -245,6 +245,56 @@ def test_a_damaged_library_is_built_anew(tmp_path: Path, left: int) -> None:
 
 
 @needs_c
+@pytest.mark.parametrize("lost", [{"CC": "", "PATH": ""}, {"CC": "/bin/false"}, {"CC": "broken"}])
+def test_what_was_built_serves_where_there_is_no_compiler_any_more(tmp_path: Path, lost: dict[str, str]) -> None:
+    """None is found, or none that works: a library of this source, these flags and this processor is whole."""
+    if lost["CC"] == "broken":
+        compiler = tmp_path / "cc"
+        compiler.write_text('#!/bin/sh\n[ "$1" = --version ] && echo other && exit\nexit 1\n')
+        compiler.chmod(0o755)
+        lost = {"CC": str(compiler)}
+    expected = run(tmp_path).communicate(timeout=120)
+    assert expected[0].startswith("c c ") and expected[1] == ""
+    (built,) = (tmp_path / "quant_lite").iterdir()
+    assert run(tmp_path, **lost).communicate(timeout=120) == expected
+    assert run(tmp_path, QUANT_LITE_KERNELS="c", **lost).communicate(timeout=120) == expected
+    whole = built.read_bytes()
+    for damaged in (whole[:5000], b""):
+        built.write_bytes(damaged)
+        out, errors = run(tmp_path, **lost).communicate(timeout=120)
+        assert out.startswith("torch torch ") and errors.count("no C kernels") == 1
+    built.write_bytes(whole)
+    of_another = built.with_name(built.name.replace("kernels-", "kernels-0", 1))  # source, flags or processor
+    built.rename(of_another)
+    assert run(tmp_path, **lost).communicate(timeout=120)[0].startswith("torch torch ")
+
+
+@needs_c
+@pytest.mark.parametrize("empty", [True, False])
+def test_a_folder_in_the_place_of_the_library(tmp_path: Path, empty: bool) -> None:
+    """It stays, the library is of this process alone, and nothing is left behind; without a compiler operators serve."""
+    expected = run(tmp_path).communicate(timeout=120)
+    (built,) = (tmp_path / "quant_lite").iterdir()
+    built.unlink()
+    built.mkdir()
+    if not empty:
+        (built / "file").touch()
+    assert run(tmp_path).communicate(timeout=120) == expected and expected[1] == ""
+    assert list((tmp_path / "quant_lite").iterdir()) == [built] and built.is_dir()
+    out, errors = run(tmp_path, CC="", PATH="").communicate(timeout=120)
+    assert out.startswith("torch torch ") and errors.count("no C kernels") == 1
+
+
+@needs_c
+def test_a_library_that_cannot_be_read_is_built_anew(tmp_path: Path) -> None:
+    expected = run(tmp_path).communicate(timeout=120)
+    (built,) = (tmp_path / "quant_lite").iterdir()
+    built.unlink()
+    built.symlink_to(built)
+    assert run(tmp_path).communicate(timeout=120) == expected
+
+
+@needs_c
 def test_a_compiler_may_speak_any_language(tmp_path: Path) -> None:
     compiler = tmp_path / "cc"
     compiler.write_bytes(b'#!/bin/sh\n[ "$1" = --version ] && echo "compil\xe9" && exit\nexec gcc "$@"\n')
