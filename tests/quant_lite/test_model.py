@@ -339,15 +339,21 @@ def test_files_round_trip(tmp_path: Path, config: QuantConfig, tied: bool) -> No
     assert list(tmp_path.iterdir()) == [path]
 
 
+def saved(
+    model: nn.Module, folder: Path, config: QuantConfig | None = None
+) -> tuple[Path, dict[str, torch.Tensor], dict[str, str]]:
+    """The file of a model once it is quantized, its tensors as they are now, and its header."""
+    quantize_(model, config)
+    path = save_quantized(model, folder)
+    with safe_open(path, framework="pt") as file:
+        header = file.metadata()
+    return path, {name: tensor.clone() for name, tensor in load_file(path).items()}, header
+
+
 @pytest.mark.parametrize("config", CONFIGS, ids=str)
 def test_a_file_that_lost_a_tensor_is_refused(tmp_path: Path, config: QuantConfig) -> None:
     """Each of them, also those that not every layer has: zero points, levels, smoothing, a bias."""
-    model = net()
-    quantize_(model, config)
-    path = save_quantized(model, tmp_path)
-    tensors = load_file(path)
-    with safe_open(path, framework="pt") as file:
-        header = file.metadata()
+    path, tensors, header = saved(net(), tmp_path, config)
     assert len(tensors) >= 3
     for lost in tensors:
         save_file({name: tensor for name, tensor in tensors.items() if name != lost}, path, metadata=header)
@@ -364,9 +370,7 @@ def test_equal_models_are_equal_files(tmp_path: Path) -> None:
 
 
 def test_files_that_do_not_fit(tmp_path: Path) -> None:
-    model = net()
-    quantize_(model)
-    path = save_quantized(model, tmp_path)
+    path, tensors, header = saved(net(), tmp_path)
 
     def refused(match: str, target: nn.Module) -> None:
         before = copy.deepcopy(target.state_dict())
@@ -380,9 +384,6 @@ def test_files_that_do_not_fit(tmp_path: Path) -> None:
     refused(r"0: bias \(16,\) does not fit", nn.Sequential(nn.Linear(8, 16, bias=False), *net()[1:]))
     refused("missing 3.weight", nn.Sequential(*net(), nn.LayerNorm(4)))
 
-    tensors = load_file(path)
-    with safe_open(path, framework="pt") as file:
-        header = file.metadata()
     save_file({name: tensor for name, tensor in tensors.items() if name != "0.scale"}, path, metadata=header)
     refused(r"0: missing \['scale'\]", net())
     save_file({**tensors, "0.scale": tensors["0.scale"][:3].clone()}, path, metadata=header)
@@ -436,19 +437,14 @@ def _refused(match: str, folder: Path) -> None:
 def test_a_tensor_of_another_kind_is_refused_by_name(tmp_path: Path, config: QuantConfig) -> None:
     """The same bytes, which a header calls something else; and what is not finite where the model computes with it."""
     torch.manual_seed(0)
-    model = _Counted()
-    quantize_(model, config)
-    path = save_quantized(model, tmp_path)
-    with safe_open(path, framework="pt") as file:
-        about = file.metadata()["quant_lite"]
-    tensors = {name: tensor.clone() for name, tensor in load_file(path).items()}
+    path, tensors, header = saved(_Counted(), tmp_path, config)
     load_quantized(_Counted(), tmp_path)
     other = {torch.float32: torch.int32, torch.int64: torch.float64, torch.int8: torch.uint8, torch.bool: torch.int8}
     other |= {torch.uint8: torch.int8, torch.bfloat16: torch.float16}
 
     def write(name: str, tensor: torch.Tensor) -> None:
         """As a writer would that gives such a tensor its checksum."""
-        changed = json.loads(about)
+        changed = json.loads(header["quant_lite"])
         changed["checksums"][name] = checksum(tensor)
         save_file({**tensors, name: tensor}, path, metadata={"quant_lite": json.dumps(changed)})
 
@@ -463,13 +459,9 @@ def test_a_tensor_of_another_kind_is_refused_by_name(tmp_path: Path, config: Qua
 @pytest.mark.parametrize("config", CONFIGS, ids=str)
 def test_every_flipped_bit_is_seen(tmp_path: Path, config: QuantConfig) -> None:
     torch.manual_seed(0)
-    model = _Counted()
-    quantize_(model, config)
-    path = save_quantized(model, tmp_path)
-    whole = path.read_bytes()
+    path, tensors, header = saved(_Counted(), tmp_path, config)
+    whole, about = path.read_bytes(), json.loads(header["quant_lite"])
     data = 8 + int.from_bytes(whole[:8], "little")
-    about = json.loads(json.loads(whole[8:data])["__metadata__"]["quant_lite"])
-    tensors = {name: tensor.clone() for name, tensor in load_file(path).items()}  # of the file as it is now
     assert about["checksums"] == {name: checksum(tensor) for name, tensor in tensors.items()}
     for place in range(data, len(whole), 7):
         broken = bytearray(whole)
