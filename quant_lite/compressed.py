@@ -127,8 +127,8 @@ def load_compressed(model: nn.Module, folder: str | Path) -> None:
 
     Raises:
         QuantizedFileError: a file is missing or damaged, the folder is in another layout, or it does not fit the model;
-            every scheme that is not read and every missing, unexpected and misshapen tensor is named, and the model is
-            unchanged.
+            every scheme that is not read, every missing, unexpected and misshapen tensor and every layer that `quantize_`
+            would keep in float is named, and the model is unchanged.
     """
     folder = Path(folder)
     schemes, problems = _schemes(model, folder / _CONFIG)

@@ -17,7 +17,14 @@ from torch import Tensor, nn
 
 from quant_lite.linear import BFloat16Linear, Int4Linear, Int8Embedding, Int8Linear, unpack_nibbles
 from quant_lite.quantize import QuantizedTensor
-from quant_lite.replacing import WAYS_OUT, is_plain_embedding, put_layer, reason_to_stay
+from quant_lite.replacing import (
+    SET_BY_HOOK,
+    WAYS_OUT,
+    is_plain_embedding,
+    is_set_by_hook,
+    put_layer,
+    reason_to_stay,
+)
 
 __all__ = ["QuantizedFileError", "load_quantized", "save_quantized"]
 
@@ -78,8 +85,8 @@ def load_quantized(model: nn.Module, folder: str | Path) -> None:
 
     Raises:
         QuantizedFileError: the file is missing, damaged, not of this format or of another architecture; every missing,
-            unexpected and misshapen tensor is named, and every one of another kind or with other bytes than were saved;
-            the model is unchanged.
+            unexpected and misshapen tensor is named, and every one of another kind or with other bytes than were saved,
+            and layers that `quantize_` would keep in float; the model is unchanged.
     """
     path = Path(folder) / _FILE
     tensors, about, shared, checksums = _read(path)
@@ -171,7 +178,7 @@ def replaceable(model: nn.Module, name: str, kind: type[_Module]) -> _Module:
         reason = None if is_plain_embedding(old) else "it does more than look rows up: put that into a module around it"
         if isinstance(old, nn.Linear):
             stays = reason_to_stay(model, name)
-            reason = stays and f"{stays}: {WAYS_OUT[stays]}"
+            reason = f"{stays}: {WAYS_OUT[stays]}" if stays else SET_BY_HOOK if is_set_by_hook(old) else None
         if reason is None:
             return old
         raise ValueError(f"the model's {type(old).__name__} has to stay in float: {reason}")

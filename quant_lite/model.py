@@ -16,7 +16,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
-from torch.nn.utils.parametrize import is_parametrized
 
 from quant_lite.calibrate import MinMaxObserver, MSEObserver, PercentileObserver, range_parameters
 from quant_lite.gptq import gptq_quantize
@@ -31,7 +30,14 @@ from quant_lite.quantize import (
     nf4_quantize,
     zeropoint_quantize,
 )
-from quant_lite.replacing import WAYS_OUT, is_plain_embedding, put_layer, reason_to_stay
+from quant_lite.replacing import (
+    SET_BY_HOOK,
+    WAYS_OUT,
+    is_plain_embedding,
+    is_set_by_hook,
+    put_layer,
+    reason_to_stay,
+)
 
 __all__ = ["LayerReport", "QuantConfig", "QuantReport", "quantize_", "sqnr"]
 
@@ -428,11 +434,8 @@ def _check_weight(name: str, layer: nn.Linear) -> None:
         raise TypeError(
             f"{name}: its weight is {layer.weight.dtype}: convert the model to float32, float16 or bfloat16, or skip it"
         )
-    if "weight" not in layer._parameters and not is_parametrized(layer, "weight"):
-        raise ValueError(
-            f"{name}: its weight is set by a hook, as pruning does: make it a parameter first "
-            "(torch.nn.utils.prune.remove), or skip it"
-        )
+    if is_set_by_hook(layer):
+        raise ValueError(f"{name}: {SET_BY_HOOK}, or skip it")
 
 
 def _other_matrices(model: nn.Module, known: set[str]) -> dict[str, str]:

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 from torch import nn
 from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
+from torch.nn.utils.parametrize import is_parametrized
 
-__all__ = ["WAYS_OUT", "is_plain_embedding", "put_layer", "reason_to_stay"]
+__all__ = ["SET_BY_HOOK", "WAYS_OUT", "is_plain_embedding", "is_set_by_hook", "put_layer", "reason_to_stay"]
+
+SET_BY_HOOK = "its weight is set by a hook, as pruning does: make it a parameter first (torch.nn.utils.prune.remove)"
 
 _ADAPTER = "part of an adapter"
 _FORWARD = "its forward is not nn.Linear's"
@@ -50,6 +53,11 @@ def reason_to_stay(model: nn.Module, name: str) -> str | None:
     if _has_old_backward_hook(layer):
         return _HOOK
     return None
+
+
+def is_set_by_hook(layer: nn.Linear) -> bool:
+    """Whether a hook makes the weight before each call, and would write it to the layer that takes its place."""
+    return "weight" not in layer._parameters and not is_parametrized(layer, "weight")
 
 
 def is_plain_embedding(module: nn.Module) -> bool:

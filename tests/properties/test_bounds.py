@@ -260,6 +260,9 @@ def test_a_zero_row_has_no_error_and_an_overflow_an_infinite_one() -> None:
     cancels = matmul_error_bound(torch.tensor([[3.0, -3.0]]), absmax_quantize(torch.full((1, 2), 1.3e38)))
     assert math.isinf(cancels)  # 3.9e38 is past the largest number, though y is 0 and the rest of the bound is 3e36
     assert bound[:, 0].tolist() == [0.0, 0.0] and math.isinf(bound[0, 1]) and bound[1, 1] < 1e36
+    x, tiny = torch.full((1, 3), 3e38), absmax_quantize(torch.full((1, 3), 1e-38))
+    assert (x @ tiny.dequantize().T).item() == pytest.approx(9, rel=0.01)  # 127 x, which waits for its scale, is none
+    assert math.isinf(matmul_error_bound(x, tiny)) and math.isinf(Int8Linear(tiny).product_reference(x))
 
 
 huge = st.sampled_from([1e-38, 1e-30, 1e-12, 1.0, 1e12, 1e19, 1e30, 3e38])

@@ -391,10 +391,16 @@ def test_files_replace_no_layer_that_has_to_stay_in_float(tmp_path) -> None:
     quantize_(plain)
     save_quantized(plain, tmp_path / "ours")
     save_compressed(plain, tmp_path / "theirs", {"model_type": "two"})
+
+    def pruned(model: nn.Module) -> nn.Module:
+        prune.l1_unstructured(model[2], "weight", 0.5)
+        return model
+
     for change, words in (
         (own, "its forward is not"),
         (patched, "its forward is not"),
         (hooked, "register_backward_hook"),
+        (pruned, "its weight is set by a hook"),
     ):
         for load, folder in ((load_quantized, "ours"), (load_compressed, "theirs")):
             model = change(net())
