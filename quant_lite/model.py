@@ -206,8 +206,8 @@ def quantize_(model: nn.Module, config: QuantConfig | None = None, calibration: 
         config: None takes `QuantConfig()`.
         calibration: inputs, for each of which the model is called: a tuple holds several, a dictionary those of keyword
             arguments, and anything else, as a tensor, is the only one. Observers, SmoothQuant and GPTQ look at what
-            they become in the model. Where they are token ids (B, T) and the model returns logits (B, T, V), the change
-            of perplexity is measured on them, without what `attention_mask` calls padding. GPTQ runs the model once for
+            they become in the model. Where they are token ids (B, T) and the model returns logits (B, T, V), those of the
+            next ones, the change of perplexity is measured, without what `attention_mask` calls padding. GPTQ runs the model once for
             each layer, and needs some matrices (K, K) of float64 besides.
 
     Raises:
@@ -359,12 +359,17 @@ def _perplexity(model: nn.Module, batches: Sequence[Any]) -> float | None:
 
 
 def _tokens(model: nn.Module, batch: Any) -> tuple[Tensor | None, Tensor]:
-    """Token ids (B, T), None if a batch's first argument is anything else; and, (B, T), which of them are no padding."""
-    ids = batch[0] if isinstance(batch, tuple) and batch else batch
-    mask = None
-    if isinstance(batch, Mapping):
-        order = ("input_ids", *inspect.signature(model.forward).parameters, *batch)
-        ids, mask = next((batch[name] for name in order if name in batch), None), batch.get("attention_mask")
+    """Token ids (B, T), None if a batch's first argument is anything else; and, (B, T), which of them are no padding.
+
+    In a dictionary the first is that of the model's arguments, or `input_ids`; of an encoder with a decoder, the latter's.
+    """
+    decoder = bool(getattr(getattr(model, "config", None), "is_encoder_decoder", False))
+    named = batch if isinstance(batch, Mapping) else {}
+    first: Sequence[str] = () if decoder else ("input_ids", *inspect.signature(model.forward).parameters, *named)
+    ids = next((named[name] for name in ("decoder_input_ids", *first) if name in named), None)
+    mask = named.get("decoder_attention_mask" if decoder else "attention_mask")
+    if not named and not decoder:
+        ids = batch[0] if isinstance(batch, tuple) and batch else batch
     if not isinstance(ids, Tensor) or ids.dim() != 2 or ids.dtype not in _INTEGERS:
         return None, torch.empty(0)
     if isinstance(mask, Tensor) and mask.shape == ids.shape:

@@ -166,7 +166,7 @@ def test_a_single_input_in_the_place_of_several_is_refused() -> None:
 
 @torch.no_grad()
 def test_models_of_transformers() -> None:
-    """A vision transformer by its argument's name; a language model by a tokenizer's dictionary, padding masked."""
+    """A vision transformer by its argument's name, an encoder with a decoder, and a tokenizer's dictionary with padding."""
     transformers = pytest.importorskip("transformers")
     sizes = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 48}
     torch.manual_seed(0)
@@ -178,6 +178,16 @@ def test_models_of_transformers() -> None:
     report = quantize_(sight, QuantConfig(activations="int8", observer="mse"), [pixels])
     assert len(report.layers) == 2 * 6 + 1 and report.perplexity_before is None
     assert (sight(**pixels).logits - before).norm() / before.norm() < 0.05
+
+    shape = {"d_model": 32, "d_kv": 16, "d_ff": 48, "num_layers": 1, "num_heads": 2, "vocab_size": 50}
+    shape |= {"decoder_start_token_id": 0, "pad_token_id": 0}
+    both = transformers.T5ForConditionalGeneration(transformers.T5Config(**shape)).eval()
+    exact = math.exp(float(both(input_ids=IDS.flip(1), labels=IDS.clamp(min=1)).loss))
+    given = torch.cat((torch.zeros(2, 1, dtype=torch.int64), IDS.clamp(min=1)), 1)  # what it predicts is the decoder's
+    report = quantize_(both, calibration=[{"input_ids": IDS.flip(1), "decoder_input_ids": given}])
+    assert report.perplexity_before == pytest.approx(exact, rel=1e-4)
+    both = transformers.T5ForConditionalGeneration(transformers.T5Config(**shape)).eval()
+    assert quantize_(both, calibration=[{"input_ids": IDS, "labels": IDS}]).perplexity_before is None
 
     text = transformers.LlamaForCausalLM(transformers.LlamaConfig(vocab_size=50, **sizes)).eval()
     batch = transformers.BatchEncoding({"input_ids": IDS, "attention_mask": torch.tensor([[1, 1, 1, 0], [1] * 4])})
