@@ -17,14 +17,7 @@ from torch import Tensor, nn
 
 from quant_lite.linear import BFloat16Linear, Int4Linear, Int8Embedding, Int8Linear, unpack_nibbles
 from quant_lite.quantize import QuantizedTensor
-from quant_lite.replacing import (
-    SET_BY_HOOK,
-    WAYS_OUT,
-    is_plain_embedding,
-    is_set_by_hook,
-    put_layer,
-    reason_to_stay,
-)
+from quant_lite.replacing import WAYS_OUT, is_plain_embedding, put_layer, reason_to_stay
 
 __all__ = ["QuantizedFileError", "load_quantized", "save_quantized"]
 
@@ -178,7 +171,7 @@ def replaceable(model: nn.Module, name: str, kind: type[_Module]) -> _Module:
         reason = None if is_plain_embedding(old) else "it does more than look rows up: put that into a module around it"
         if isinstance(old, nn.Linear):
             stays = reason_to_stay(model, name)
-            reason = f"{stays}: {WAYS_OUT[stays]}" if stays else SET_BY_HOOK if is_set_by_hook(old) else None
+            reason = stays and f"{stays}: {WAYS_OUT[stays]}"
         if reason is None:
             return old
         raise ValueError(f"the model's {type(old).__name__} has to stay in float: {reason}")

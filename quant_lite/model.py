@@ -30,14 +30,7 @@ from quant_lite.quantize import (
     nf4_quantize,
     zeropoint_quantize,
 )
-from quant_lite.replacing import (
-    SET_BY_HOOK,
-    WAYS_OUT,
-    is_plain_embedding,
-    is_set_by_hook,
-    put_layer,
-    reason_to_stay,
-)
+from quant_lite.replacing import SET_BY_HOOK, WAYS_OUT, is_plain_embedding, put_layer, reason_to_stay
 
 __all__ = ["LayerReport", "QuantConfig", "QuantReport", "quantize_", "sqnr"]
 
@@ -410,6 +403,8 @@ def _choose(model: nn.Module, config: QuantConfig) -> tuple[list[list[str]], dic
             kept[name] = _SKIPPED
         elif others and (len(embeddings) < len(others) or not _can_share(layer, config)):
             kept[name] = _SHARED
+        elif reason == SET_BY_HOOK:
+            raise ValueError(f"{name}: {reason}: {WAYS_OUT[reason]}, or skip it")
         elif reason is not None:
             kept[name] = reason
         elif name:
@@ -439,8 +434,6 @@ def _check_weight(name: str, layer: nn.Linear) -> None:
         raise TypeError(
             f"{name}: its weight is {layer.weight.dtype}: convert the model to float32, float16 or bfloat16, or skip it"
         )
-    if is_set_by_hook(layer):
-        raise ValueError(f"{name}: {SET_BY_HOOK}, or skip it")
 
 
 def _other_matrices(model: nn.Module, known: set[str]) -> dict[str, str]:

@@ -6,9 +6,9 @@ from torch import nn
 from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 from torch.nn.utils.parametrize import is_parametrized
 
-__all__ = ["SET_BY_HOOK", "WAYS_OUT", "is_plain_embedding", "is_set_by_hook", "put_layer", "reason_to_stay"]
+__all__ = ["SET_BY_HOOK", "WAYS_OUT", "is_plain_embedding", "put_layer", "reason_to_stay"]
 
-SET_BY_HOOK = "its weight is set by a hook, as pruning does: make it a parameter first (torch.nn.utils.prune.remove)"
+SET_BY_HOOK = "its weight is set by a hook, as pruning does"
 
 _ADAPTER = "part of an adapter"
 _FORWARD = "its forward is not nn.Linear's"
@@ -19,6 +19,7 @@ WAYS_OUT = {  # by reason
     _FORWARD: "put what its forward does besides the product into a module around a plain nn.Linear",
     _READ: "let its module call the layer",
     _HOOK: "take register_full_backward_hook",
+    SET_BY_HOOK: "make it a parameter first (torch.nn.utils.prune.remove)",
 }
 
 # what a module knows its hooks by; the dictionaries move whole, so that a handle goes on removing its hook
@@ -52,12 +53,9 @@ def reason_to_stay(model: nn.Module, name: str) -> str | None:
         return _READ
     if _has_old_backward_hook(layer):
         return _HOOK
+    if "weight" not in layer._parameters and not is_parametrized(layer, "weight"):
+        return SET_BY_HOOK
     return None
-
-
-def is_set_by_hook(layer: nn.Linear) -> bool:
-    """Whether a hook makes the weight before each call, and would write it to the layer that takes its place."""
-    return "weight" not in layer._parameters and not is_parametrized(layer, "weight")
 
 
 def is_plain_embedding(module: nn.Module) -> bool:
