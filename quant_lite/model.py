@@ -200,8 +200,8 @@ def quantize_(model: nn.Module, config: QuantConfig | None = None, calibration: 
         calibration: inputs, for each of which the model is called: a tuple holds several, a dictionary those of keyword
             arguments, and anything else, as a tensor, is the only one. Observers, SmoothQuant and GPTQ look at what
             they become in the model. Where they are token ids (B, T) and the model returns logits (B, T, V), those of the
-            next ones, the change of perplexity is measured, without what `attention_mask` calls padding. GPTQ runs the model once for
-            each layer, and needs some matrices (K, K) of float64 besides.
+            next ones, the change of perplexity is measured, without what `attention_mask` calls padding. GPTQ runs the
+            model once for each layer, and needs some matrices (K, K) of float64 besides.
 
     Raises:
         TypeError: a weight has another dtype than float32, float16 and bfloat16 (named), or `calibration` is one input.
@@ -318,6 +318,7 @@ class _Seen:
             sums[:] = [sums[0] + wide.T @ wide] if sums else [wide.T @ wide]
 
         watch_inputs(self.model, [name], self.calibration, add)
+        _refuse_unseen([name], [name] * len(sums))  # quantized layers before it may send tokens elsewhere
         return sums[0]
 
     def _smoothed(self, name: str, x: Tensor) -> Tensor:
