@@ -42,6 +42,7 @@ NCBI = "https://eutils.ncbi.nlm.nih.gov/entrez/eutils"
 LIMIT = 9_999  # what ESearch gives of one PubMed query
 ROOM = 500  # of it, left for articles that come in between the planning and the search
 BATCH = 200
+FEW = 2  # articles that a part may lose between the planning and the search, however small it is
 ROOTS = {"esearch": "eSearchResult", "efetch": "PubmedArticleSet"}  # any other element is another page
 FIRST_DAY = date(1780, 1, 1)  # PubMed's oldest article is younger
 
@@ -212,8 +213,8 @@ def _count(root: Element) -> int:
 
 
 def _lost(count: int, planned: int) -> bool:
-    """Whether there is less than was planned; PubMed seldom takes back what it has."""
-    return 100 * count < 99 * planned
+    """Whether there is less than was planned, by more than PubMed takes back: duplicates, what is withdrawn."""
+    return planned - count > max(FEW, planned / 100)
 
 
 def _ids(root: Element, planned: int = 0) -> list[str]:
@@ -222,7 +223,7 @@ def _ids(root: Element, planned: int = 0) -> list[str]:
     if count <= LIMIT and len(set(ids)) != count:
         raise _Passing(f"it counts {count:,} articles and lists {len(set(ids)):,}")
     if _lost(count, planned):
-        raise _Passing(f"it finds {count:,} articles, where {planned:,} were planned")
+        raise _Passing(f"it finds {count:,} articles, where {planned:,} were planned; another --out plans anew")
     return ids
 
 
@@ -297,6 +298,8 @@ def _fetch_part(eutils: Eutils, query: str, part: Part, folder: Path, seen: set[
         body, root = _search(eutils, query, part.first, part.last, LIMIT, lambda root: _ids(root, part.count))
         if _count(root) > LIMIT:
             raise UserError(f"{part.first} to {part.last} has grown past {LIMIT:,}: give another --out")
+        if not _count(root):  # nothing is kept, so that the next call looks again
+            return
         write_whole(path, body)
     try:
         search = ElementTree.fromstring(path.read_bytes())

@@ -261,6 +261,39 @@ def test_halves_that_lose_articles_are_refused(serve) -> None:
         plan_parts(client(server), "q", date(2000, 1, 1), date(2020, 1, 1))
 
 
+@pytest.mark.parametrize(("planned", "found"), [(1, 0), (2, 1), (30, 28), (1000, 990)])
+def test_a_part_may_lose_a_few_articles_after_the_plan(serve, tmp_path: Path, planned: int, found: int) -> None:
+    server, out = serve({date(2019, 1, 1): planned}), tmp_path / "out"
+    server.faults = ["", *["500"] * 2]  # it stops behind the plan
+    eutils = client(server)
+    eutils.tries = 2
+    with pytest.raises(UserError, match="try again later"):
+        fetch(eutils, "q", out)
+    taken_back = server.articles[found:]
+    del server.articles[found:]
+    assert fetch(eutils, "q", out)["articles found"] == found
+    if not found:  # and nothing found is never taken for all there is
+        server.articles += taken_back
+        assert fetch(eutils, "q", out)["articles found"] == planned
+
+
+@pytest.mark.parametrize(("planned", "found"), [(3, 0), (30, 27), (1000, 989)])
+def test_a_part_that_loses_more_is_said_with_the_way_out(serve, tmp_path: Path, planned: int, found: int) -> None:
+    server, out = serve({date(2019, 1, 1): planned}), tmp_path / "out"
+    eutils = client(server)
+    eutils.tries = 2
+    server.faults = ["", *["500"] * 2]
+    with pytest.raises(UserError, match="status 500"):
+        fetch(eutils, "q", out)
+    del server.articles[found:]
+    with pytest.raises(
+        UserError, match=f"finds {found} articles, where {planned:,} were planned; another --out plans anew"
+    ):
+        fetch(eutils, "q", out)
+    if found:
+        assert fetch(eutils, "q", tmp_path / "another")["articles found"] == found
+
+
 def test_an_update_that_finds_nothing_leaves_its_days_to_the_next(serve, tmp_path: Path) -> None:
     server, out = serve({date(2019, 1, 1): 1}), tmp_path / "out"
     fetch(client(server), "q", out)
