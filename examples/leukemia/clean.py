@@ -33,12 +33,19 @@ _PUBLISHER = (
     r"(?:Elsevier|Springer|Wiley|Blackwell|Karger|BMJ|MDPI|Lippincott|Wolters|Taylor|Informa|Macmillan|Nature|Oxford|Foundation"
     r"|Society|Association|College|Press|Publish\w{2,5}|Ltd|Limited|Inc|GmbH|The\sAuthors?|Authors?\(s\))"
 )
+# what stands behind "(C) 2000" where it is a copyright and no third item: names to the end of the sentence
+_OWNERS = (
+    rf"(?=(?:\s?[-,]\s?{_YEAR}){{0,2}}[.,;:]?(?:\s(?:[A-ZÀ-Þ&(][^\s]{{0,30}}|{_YEAR}[,;]?|des?|der|et|du|l[ae]|für|zu"
+    r"|(?:of|the|and|for|by|in|on|to|under|behalf|all|rights|reserved|published|journal|compilation|exclusive"
+    r"|licen[cs]ee?|authors?)\b[.,;]?)){0,25}\s?(?:(?<=\.)\s|\.\s|\.?$))"
+)
 # a sentence of its own that has the mark or the word with a year or a publisher, to its end and no further: a trial's
 # registration may follow. Within a sentence a mark is a product's, unless a year is right behind it and ends the text.
 _COPYRIGHT = re.compile(
     r"(?:(?<=[.?!])|(?<=[.?!)\]]\s)|^)(?:"
     rf"(?:(?:(?:Crown\s)?[Cc]opyright:?\s?)?©[^.]{{0,60}}?(?:\b{_YEAR}|\b{_PUBLISHER})"
-    rf"|(?:Crown\s)?(?i:copyright(?:\s\(c\))?|\(c\)),?\s(?:by\s)?{_YEAR}|Copyright\s(?:[A-Z&][\w&'-]{{0,20}},?\s){{1,6}}{_YEAR}"
+    rf"|(?:Crown\s)?(?i:copyright(?:\s\(c\))?|\(c\)),?\s(?:by\s)?{_YEAR}{_OWNERS}"
+    rf"|Copyright\s(?:[A-Z&][\w&'-]{{0,20}},?\s){{1,6}}{_YEAR}"
     rf"|Copyright:\s[^.]{{0,60}}?\b{_PUBLISHER}|The\sAuthor(?:s|\(s\)),\sunder\sexclusive\slicen[cs]e\sto\b)"
     r".{0,150}?(?:(?<!\s[A-Z])\.(?=\s[A-Z(\[]|\s?$)|$)"
     rf"|The\sAuthor(?:s|\(s\))(?:\s{_YEAR})?\.(?=\s|$))"

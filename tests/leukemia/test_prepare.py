@@ -77,6 +77,14 @@ from examples.leukemia.spelling import american_word, americanize
         ("Lentigen© 2014 vectors doubled survival.", None),
         ("The kit of 2014 (©RapidKit, Nature) did well. Published by Wiley in 2003, it was the first trial.", None),
         ("It works © 2013 Elsevier Ltd", "It works"),
+        ("It works. (C) 2000 Wiley-Liss, Inc.", "It works."),
+        ("It works. (C) 2001 by The American Society of Hematology.", "It works."),
+        ("It works. (c) 2005 The Authors; Journal compilation (c) 2005 Blackwell Publishing Ltd.", "It works."),
+        ("It works. (C) 2007 Académie des Sciences. TRIAL: NCT01234567.", "It works. TRIAL: NCT01234567."),
+        ("It works. Copyright (C) 2003 S. Karger AG, Basel.", "It works."),
+        ("Three eras. (C) 2000-2009 survived 60%. Then more.", None),
+        ("(A) 1000 mg. (B) 1500 mg. (C) 2000 mg", None),
+        ("Two of us saw. (c) 2010 patients lived.", None),
     ],
 )  # fmt: skip
 def test_cleaning(raw: str, cleaned: str | None) -> None:
