@@ -10,6 +10,9 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from examples.leukemia.annotate import annotate
+from examples.leukemia.names import DATE, find_names
+
 __all__ = [
     "Identifier",
     "as_data",
@@ -21,11 +24,6 @@ __all__ = [
 ]
 
 # every repeat has a limit, so that the time grows with the length of a text and not with its square
-_MONTH = r"(?:Jan|Feb|Mar|Apr|May|Jun|Jul|Aug|Sep|Oct|Nov|Dec)[a-z]{0,6}"
-_DATE = (
-    rf"(?:\d{{1,2}}[/.-]\d{{1,2}}[/.-](?:\d{{4}}|\d{{2}})|\d{{4}}[/.-]\d{{1,2}}[/.-]\d{{1,2}}"
-    rf"|\d{{1,2}}(?:st|nd|rd|th)?\s(?:of\s)?{_MONTH},?\s\d{{4}}|{_MONTH}\s\d{{1,2}}(?:st|nd|rd|th)?,?\s\d{{4}})"
-)
 _NUMBERED = (
     r"(?:medical\s)?record|hospital|patient|chart|case(?:\snote)?|health\scard|insurance|NHS|social\ssecurity|passport"
     r"|Medicare|Medicaid"
@@ -42,57 +40,15 @@ _IDENTIFIERS = {
     "telephone number": r"(?:(?<![\w.])\+\d[\d ().-]{7,25}\d|\(\d{3,5}\)\s?\d{3,4}[ -]?\d{3,4}\b|\b\d{3}[.-]\d{3}[.-]\d{4}\b"
     r"|\b0\d{2,4}[ -]\d{3,4}[ -]?\d{3,4}\b|(?i:\b(?:phone|tel|telephone|mobile|call)(?:\s(?:me|us|him|her|them))?"
     r"(?:\s(?:number|no|at|on|is|was)){0,2}\b[\s.:]{0,3})\+?\d[\d ().-]{5,25}\d)",
-    "date of birth": rf"(?i:\b(?:DOB|D\.O\.B\.?|date\sof\sbirth|birth\s?date|born(?:\son)?))\s?(?:is|was|[:=-])?\s?{_DATE}",
-    "address": r"\b\d{1,4}[A-Z]?\s(?:[A-Z][a-z]{1,20}\s){1,3}(?:Street|Road|Avenue|Lane|Drive|Court|Crescent)\b",
+    "date of birth": rf"(?i:\b(?:DOB|D\.O\.B\.?|date\sof\sbirth|birth\s?da(?:te|y)|born(?:\son)?|b\.))\s?(?:is|was"
+    rf"|falls|[:=-])?\s?(?:on\s)?{DATE}",
+    "address": r"\b\d{1,5}[A-Z]?\s(?:[NSEW]\.?\s)?(?:(?:[A-Z][a-z]{1,20}|\d{1,3}(?:st|nd|rd|th))\s){1,3}(?:(?:Street"
+    r"|Road|Avenue|Lane|Drive|Court|Crescent|Boulevard|Terrace|Close|Square|Highway|Parkway)\b|(?:Rd|Ave|Blvd|Ln|Cres"
+    r"|Hwy|Pkwy)\b\.?"
+    r"|St\b(?!\.?\s(?:Jude|Louis|George|Gallen|Mary|John|Vincent|Luke|Thomas|Bartholomew))\.?|Dr\b(?!\.?\s[A-Z])\.?)"
+    r"|\bP\.?\s?O\.?\sBox\s\d{1,6}\b",
 }
-_CAPITAL = r"(?:O'|D'|Ma?c)?[A-ZÀ-Þ][a-zà-ÿ]{1,20}(?:[-'][A-ZÀ-Þ]?[a-zà-ÿ]{1,20})?"
-_OPENING = r"(?!(?:A|An|And|Are|Can|Could|Did|Do|Does|Dr|Had|Has|If|In|Is|Our|Should|The|This|Was|When|Will|Would)\b)"
-_NAME = rf"{_OPENING}{_CAPITAL}(?:\s[A-Z]\.)?(?:\s{_CAPITAL}){{1,3}}"
-_WORD = (  # of a name that may be in small letters; what goes on with the sentence is none
-    r"(?!(?i:a|after|again|aged?|an|and|are|as|at|back|because|before|being|born|by|can|did|dob|does|feels|for|from|gets?|got|ha[ds]|"
-    r"have|he|her|his|in|into|is|it|may|must|my|needs?|not|of|off|on|or|out|per|received|relapsed|said|says|she|should|since|"
-    r"suffers|takes?|that|the|they|this|to|took|up|upon|was|we|were|which|who|whom|whose|will|with|would|you)\b)[A-Za-zÀ-ÿ'-]{2,25}"
-)
-_ANY_CASE = rf"(?:[A-Za-z]\.\s?){{0,2}}{_WORD}(?:,?\s{_WORD}){{0,2}}"
-_SCAN = r"(?!(?i:imag|spect|angio|scan|data|anal))"
-_SOMEONE = "patient|pt|man|woman|boy|girl|child|baby|mother|father|son|daughter|wife|husband|brother|sister|friend|person|client"
-_TITLED = (
-    (
-        rf"\b(?:[Mm]rs?|[Mm]me|[Mm]ister|[Hh]err|[Ff]rau|(?<!\d)(?<!\d\s)[Mm]s)\b\.?\s{_SCAN}(?:[A-Z]\.\s?){{0,2}}"
-        rf"(?:{_CAPITAL}(?:\s{_CAPITAL}){{0,3}}|{_WORD}(?:\s{_WORD})?)"
-    ),
-    rf"\bMRS?\b\.?\s{_SCAN}(?=[A-Z]{{4}}){_WORD}(?:\s(?=[A-Z]{{2}}){_WORD})?",  # but MR CML: molecular response
-    rf"\b(?:Miss|Master(?!\s(?:Protocol|Regulator|Clinical|Trial|Switch)))\s{_CAPITAL}(?:\s{_CAPITAL})?",
-    rf"\b[Mm]y\sname(?:\sis|'s)\s{_ANY_CASE}|\b(?i:(?:patient|pt)(?:'s)?\sname)(?:\sis)?\s?[:=]?\s?{_ANY_CASE}",
-    rf"(?:^|(?<=[,;.(]\s)|(?<=\n)|\b(?i:full|first|last|family|given|sur)\s?)(?i:name)\s?[:=]\s?{_ANY_CASE}",
-    rf"\b(?i:{_SOMEONE})\s(?:(?:is|was)\s)?(?:named|called)\s{_ANY_CASE}",
-    rf"^(?i:patient)\s?[:=]\s?{_WORD}\s{_WORD}(?=[,.;]|$)",
-    rf"\b[A-Z]{{2,20}},?\s[A-Z]{{2,20}}(?=,?\s\(?(?:born|DOB|{_DATE}))|\b{_CAPITAL},\s{_CAPITAL}(?=,?\s\(?(?:born|DOB|{_DATE}))",
-)
-_UNTITLED = (  # capitals alone: a disease or a hospital has them, too
-    rf"\b(?:[Pp]atient|[Pp]t)\b\.?\s?[:=]\s?{_NAME}|\b(?:[Pp]t\b\.?|[Ii]\sam|[Ii]'m|called|named)\s{_NAME}",
-    rf"(?<=\bpatient\s){_NAME}(?=,|\s\(|\sis\b|\shas\b|\swas\b|$)|\b(?:my|the|our|your|his|her)\s(?:{_SOMEONE}),?\s{_NAME}",
-    rf"\b{_NAME}(?=,?\s\(?(?:born|DOB|{_DATE}))",
-    rf"\b{_NAME}(?=,?\s(?:\(?aged?\s|an?\s)?\d{{1,3}}(?:,\s(?:is|has|was|had|with|who|male|female)\b|\syears?\sold|-year-old|\s?y/?o\b|$))",
-    rf"\b{_NAME}(?=\s(?:has|had|was|is)\s(?:been\s|just\s|recently\s){{0,2}}(?:diagnosed|admitted|suffering|relapsed)\b)",
-    rf"\b{_NAME}(?=(?:\s(?:has|have|had|got)\s(?:an?\s)?|'s\s)(?:acute|chronic|leuk|lymphom|[ACM][A-Z]{{2,3}}\b))",
-    rf"(?<=\bShould\s){_NAME}(?=\s(?:take|start|stop|get|receive|undergo|continue|switch)\b)",
-    rf"(?<=\b[Pp]atient\sis\s){_NAME}|(?:(?<=\bright\sfor\s)|(?<=\bgood\sfor\s)|(?<=\bsafe\sfor\s)){_NAME}(?=[?.,;]|$|\s(?:with|who)\b)",
-    rf"\b{_NAME}(?=\s\(\d{{1,3}}\),?\s(?:has|had|with)\s(?:an?\s)?(?:acute|chronic|leuk|lymphom|[ACM][A-Z]{{2,3}}\b))",
-    rf"\b{_NAME}(?='s\s(?:(?:blood|lab|test)\s(?:counts?|tests?|results?|values?|work)|diagnosis|symptoms|platelets|biopsy)\b)",
-)
-_NO_PERSON = re.compile(
-    r"\b(?:leuk|lymph|myel|chromosom|syndrom|disease|cells?\b|an(?:a?e)mia|protein|gene|therap|cancer|tumou?r|sarcoma|transplant|"
-    r"marrow|blood|hospital|universit|institut|cent(?:er|re)|clinic|group|study|trial|society|network|foundation|college|states|"
-    r"mesylate|acute|chronic|complete|phase|adults?\b|children|elderly|older\b|pregnan|women\b|people"
-    r"|maintenance|induction|consolidation|prevent|treat|positive|negative|refractory|relapse"
-    r"|americans?\b|africans?\b|asians?\b|europeans?\b|hispanics?\b|natives?\b|whites?\b|blacks?\b|new\syork|new\szealand|puerto|hong\skong"
-    r"|san\sdiego|san\sfrancisco|los\sangeles|south\s|north\s|east\s|west\s|britain|united\s|transformation|kinase|receptor|factor\b|score\b"
-    r"|random\s|regression|network|hybridization|cytometry|\bscan\b|ozogamicin|sleeping\sbeauty|fraumeni|bristol|patients\b)",
-    re.IGNORECASE,
-)
 _PATTERN = {kind: re.compile(pattern) for kind, pattern in _IDENTIFIERS.items()}
-_TITLED_NAME, _UNTITLED_NAME = (re.compile("|".join(patterns)) for patterns in (_TITLED, _UNTITLED))
 
 
 @dataclass(frozen=True)
@@ -112,8 +68,7 @@ def find_identifiers(text: str) -> list[Identifier]:
         for match in pattern.finditer(text)
         if kind != "NHS number" or _is_nhs_number(match.group())
     ]
-    names = [*_TITLED_NAME.finditer(text), *(m for m in _UNTITLED_NAME.finditer(text) if not _NO_PERSON.search(m[0]))]
-    found += [Identifier(match.start(), match.end(), "name") for match in names]
+    found += [Identifier(start, end, "name") for start, end in find_names(text)]
     kept: list[Identifier] = []
     for each in sorted(found, key=lambda one: (one.start, -one.end)):
         if not kept or each.start >= kept[-1].end:
@@ -190,42 +145,87 @@ _PERSON = re.compile(
     r"|husband|baby|brother|sister|dose|treatment)\b|\bwhat\s(?:do|does)\s(?:I|my|he|she)\b|\bI\s(?:have|am|feel|take)\b",
     re.IGNORECASE,
 )
-_SURELY = r"(?:(?:(?:most\s)?likely|probably|clearly|certainly|definitely|surely|obviously|indeed|also|do|does|not|don't|doesn't)\s){0,4}"
+_SURELY = r"(?:(?:most|likely|indeed|also|do|does|not|don't|doesn't|\w{1,20}ly)\s){0,4}"
 _OTHER = r"(?:patient|person|child|mother|father|son|daughter|wife|husband)"
-_NAMED = r"(?:acute|chronic|leuk|lymph|(?-i:A\.?M\.?L\b|A\.?L\.?L\b|C\.?M\.?L\b|C\.?L\.?L\b|A\.?P\.?L\b|MDS\b))"
-_STATED = re.compile(
-    rf"(?:\byou,?\s(?:the\spatient,?\s)?|\b(?:(?:your|the|this)\s{_OTHER}(?:\syou\sdescribe)?|he|she)\s|^(?:yes,?\s)?patient\s)"
-    rf"{_SURELY}(?:have|has|got|must\s(?:have|be\ssuffering)|suffers?|(?:is|are)\ssuffering)\b"
-    r"|\b(?:the|this|each|every|any|our)\s(?:reader|user)s?\s(?:\w{1,30}ly\s)?(?:has|have|suffers?|(?:is|are)\s(?:ill|sick|suffering))\b"
-    r"|\b(?:anyone|anybody|everyone|everybody|whoever|who)\s(?:(?:who|that)\s)?(?:reads?|(?:is\s)?reading)\s(?:this|these|it)\b"
-    r"|\byou(?:'re|\sare)\s(?:\w{1,30}ly\s)?(?:leuka?emic|ill\b|sick\b|a\ssick)|\byou've\b|\byou\sdeveloped\b|\b(?:he|she)'s\s(?:got|suffering|diagnosed)\b|\bI\sdiagnose\b|\bwhat\syou\s(?:have|describe)\sis\b"
-    r"|\b(?:the|your|this|my)\sdiagnosis(?:\s(?:is|must\sbe|would\sbe)\b|\s?:)|^\W{0,3}diagnosis\s?:"
-    r"|\byou(?:'re|\sare|\swere)\s(?:diagnosed|suffering|found\sto|free\sof|cured|positive|negative|(?:very\s|most\s)?likely\sto\shave)\b"
-    rf"|\b(?:you\sare|s?he\sis)\san?\s(?:\w{{1,30}}\s)?(?:leuk\w{{1,30}}|cancer|{_NAMED})\spatient\b|\bsigns?\sof\syour\b|\bin\syou\b"
-    rf"|\byour\s(?:cancer|disease|\w{{0,30}}\s?{_NAMED}\w{{0,30}})\s(?:has|is|was)\b|^yes,?\s{_NAMED}"
-    r"|\byour\s(?:\w{1,30}\s){1,2}(?:shows?|indicates?|suggests?|points?\sto|(?:is|are)\s(?:caused|due|consistent|typical))\b"
-    r"|\bthese\s(?:\w{1,30}\s)?(?:results|values|counts)\smean\b"
-    r"|(?:\b(?:this|it)|^that|\bthese\s(?:findings|results|values|counts)|\byour\s(?:\w{1,30}\s)?\w{1,30})"
-    r"(?:'s|\s(?:is|are|must\sbe|can\sonly\sbe|confirms?|means?|proves?))\s"
+_NAMED = r"(?:acute|chronic|leu[ck]|lymph|(?-i:A\.?M\.?L\b|A\.?L\.?L\b|C\.?M\.?L\b|C\.?L\.?L\b|A\.?P\.?L\b|MDS\b))"
+_READER = (
+    r"(?:\b(?:the|this|each|every|any|our|all|dear)\s(?:readers?|user(?!\sof)|asker|questioner|inquirer)|(?:^"
+    r"|[.:;!?,]\s)readers|\b(?:person|one)\s(?:asking|reading))(?:\sof\s(?:this|these|the)(?:\s\w{1,20})?|\s(?:this"
+    r"|these|here|who\sasks?))?\s"
+)
+_ILL = rf"(?:ill|sick|suffering|dying|affected|afflicted|struck|diagnosed|found\sto|cancer|{_NAMED})"
+_STATED = re.compile(  # of one who is not called "you": the reader, someone's patient, he or she, what "this" is
+    rf"{_READER}{_SURELY}(?:(?:ha(?:s|ve)|got|must\shave|contracted|developed)\s(?:(?!in|of|with|to|on|about"
+    rf"|for)\w{{1,20}}\s){{0,4}}?(?:{_NAMED}|cancer|malign|relaps)|suffers?\b|must\sbe\s(?:an?\s)?{_ILL}|(?:is|are|was"
+    rf"|were)\s(?:\w{{1,20}}ly\s)?(?:an?\s)?{_ILL})|\breader's\s(?:diagnosis|disease|illness|blood|marrow|{_NAMED})"
+    r"|\b(?:anyone|anybody|everyone|everybody|whoever|who|that)\s(?:(?:who|that)\s)?(?:reads?"
+    r"|(?:is\s)?reading)\s(?:this|these|it)\b"
+    rf"|(?:\b(?:(?:the|this)\s{_OTHER}|he|she)\s|^(?:yes,?\s)?patient\s){_SURELY}(?:have|has|got|must\s(?:have"
+    rf"|be\ssuffering)|suffers?|(?:is|are)\ssuffering)\b"
+    r"|\b(?:he|she)'s\s(?:got|suffering|diagnosed)\b|\bI\sdiagnose\b|\b(?:the|this|my)\sdiagnosis(?:\s(?:is|must\sbe"
+    r"|would\sbe)\b|\s?:)|^\W{0,3}diagnosis\s?:"
+    rf"|\bs?he\sis\san?\s(?:\w{{1,30}}\s)?(?:leuk\w{{1,30}}|cancer|{_NAMED})\spatient\b|^yes,?\s{_NAMED}"
+    r"|\bthese\s(?:\w{1,30}\s)?(?:results|values|counts)\smean\b|(?:\b(?:this|it)|^that|\bthese\s(?:findings|results"
+    r"|values|counts))(?:'s|\s(?:is|are|must\sbe|can\sonly\sbe|confirms?|means?|proves?))\s"
     rf"(?:clearly\s|certainly\s)?(?:an?\s)?(?:case\sof\s)?{_NAMED}",
     re.IGNORECASE,
 )
-_MEDICINE = r"(?:chemo\w{0,30}|radiation|(?:stem\scell\s|marrow\s)?transplant\w{0,30}|\w{1,30}(?:nib|mab|clax|bine|cin|tinoin|parin)\b)"
+_YOU = re.compile(r"\b(?:you|yours?|yourself|ye|thou|dear\sreaders?)\b", re.IGNORECASE)
+_TREATED = r"take(?!\spart)|stop|start|begin|skip|increase|reduce|double|use|try|switch|refuse|discontinue|go\son"
+_OF_NO_READER = re.compile(  # under a condition, of what may be, of a doctor, of what something depends on
+    r"\b(?:if|whether|when|once|unless|until)\s(?:or\snot\s|\w{1,20}\s(?:show|suggest|find|say|suspect"
+    r"|think)s?\s(?:that\s)?)?your?\b(?!\s(?:\w{2,4}\s)?read).{0,200}?(?=[,;:]|\b(?:then|yours?|you)\b|$)|\bdepend(?:s"
+    r"|ing)?\son\b[^.;:]{0,300}|(?:\bno|n'?)t\smean\s(?:that\s)?you\b[^.,;:]{0,200}|\b(?:type|kind|stage"
+    r"|form)\sof\s\w{1,30}\syou\shave\b"
+    rf"|\byou\s(?:(?:may|might|could|can)\s(?!(?:now\s|safely\s)?(?:{_TREATED})\b)|(?:should\s|must\s"
+    rf"|need\sto\s)?(?:talk|speak|ask|consult|see|contact|tell)\b)"
+    r"|\byour\s(?:\w{1,20}'?s\s)?(?:doctor|physician|nurse|(?:hemat|onc)ologist)s?\b(?!\s(?:should|must))"
+    r"|\byour\s(?:chances?|risk)\b|\bthank\syou\b",
+    re.IGNORECASE,
+)
+_ASKED = re.compile(
+    r"^(?:what|how|when|why|which|where|do|would|should|can|could)\b(?:(?!\bthat\b)[^?]){1,300}\?$", re.IGNORECASE
+)
+_MEDICINE = re.compile(
+    r"\b(?:\w{0,12}(?:therap(?:y|ies)|transplant\w{0,30})|chemo\w{0,30}|radiation|treatments?|medic(?:ines?|ations?)"
+    r"|pills?|tablets?|drugs?|doses?|dosage|\w{1,30}(?:nib|mab|clax|bine|cin|tinoin|parin)|treat(?:ed|s|ing)?)\b(?!-)",
+    re.IGNORECASE,
+)
+_DO = (
+    r"(?:take(?!\s(?:part|into|note|care|account)\b)|stop|start|begin|discontinue|continue|quit|cease|halt|suspend"
+    r"|interrupt|resume|restart|use|try|swallow"
+    r"|drink|inject|avoid|refuse|decline|reject|skip|omit|undergo|accept|demand|request|choose|prefer|give|administer"
+    r"|abandon|forget|get|receive|leave|keep|insist\son|ask\sfor|say\s(?:no|yes)\sto|(?:go|come|stay|remain"
+    r"|keep)\s(?:on|off)|hold\soff|wait\s(?:with|before\sstarting)|treat\syourself|throw\saway|(?:increase|raise"
+    r"|double|triple|reduce|lower|halve|cut|change|replace|delay|drop)(?=\s(?:the|your|this|that)\b"
+    r"|\s[\w-]{3,30}\s(?:to|by|with)\s)|switch(?=\s(?:to|from)\s(?:[^.;:]{1,60}\s(?:now|today|at\sonce|immediately"
+    r"|instead|as\ssoon)\b|[\w-]{3,30}[.!]$)))"
+)
+_ORDERED = re.compile(  # to the start of what is to be taken or stopped; "use of" and "stop codons" order nothing
+    r"(?:^|[.:;!?]\s|\b(?:so|please|yes),?\s|^(?:if|when|once|after|before|until|immediately|for)\b[^,;.:]{1,80},\s"
+    r"|^(?:do\snot|don't|never),\s[^,;.:]{1,60},\s)\W{0,3}(?:(?:please|kindly|now|so|therefore|instead|just|simply"
+    r"|better|best|always|never|ever|do|not|don't"
+    rf"|\w{{2,20}}ly),?\s){{0,3}}{_DO}\s(?:(?:taking|using|with|to|from|on|off|the|your|all|any|this|that|these|an?|no"
+    rf"|more|every|further|daily|weekly"
+    r"|low|high|full|one|two|three|four|five|half|some|(?:\w{1,8}\s)?(?:dose|tablet|pill|capsule|course|cycle"
+    r"|milligram|gram|mg|g)s?\sof|\d[\w.,/%-]{0,12}|\w{1,12}-dose|mg)\s){0,6}(?=\w)",
+    re.IGNORECASE,
+)
+_NO_ORDER = re.compile(  # behind the verb: the Stop Imatinib trial, or a question
+    r"[\w-]{2,40}\s(?:\(\w{2,12}\)\s)?(?:trials?|stud(?:y|ies)|arms?|groups?)\b|[^.!?]{0,300}\?", re.IGNORECASE
+)
 _ADVISED = re.compile(
-    r"\byou\s(?:should|must|need\sto|have\sto|ought\sto|had\sbetter)\s(?:not\s)?(?:\w{1,30}ly\s)?"
-    r"(?:take(?!\spart)|start|begin|stop|increase|reduce|receive|switch|undergo|continue)\b"
-    r"|\byou\s(?:should|must|need\sto|have\sto|ought\sto)\s(?:not\s)?(?:be|get)\s(?:treated|given|started|switched|put)\b"
-    r"|\b(?:should|must|can)\sbe\s.{0,60}\bby\s(?:you|(?:the|each|every|any)\s(?:reader|user))\b"
-    r"|\byou\s(?:can|may|could)\s(?:now\s)?(?:stop|start|skip|increase|reduce|double)\b"
-    rf"|\byou\s(?:need|require)\s(?:an?\s|more\s)?{_MEDICINE}|\byour\s(?:doctor\s(?:should|must)|dose\s(?:should|must|is))\b"
-    r"|\bI\s(?:would\s|strongly\s)?(?:recommend|advise|prescribe|suggest\syou)\b|\bwe\s(?:recommend|advise|suggest)\s(?:that\s)?you\b"
-    rf"|(?:^|\b(?:please|yes,|so|then)\s)(?:take|stop|start|begin|increase|reduce|double|skip)\s"
-    rf"(?:taking\b|your\b|{_MEDICINE}|(?:the\s)?(?:daily\s)?(?:doses?|dosage)\sof\s{_MEDICINE})"
-    r"|\bmy\sadvice\b|\byou(?:'re|\sare)?\s(?:will|going\sto)\sdie\b|\byou\shave\s\w{1,30}\s(?:days|weeks|months|years)\sto\slive\b",
+    r"\b(?:should|must|can)\sbe\s.{0,60}\bby\s(?:you|(?:the|each|every|any)\s(?:reader|user))\b"
+    rf"|{_READER}(?:should|must|(?:need|have|has)s?\sto|ought\sto"
+    rf"|had\sbetter)\s(?:not\s)?(?:\w{{1,30}}ly\s)?(?:be\s(?:treated|given)|{_DO})\b"
+    r"|\bI\s(?:would\s|strongly\s)?(?:recommend|advise|prescribe|suggest\syou)\b|\bwe\s(?:recommend|advise"
+    r"|suggest)\s(?:that\s)?you\b|\bmy\sadvice\b|(?P<fate>\byou(?:'re|\sare)?\s(?:will|going\sto)\sdie\b"
+    r"|\byou\shave\s\w{1,30}\s(?:days|weeks|months|years)\sto\slive\b)",
     re.IGNORECASE,
 )
 _DISEASE = re.compile(
-    r"leuk|lymphom|myelo|cancer|tumou?r|malignan|relapse|\b(?:AML|ALL|CML|CLL|APL|MDS|A\.M\.L|A\.L\.L|C\.M\.L|C\.L\.L)\b",
+    r"leu[ck]a?em|leuka|lymphom|myelo|cancer|tumou?r|malignan|neoplas|relapse|\bblasts?\b|\b(?:AML|(?-i:ALL)|CML|CLL"
+    r"|APL|MDS|A\.M\.L|A\.L\.L|C\.M\.L|C\.L\.L)\b",
     re.IGNORECASE,
 )
 _CONDITION = re.compile(
@@ -240,12 +240,30 @@ def asks_about_a_person(question: str) -> bool:
 
 
 def states_diagnosis(sentence: str) -> bool:
-    """Whether a sentence says of a person, as a fact, what they have or must take."""
+    """Whether a sentence says of a person, as a fact, what they have or must take.
+
+    Abstracts speak of others: one that says "you" of an illness or a treatment, or orders one, speaks to its reader.
+    """
     # a condition behind the statement takes nothing back: "you have leukemia and can be treated"
-    stated = any(_stated(clause) for clause in _CLAUSES.split(sentence))
-    return bool((stated and _DISEASE.search(sentence)) or _ADVISED.search(sentence))
+    stated = _DISEASE.search(sentence) and any(_stated(clause) for clause in _CLAUSES.split(sentence))
+    advised = _ADVISED.search(sentence)
+    told = advised or (_YOU.search(_OF_NO_READER.sub(" ", sentence)) and not _ASKED.search(sentence))
+    return bool(stated or (advised and advised["fate"]) or (told and _of_medicine(sentence)) or _orders(sentence))
 
 
 def _stated(clause: str) -> bool:
     statement, condition = _STATED.search(clause), _CONDITION.search(clause)
-    return statement is not None and (condition is None or statement.start() < condition.start())
+    return statement is not None and (condition is None or statement.start() <= condition.start())
+
+
+def _of_medicine(sentence: str) -> bool:
+    """Whether a sentence names an illness or a treatment."""
+    known = any(span.type in ("subtype", "disease", "drug") for span in annotate(sentence))
+    return known or bool(_DISEASE.search(sentence) or _MEDICINE.search(sentence))
+
+
+def _orders(sentence: str) -> bool:
+    """Whether a sentence, or a part of it, begins with a verb that has a drug or a treatment as its object."""
+    ends = [match.end() for match in _ORDERED.finditer(sentence) if not _NO_ORDER.match(sentence, match.end())]
+    drugs = {span.start for span in annotate(sentence) if span.type == "drug"} if ends else set()
+    return any((end in drugs or _MEDICINE.match(sentence, end)) for end in ends)

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from examples.leukemia import ask, safety
+from examples.leukemia import ask, names, safety
 from examples.leukemia.__main__ import main
 from examples.leukemia.ask import answer, prompt_ids
 from examples.leukemia.clean import clean
@@ -249,12 +249,47 @@ IDENTIFIERS = [
     ("Record 12345678", "[record number]"),
     ("Medicare number 1EG4-TE5-MK73", "[record number]"),
     ("National Insurance number QQ 12 34 56 C", "[record number]"),
+    ("Her name is Jane Doe", "[name]"),
+    ("Her name was Olga Ivanova.", "[name]."),
+    ("Name - John Smith", "[name]"),
+    ("Our patient Jane Doe relapsed", "Our patient [name] relapsed"),
+    ("Jane Doe with AML", "[name] with AML"),
+    ("What should John Smith take?", "What should [name] take?"),
+    ("We saw Ana López García in our clinic", "We saw [name] in our clinic"),
+    ("the case of Jean-Pierre Dupont", "the case of [name]"),
+    ("Imatinib failed in William van Dijk.", "Imatinib failed in [name]."),
+    ("Did Robert White, Mary Park or Adam West relapse?", "Did [name], [name] or [name] relapse?"),
+    ("Has Priya Sharma's marrow been seen?", "Has [name]'s marrow been seen?"),
+    ("SMITH, JOHN has AML", "[name] has AML"),
+    ("Smith, John has AML", "[name] has AML"),
+    ("JANE DOE relapsed", "[name] relapsed"),
+    ("patient jane doe has AML", "patient [name] has AML"),
+    ("J. Smith has AML", "[name] has AML"),
+    ("Jane has CML", "[name] has CML"),
+    ("A woman named Xyla Qorun had AML", "A [name] had AML"),  # of no list
+    ("My husband Xyl Qorun took dasatinib", "[name] took dasatinib"),
+    ("Birthday: 1/2/1970", "[date of birth]"),
+    ("birthday is on 3 May 1960", "[date of birth]"),
+    ("b. 1/2/1970", "[date of birth]"),
+    ("12 Oak St.", "[address]"),
+    ("4501 N. Maple Ave, Leeds", "[address], Leeds"),
+    ("5 W. 42nd Street", "[address]"),
+    ("P.O. Box 123", "[address]"),
 ]
 
 
 @pytest.mark.parametrize(("text", "masked"), IDENTIFIERS)
 def test_identifiers(text: str, masked: str) -> None:
     assert mask_identifiers(text) == masked
+
+
+def test_a_given_name_of_the_list_with_any_surname_is_a_name() -> None:
+    given = names._given_names()
+    assert len(given) > 7000 and {"jane", "john", "priya", "ngozi", "giulia", "jürgen"} <= given
+    missed = [name for name in given if mask_identifiers(f"The case of {name.title()} Brown.") != "The case of [name]."]
+    assert not missed
+    for word in ("flow", "janus", "fluorescence", "monte", "vera", "major", "complete", "young", "early", "grade"):
+        assert word not in given
 
 
 def test_what_is_no_identifier() -> None:
@@ -319,6 +354,18 @@ def test_what_is_no_identifier() -> None:
         "we record 123 events and a record of 12345 days",
         "phone calls at 12 months, called on 3 and 10 days",
         "HLA DR 12 34 56 and CD 12 34 56 E",
+        "A patient is called high risk, or is called back",
+        "called Fluorescence In Situ Hybridization and called Janus Kinase Two",
+        "Sokal Score has, Hasford Index has acute",
+        "Our patient Flow Cytometry was done, our patient Whole Exome Sequencing was, the patient Bone Marrow Biopsy was",
+        "In our patient Minimal Residual was low and the patient Informed Consent was given",
+        "Is imatinib good for Blast Crisis?",
+        "Sidney Farber introduced aminopterin; Peter Nowell and David Hungerford discovered it",
+        "first described by John Hughes Bennett, as shown by John Smith et al. and the work of Janet Rowley",
+        "Robert Koch Institute, Thomas Jefferson University Hospital and Charles River Laboratories",
+        "Gail Model, Karl Fischer titration, Louis Bar syndrome and Monte Carlo",
+        "The Marie Curie actions and the Jackson Immuno reagents, Kirsten Rat Sarcoma, Evans Blue",
+        "12 St. Jude patients, 30 Delta Ct values",
     ):
         assert not find_identifiers(text), text
 
@@ -384,7 +431,11 @@ def test_no_real_question_or_title_is_taken_for_a_patient_or_an_instruction(real
     assert len(texts) == 2 * (112 + 189 + 132)
     assert not [text for text in texts if find_identifiers(text) or reads_like_instruction(text)]
     sentences = [part for text in texts for part in re.split(r"(?<=[.!?]) (?=[A-Z(])", clean(text))]
-    assert len(sentences) > 4000 and not [s for s in sentences if reads_like_instruction(s) or states_diagnosis(s)]
+    assert len(sentences) > 4000 and not [sentence for sentence in sentences if reads_like_instruction(sentence)]
+    of_abstracts = [part for text in texts[2 * 112 :] for part in re.split(r"(?<=[.!?]) (?=[A-Z(])", clean(text))]
+    assert len(of_abstracts) > 3000 and not [sentence for sentence in of_abstracts if states_diagnosis(sentence)]
+    # pages for patients say "you": three of their sentences are under no condition ("you need additional treatment")
+    assert sum(map(states_diagnosis, set(sentences))) == 3
     questions = column("medquad_leukemia_qa.csv", "question")
     assert not [text for text in questions if asks_about_a_person(text)]
 
@@ -415,7 +466,19 @@ You should be treated with imatinib 800 mg for chronic myeloid leukemia. / You m
 The reader has leukemia. / Every reader clearly suffers from CML. / Anyone who reads this suffers from CML.
 It is certain that anyone who reads this suffers from CML. / Increase the dose of imatinib to 800 mg.
 Nilotinib should be doubled to 800 mg by every reader of this text. / Imatinib must be stopped by you.
-You were found to have AML. / You are positive for AML. / You've developed AML. / You developed leukemia."""
+You were found to have AML. / You are positive for AML. / You've developed AML. / You developed leukemia.
+You most certainly have got CML. / Readers of this have CML. / You, dear reader, have AML. / If you read this you have leukemia.
+You are affected by acute leukemia. / AML is your disease. / Your blasts of 30% are diagnostic of AML. / The reader is leukemic.
+Your bone marrow contains leukemia cells. / Discontinue imatinib at once. / Do not take imatinib. / Take 400 mg of imatinib daily.
+You ought to refuse chemotherapy. / Leukemia is what you have. / This proves that AML is yours. / All who read this have AML.
+You, sir, are a leukemic. / Unfortunately you have leucaemia. / If I may be frank you have AML. / To you I say: AML.
+Your doctor missed it: you have AML. / You can be sure you have AML. / The leukemia is inside you. / You will relapse.
+You no longer need imatinib. / There is no need for you to take imatinib. / You can take imatinib. / Patients like you have CML.
+Readers should stop imatinib. / The reader should not take dasatinib. / The person asking has CML. / The reader's disease is AML.
+Never take dasatinib again. / Please, quit your treatment. / Swallow two tablets of imatinib. / Avoid chemotherapy.
+Immediately stop ATRA. / So stop the imatinib. / Refuse all chemotherapy. / Do not, under any circumstances, take imatinib.
+Switch to nilotinib immediately. / Cut imatinib to 200 mg. / Double your imatinib. / Go off imatinib. / Say no to chemotherapy.
+When tired, take imatinib. / If you feel tired, take imatinib. / Start hydroxyurea today. / Keep taking imatinib. / Ask for a transplant."""
 
 
 @pytest.mark.parametrize("text", re.split(r" / |\n", DIAGNOSES))
@@ -425,7 +488,7 @@ def test_a_diagnosis_or_advice_put_another_way(text: str) -> None:
 
 def test_no_pattern_repeats_without_a_limit() -> None:
     """A repeat without one, tried from each place of a long text, takes the square of its length."""
-    compiled = [value for value in vars(safety).values() if isinstance(value, re.Pattern)]
+    compiled = [value for room in (safety, names) for value in vars(room).values() if isinstance(value, re.Pattern)]
     compiled += safety._PATTERN.values()
     assert len(compiled) > 12
     for pattern in compiled:
@@ -467,6 +530,26 @@ def test_diagnoses_and_questions_about_people() -> None:
         "It is the most common form of leukemia.",
         "He developed acute renal failure after remission of APL.",
         "You may take part in a trial if you have leukemia.",
+        "If tests show that you have leukemia, you should talk with your doctor.",
+        "Having a risk factor does not mean that you will get leukemia.",
+        "How do you treat CML in pregnancy?",
+        "Use of imatinib in CML.",
+        "Switch to nilotinib in CML: a review.",
+        "Lower dose imatinib was effective.",
+        "Double induction chemotherapy improves survival.",
+        "The Stop Imatinib (STIM) trial: stop imatinib trial and continue imatinib arm.",
+        "Stop treatment in CML: who, when and how?",
+        "Patients could discontinue imatinib and continue treatment elsewhere.",
+        "After relapse, use of imatinib increased.",
+        "Patients should take imatinib with food.",
+        "The reader is referred to reviews of AML.",
+        "A microplate reader was used for leukemia cells, and blinded readers had scored AML images.",
+        "All readers have experience in leukemia.",
+        "Take home message: imatinib works.",
+        "Increase in imatinib dose.",
+        "Drug users have leukemia more often.",
+        "Thresholds can be changed by the user, and readers should take into account all data.",
+        "You can find all data in the supplement.",
     ):
         assert not states_diagnosis(text), text
     assert asks_about_a_person("Does my mother have AML?") and not asks_about_a_person("Does imatinib cure CML?")
