@@ -14,10 +14,14 @@ import os
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
+from traceback import walk_stack
+from types import FrameType
 from typing import NoReturn
 
 from examples.leukemia.data import UserError
 from examples.leukemia.notice import NOTICE
+
+_IMPORTS = "<frozen importlib._bootstrap>"  # the file of the functions that import, as Python names it
 
 
 @dataclass(frozen=True)
@@ -85,6 +89,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         finally:
             if sys.stdout is not None:
                 sys.stdout.flush()
+            if _held:
+                signal.setitimer(signal.ITIMER_REAL, 0)
+                raise KeyboardInterrupt(_held.pop())
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python says at its end that it cannot flush
         return 141
@@ -94,7 +101,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _refused(f"{error.filename or name}: {error.strerror or error}; {stopped}")
     except KeyboardInterrupt as stop:
         print(f"stopped; {stopped}", file=sys.stderr)
-        return 143 if stop.args else 130
+        return _code(stop)
     return 0
 
 
@@ -103,18 +110,34 @@ def _refused(message: str) -> int:
     return 2
 
 
-def _terminated(signum: int, frame: object) -> None:
-    """SIGTERM cleans up as Ctrl-C does."""
-    raise KeyboardInterrupt(signum)
+_held: list[int] = []  # the stop that came while a module was imported, until it can be raised
+
+
+def _stop(number: int, frame: FrameType | None) -> None:
+    """SIGINT or SIGTERM: raised at once, but after an import, since PyTorch's C++ aborts where it meets an exception."""
+    if hasattr(signal, "setitimer") and any(each.f_code.co_filename == _IMPORTS for each, _ in walk_stack(frame)):
+        _later(number)
+    else:
+        raise KeyboardInterrupt(number)
+
+
+def _later(number: int) -> None:
+    _held[:] = [number]
+    signal.signal(signal.SIGALRM, lambda _, frame: _stop(_held.pop(), frame) if _held else None)
+    signal.setitimer(signal.ITIMER_REAL, 0.05)
 
 
 def _ask_again(lost: sys.UnraisableHookArgs) -> None:
     """A stop that came where Python can raise nothing, as in a callback of its imports, comes again a little later."""
-    if not isinstance(lost.exc_value, KeyboardInterrupt):
-        return sys.__unraisablehook__(lost)
-    number = int((*lost.exc_value.args, signal.SIGINT)[0])
-    signal.signal(signal.SIGALRM, lambda *_: signal.raise_signal(number))
-    signal.setitimer(signal.ITIMER_REAL, 0.1)
+    if isinstance(lost.exc_value, KeyboardInterrupt):
+        _later(_code(lost.exc_value) - 128)
+    else:
+        sys.__unraisablehook__(lost)
+
+
+def _code(stop: BaseException) -> int:
+    """The exit code of a stop, as a shell reports its signal; Python's own KeyboardInterrupt names none."""
+    return 128 + int((*stop.args, signal.SIGINT)[0])
 
 
 class _Parser(argparse.ArgumentParser):
@@ -149,15 +172,15 @@ def _from_the_shell() -> int:
     try:
         if hasattr(signal, "setitimer"):  # Windows has none
             sys.unraisablehook = _ask_again
-        signal.signal(signal.SIGTERM, _terminated)
+        signal.signal(signal.SIGTERM, _stop)
         if HEEDS_CTRL_C:
-            signal.signal(signal.SIGINT, signal.default_int_handler)
+            signal.signal(signal.SIGINT, _stop)
         code = main()
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
         if HEEDS_CTRL_C:
             signal.signal(signal.SIGINT, signal.SIG_DFL)
     except KeyboardInterrupt as stop:
-        return 143 if stop.args else 130
+        return _code(stop)
     return code
 
 

@@ -123,6 +123,35 @@ def test_a_stop_in_a_callback_is_not_lost(sent: signal.Signals, root: Path) -> N
     assert done.returncode == 128 + sent and done.stderr == "stopped; every rating is kept; --report prints them\n"
 
 
+STOPPED_IN_A_BRITTLE_IMPORT = """
+import runpy, signal, sys, time
+signal.signal(signal.SIGINT, signal.default_int_handler)
+from examples.leukemia import rate
+
+def main(options):
+    import brittle
+    time.sleep(options.seconds)
+
+rate.arguments = lambda parser: parser.add_argument("seconds", type=int)
+rate.main = main
+*_, folder, sent, seconds = sys.argv
+sys.path.insert(0, folder)
+sys.argv = ["leukemia", "rate", seconds]
+runpy.run_module("examples.leukemia", run_name="__main__")
+"""
+
+
+@pytest.mark.parametrize("seconds", [0, 30])  # the command ends before the stop is raised, and goes on for long
+@pytest.mark.parametrize("sent", [signal.SIGINT, signal.SIGTERM])
+def test_a_stop_waits_for_an_import_to_end(sent: signal.Signals, seconds: int, root: Path, tmp_path: Path) -> None:
+    """PyTorch aborts where an exception comes into the C++ with which it starts."""
+    brittle = f"import os, signal\ntry:\n    signal.raise_signal({int(sent)})\nexcept BaseException:\n    os.abort()\n"
+    (tmp_path / "brittle.py").write_text(brittle)
+    line = [sys.executable, "-c", STOPPED_IN_A_BRITTLE_IMPORT, str(tmp_path), str(int(sent)), str(seconds)]
+    done = subprocess.run(line, cwd=root, capture_output=True, text=True, check=False)
+    assert done.returncode == 128 + sent and done.stderr == "stopped; every rating is kept; --report prints them\n"
+
+
 def test_what_else_is_raised_in_a_callback_is_said(capsys: pytest.CaptureFixture, monkeypatch) -> None:
     monkeypatch.setattr("sys.unraisablehook", _ask_again)
     things = [type("Thing", (), {})()]
