@@ -82,9 +82,17 @@ def plain_pair(abstract: str, glossary: Glossary, taken: Container[str] = ()) ->
     return best if best and falls[best] > 0 else None
 
 
+# a label ("CONCLUSION:"), a word or two before a comma ("In conclusion,"), a clause that only reports ("We conclude that")
+_LEAD_IN = re.compile(r"(?:(?:[\w/&-]+ ){0,4}[\w/&-]+:|(?:\w+ )?\w+,|(?:\w+ ){1,5}that\b)\s*")
+
+
 def same_words(sentence: str) -> str:
-    """What two sentences share that differ at most in capitals, spaces and punctuation."""
-    return " ".join(re.findall(r"\w+", sentence.lower()))
+    """What two sentences share that differ at most in numbers, capitals, spaces, punctuation and the words that lead in."""
+    numbered = re.sub(r"\d+(?:[.,]\d+)*", "0", sentence.lower())
+    told = numbered
+    while found := _LEAD_IN.match(told):
+        told = told[found.end() :]
+    return " ".join(re.findall(r"\w+", told or numbered))
 
 
 def _grade(text: str) -> float:

@@ -273,13 +273,30 @@ def test_a_sentence_that_is_taken_is_passed_over() -> None:
     assert plain_pair(text, glossary)[0] == easiest
     assert plain_pair(text, glossary, {same_words("all had  THROMBOCYTOPENIA")})[0] == next_best
     assert plain_pair(text, glossary, {same_words(easiest), same_words(next_best)}) is None
-    assert len({same_words(f"In {n} patients.") for n in (3, 4)}) == 2
 
     records = [Record(str(n), "", text) for n in range(4)]
     taken = {same_words(next_best)}
     items = build_items(records, Knowledge(GAZETTEER, glossary), TOKENIZER, 1024, taken=taken)
     assert [item.source for item in items if item.task == "plain"] == [easiest]
     assert taken == {same_words(easiest), same_words(next_best)}
+
+
+@pytest.mark.parametrize(
+    "same",
+    [
+        ("Relapse came in 3 of 40 patients.", "relapse came in 12  of 7 patients"),
+        ("P was 0.05 in 1,200 patients.", "P was 0.1 in 3 patients."),
+        ("It works.", "CONCLUSION: It works.", "In conclusion, it works.", "We conclude that it works.", "Overall, it works."),
+        ("It works.", "CONCLUSIONS AND RELEVANCE: Taken together, these data suggest that it works."),
+    ],
+)  # fmt: skip
+def test_numbers_and_what_leads_in_make_no_other_sentence(same: tuple[str, ...]) -> None:
+    assert len({same_words(sentence) for sentence in same}) == 1
+
+
+def test_other_words_make_another_sentence() -> None:
+    others = ("It works.", "It works well.", "IDH1 works.", "Drugs work, that is all.", "In conclusion,", "That:", "")
+    assert len({same_words(sentence) for sentence in others}) == len(others)
 
 
 def test_every_plain_sentence_is_easier_than_its_source(real: Path) -> None:
