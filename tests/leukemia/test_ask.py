@@ -1,4 +1,4 @@
-"""Answers: cited, borne out or abstained from; patients' data, instructions in texts and diagnoses kept out."""
+"""Answers: cited, said by an article or abstained from; patients' data, instructions in texts and diagnoses kept out."""
 
 from __future__ import annotations
 
@@ -12,11 +12,12 @@ from examples.leukemia import ask, names, safety
 from examples.leukemia.__main__ import main
 from examples.leukemia.ask import answer, prompt_ids
 from examples.leukemia.clean import clean
-from examples.leukemia.data import Record, UserError
+from examples.leukemia.data import Record, UserError, read_abstracts
+from examples.leukemia.gazetteer import load_gazetteer
 from examples.leukemia.index import Index
 from examples.leukemia.notice import NOTICE
 from examples.leukemia.pretrain import TINY_LLAMA
-from examples.leukemia.prompt import article_blocks
+from examples.leukemia.prompt import article_blocks, split_sentences
 from examples.leukemia.safety import (
     as_data,
     asks_about_a_person,
@@ -57,88 +58,124 @@ def ask_with(monkeypatch: pytest.MonkeyPatch, index: Index, question: str, says:
 
 def test_what_an_article_bears_out_is_kept_and_cited(index: Index, monkeypatch) -> None:
     says = (
-        "Survival at 5 years was 89 percent with imatinib [PMID 11]. "
-        "Dasatinib gave faster responses than imatinib in patients with CML [PMID 99999]. "
-        "Survival at 5 years was 98 percent with imatinib. "  # another number
+        "Survival at 5 years was 89 percent [PMID 11].\n"
+        "- Dasatinib gave faster responses than imatinib in 519 patients with CML [PMID SYN-9]. "
+        "Survival at 5 years was 98 percent. "  # another number
         "Homeopathic remedies double lifespan everywhere."
     )
     given = ask_with(monkeypatch, index, QUESTION, says)
     assert [pubmed_id for _, pubmed_id in given.sentences] == ["11", "12"]
     assert "2 sentences of the model were dropped" in given.notes[-1]
     text = str(given)
-    assert "89 percent with imatinib. [PMID 11]" in text and "99999" not in text and "98 percent" not in text
+    assert "89 percent. [PMID 11]" in text and "SYN-9" not in text and "98 percent" not in text
     assert text.endswith(NOTICE) and "PMID 11: Imatinib in CML 2003" in text
 
 
-@pytest.mark.parametrize(
-    ("says", "kept"),
-    [
-        ("Remission came after 1.5 months of venetoclax in patients with acute myeloid leukemia.", True),
-        ("Remission came after 1.5 months of ABT-199 in patients with AML.", True),  # the same drug
-        ("Remission came after 1.5 months of venetoclax in patients with leukemia.", True),  # less is said
-        ("Remission came after 1.5 months of venetoclax in patients with acute lymphoblastic leukemia.", False),
-        ("Remission came after 1.5 months of venetoclax in patients with ALL.", False),
-        ("Remission came after 1.5 months of imatinib in patients with AML.", False),
-        ("Remission came after 15 months of venetoclax in patients with AML.", False),
-        ("Remission came after 11.5 months of venetoclax in patients with AML.", False),
-        ("Remission came after 5 months of venetoclax in patients with AML.", False),
-        ("Remission came not after 1.5 months of venetoclax in patients with AML.", False),
-        ("The dose of 126 mg was given daily to those patients with AML.", True),
-        ("The dose of 26 mg was given daily to those patients with AML.", False),
-    ],
+SAID = (
+    "Imatinib prolonged survival in 60 of 100 patients with chronic myeloid leukemia (CML). "
+    "Survival was longer after imatinib, while dasatinib gave more remissions of ALL. "
+    "Remission came after 1.5 months of venetoclax at 400mg/kg daily, P<0.05. "
+    "The response rate was 60% with nilotinib and 30% with bosutinib. "
+    "It is a myth that ponatinib cures all patients with leukemia. "
+    "Adverse events of asciminib were rare and mild. "
+    "Relapse was less frequent and remission longer with nilotinib than with dasatinib. "
+    "RESULTS: Interferon did not help any of the patients (n = 12). "
+    "Few tumours responded to interferon within a year. "
+    "Does decitabine help the patients of this study?"
 )
-def test_another_disease_drug_or_number_is_not_borne_out(tmp_path: Path, monkeypatch, says: str, kept: bool) -> None:
-    made = Index(tmp_path / "index.sqlite", create=True)
-    text = "Remission came after 1.5 months of venetoclax in patients with AML. The dose of 126mg was given daily."
-    made.add([Record("31", "Venetoclax", text)])
-    given = ask_with(monkeypatch, made, "venetoclax", says)
-    made.close()
-    assert any("dropped" in note for note in given.notes) != kept
 
 
 @pytest.mark.parametrize(
-    ("says", "kept"),
+    "says",
     [
-        ("Imatinib prolonged survival in 60 of 100 patients with chronic myeloid leukemia.", True),
-        ("Gleevec prolonged survival in sixty of 100 patients with CML.", True),
-        ("Imatinib prolonged survival in patients with CML.", True),
-        ("Imatinib shortened survival in 60 of 100 patients with chronic myeloid leukemia.", False),
-        ("Imatinib reduced survival in patients with chronic myeloid leukemia.", False),
-        ("Imatinib halved survival in patients with chronic myeloid leukemia.", False),
-        ("Imatinib prolonged survival in 60% of patients with chronic myeloid leukemia.", False),
-        ("Imatinib prolonged survival in sixty percent of patients with chronic myeloid leukemia.", False),
-        ("Imatinib prolonged survival in sixty of ninety patients with chronic myeloid leukemia.", False),
-        ("Imatinib prolonged survival in sixty-one patients with chronic myeloid leukemia.", False),
-        ("Imatinib prolonged survival in 100 of 60 patients with chronic myeloid leukemia.", False),
-        ("Imatinib prolonged survival in all patients with chronic myeloid leukemia.", False),
-        ("Imatinib prolonged survival in most patients with chronic myeloid leukemia.", False),
-        ("Relapse was less frequent and remission longer with nilotinib than with dasatinib.", True),
-        ("Relapse was more frequent and remission longer with nilotinib than with dasatinib.", False),
-        ("Relapse was longer and remission less frequent with nilotinib than with dasatinib.", False),
-        ("Relapse was less frequent and remission longer with dasatinib than with nilotinib.", False),
-        ("Clones with T315I were resistant and other clones sensitive to dasatinib.", True),
-        ("Clones with T315I were sensitive and other clones resistant to dasatinib.", False),
-        ("Bosutinib was an effective and favorable choice in this small group.", False),
-        ("Bosutinib was an ineffective and unfavorable choice in this small group.", True),
+        "Imatinib prolonged survival in 60 of 100 patients with chronic myeloid leukemia (CML).",
+        "Gleevec prolonged survival, in 60 of 100 patients with CML.",  # the same names
+        "Remission came after 1.5 months of ABT-199 at 400 mg/kg daily, p < 0.05.",
+        "Adverse events of asciminib were rare and mild",
+        "RESULTS: Interferon did not help any of the patients (n = 12).",
+        "Interferon did not help any of the patients (n = 12).",
+        "Few tumors responded to interferon within a year.",
     ],
 )
-def test_the_opposite_or_other_arithmetic_is_not_borne_out(tmp_path: Path, monkeypatch, says: str, kept: bool) -> None:
+def test_what_an_article_says_word_by_word_is_borne_out(ask_of, says: str) -> None:
+    assert ask_of(says)
+
+
+@pytest.mark.parametrize(
+    "says",
+    [
+        # another name, number, unit or sign
+        "Imatinib prolonged survival in 60 of 100 patients with ALL.",
+        "Nilotinib prolonged survival in 60 of 100 patients with CML.",
+        "Imatinib prolonged survival in 60 of 1.00 patients with CML.",
+        "Imatinib prolonged survival in 60% of 100 patients with CML.",
+        "Remission came after 15 months of venetoclax at 400 mg/kg daily, P<0.05.",
+        "Remission came after 1.5 years of venetoclax at 400 mg/kg daily, P<0.05.",
+        "Remission came after 1.5 months of venetoclax at 400 g/kg daily, P<0.05.",
+        "Remission came after 1.5 months of venetoclax at 400 mg kg daily, P<0.05.",
+        "Remission came after 1.5 months of venetoclax at 400 mg/kg weekly, P<0.05.",
+        "Remission came after 1.5 months of venetoclax at 400 mg/kg daily, P>0.05.",
+        # swapped
+        "Imatinib prolonged survival in 100 of 60 patients with CML.",
+        "Survival was longer after dasatinib, while imatinib gave more remissions of ALL.",
+        "Relapse was less frequent and remission longer with dasatinib than with nilotinib.",
+        "Relapse was longer and remission less frequent with nilotinib than with dasatinib.",
+        # left out
+        "Imatinib prolonged survival in patients with CML.",
+        "Imatinib prolonged survival in 60 of 100 patients.",
+        "The response rate was 60% with bosutinib.",
+        "Ponatinib cures all patients with leukemia.",
+        "Survival was longer after imatinib, dasatinib gave more remissions of ALL.",
+        "Interferon did help any of the patients (n = 12).",
+        "Decitabine help the patients of this study.",
+        # put in
+        "Imatinib and imatinib prolonged survival in 60 of 100 patients with CML.",
+        "Imatinib hardly prolonged survival in 60 of 100 patients with CML.",
+        "It is a myth that imatinib prolonged survival in 60 of 100 patients with CML.",
+        "MYTH: Imatinib prolonged survival in 60 of 100 patients with CML.",
+        "A few tumors responded to interferon within a year.",
+        # other words
+        "Imatinib shortened survival in 60 of 100 patients with CML.",
+        "Adverse events of asciminib were severe and fatal.",
+        "Survival was longer after imatinib, while dasatinib gave more remissions of all.",
+        # of two sentences
+        "Survival was longer after imatinib in 60 of 100 patients with CML.",
+    ],
+)
+def test_what_is_changed_left_out_or_put_in_is_not_borne_out(ask_of, says: str) -> None:
+    assert not ask_of(says)
+
+
+@pytest.fixture
+def ask_of(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """Whether what the model says is kept, where an article says `SAID`."""
     made = Index(tmp_path / "index.sqlite", create=True)
-    text = (
-        "Imatinib prolonged survival in 60 of 100 patients with chronic myeloid leukemia. "
-        "Relapse was less frequent and remission longer with nilotinib than with dasatinib. "
-        "Clones with T315I were resistant and other clones sensitive to dasatinib. "
-        "Bosutinib was an ineffective and unfavorable choice in this small group."
-    )
-    made.add([Record("32", "Inhibitors", text)])
-    given = ask_with(monkeypatch, made, "imatinib", says)
+    made.add([Record("32", "Inhibitors", SAID)])
+
+    def kept(says: str) -> bool:
+        given = ask_with(monkeypatch, made, "imatinib", says)
+        return not any("dropped" in note for note in given.notes) and given.sentences == [(says, "32")]
+
+    yield kept
     made.close()
-    assert any("dropped" in note for note in given.notes) != kept
+
+
+def test_every_real_sentence_is_borne_out_by_its_own_article_alone(real: Path) -> None:
+    """Copied, a sentence is kept; with a word less, it is not."""
+    records = read_abstracts(real / "pubmed_leukemia_abstracts.csv")[0]
+    for record in records[:60]:
+        sentences = [one for one in split_sentences(record.abstract) if len(re.findall(r"\w{4,}", one)) > 4]
+        sources = {"0": ["Nothing."], record.pubmed_id: sentences}
+        kept, dropped = ask._supported(" ".join(sentences), sources, load_gazetteer())
+        assert dropped == 0 and kept == [(one, record.pubmed_id) for one in sentences]
+        shorter = [re.sub(r"^(\w+\W+\w+\W+)\w+\W+", r"\1", one) for one in sentences]
+        kept, dropped = ask._supported(" ".join(shorter), sources, load_gazetteer())
+        assert all(one in sentences for one, _ in kept)
 
 
 def test_where_nothing_is_borne_out_the_articles_speak(index: Index, monkeypatch) -> None:
     given = ask_with(monkeypatch, index, QUESTION, "Purple elephants dance wildly tonight.")
-    assert "Nothing that the model wrote was borne out" in given.notes[-1]
+    assert "Nothing that the model wrote stands in an article" in given.notes[-1]
     assert given.sentences[0][1] == "11" and given.sentences[0][0] in f"{ARTICLES[0].title} {ARTICLES[0].abstract}"
 
 
@@ -160,7 +197,7 @@ def test_instructions_in_an_article_are_neither_given_to_the_model_nor_quoted(in
 
 
 def test_a_diagnosis_of_a_person_is_never_given(index: Index, monkeypatch) -> None:
-    says = "You have CML and imatinib survival at 5 years was 89 percent. Survival at 5 years was 89 percent with imatinib."
+    says = "You have CML and imatinib survival at 5 years was 89 percent. Survival at 5 years was 89 percent."
     given = ask_with(monkeypatch, index, "Do I have CML, and is survival on imatinib good?", says)
     assert "You have CML" not in str(given) and len(given.sentences) == 1
     assert str(given).startswith("This tool cannot tell what a person has or should do")
