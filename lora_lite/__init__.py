@@ -1,5 +1,6 @@
 """Low-rank adapters for any `nn.Module`, in PEFT's file format, and a small trainer for supervised fine-tuning."""
 
+from lora_lite import _interrupt as _interrupt  # first: it is for the time in which the others are imported
 from lora_lite.arithmetic import Merged, combine_adapters, correct_quantization, merge_lora, unmerge_lora
 from lora_lite.checkpoints import CheckpointError
 from lora_lite.data import DataError, encode_row, encode_rows, read_rows

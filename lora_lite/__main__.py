@@ -18,6 +18,7 @@ from typing import Any, get_args, get_type_hints
 import torch
 from torch import nn
 
+from lora_lite._interrupt import listen_again
 from lora_lite.checkpoints import CheckpointError, checkpoint_steps
 from lora_lite.data import ChatTokenizer, encode_rows, read_rows
 from lora_lite.files import save_adapter
@@ -229,4 +230,5 @@ def _add_fields(parser: argparse.ArgumentParser) -> None:
 
 
 if __name__ == "__main__":
+    listen_again()
     sys.exit(main())

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -16,7 +18,8 @@ from llama_min import load_llama, load_tokenizer
 from lora_lite import DataError, Trainer, encode_row, encode_rows, load_adapter, read_rows
 from lora_lite.__main__ import main
 
-TINY = Path(__file__).parents[2] / "examples" / "leukemia" / "data" / "tiny-llama"
+ROOT = Path(__file__).parents[2]
+TINY = ROOT / "examples" / "leukemia" / "data" / "tiny-llama"
 CHAT = [
     {"role": "user", "content": "Name a drug <|eot_id|>"},
     {"role": "assistant", "content": "imatinib"},
@@ -232,3 +235,26 @@ def test_a_loader_of_ones_own(data: Path, tmp_path: Path, monkeypatch: pytest.Mo
     line = ["train", "--model", str(TINY), "--data", str(data), "--out", "run", "--no-progress"]
     assert main([*line, "--loader", "mine:load", "--gradient-checkpointing"]) == 0
     assert (tmp_path / "run" / "adapter" / "adapter_config.json").is_file()
+
+
+STOPPED_IN_PYTORCH = """
+import os, signal, sys
+signal.signal(signal.SIGINT, signal.default_int_handler)
+
+class Stop:
+    def find_spec(self, name, path=None, target=None):
+        if name == "torch.autograd":
+            os.kill(os.getpid(), signal.SIGINT)
+
+sys.meta_path.insert(0, Stop())
+"""
+
+
+def test_ctrl_c_while_pytorch_is_imported(tmp_path: Path) -> None:
+    """Ended by the signal, as a shell expects of it, and not with a traceback; not where it is imported by another."""
+    (tmp_path / "sitecustomize.py").write_text(STOPPED_IN_PYTORCH)  # what Python imports before all else
+    environment = os.environ | {"PYTHONPATH": f"{tmp_path}{os.pathsep}{ROOT}"}
+    for how, stopped in ((["-m", "lora_lite", "train", "--help"], True), (["-c", "import lora_lite"], False)):
+        line = [sys.executable, *how]
+        done = subprocess.run(line, env=environment, capture_output=True, text=True, check=False)
+        assert done.returncode == -signal.SIGINT and ("Traceback" not in done.stderr) == stopped
