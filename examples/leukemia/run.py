@@ -101,28 +101,19 @@ def run(settings: Settings) -> Path:
         started = time.perf_counter()
         articles = _read(settings)
         knowledge = _knowledge(settings, len(articles.all))
-        tokenizer = load_tokenizer(settings.model)
-        model = load_llama(settings.model, dtype=getattr(torch, settings.dtype))
-        if tokenizer.vocab_size > model.config.vocab_size:
-            raise UserError(
-                f"{settings.model}: the tokenizer knows {tokenizer.vocab_size} tokens, the model {model.config.vocab_size}: "
-                "put the model's own tokenizer beside it"
-            )
-        if settings.rank > (width := model.config.hidden_size):
-            raise UserError(
-                f"--rank {settings.rank}: the model's layers are {width} wide: give a rank from 1 to {width}"
-            )
-        _say(f"model: {settings.model}, {sum(p.numel() for p in model.parameters()):,} parameters")
+        model, tokenizer = _load(settings)
         items, left_out = _prepare(articles, knowledge, tokenizer, model, settings.seed, out)
-        steps = [*articles.steps, {"step": "questions", **_question_counts(knowledge.questions, items)}]
         retrieve = _retriever(articles.all, knowledge.gazetteer, settings, tokenizer, model, out)
 
-        counts = {name: len(rows) for name, rows in articles.sides.items()}
         metrics: dict[str, Any] = {
             "notice": NOTICE,
             "settings": {key: _plain(value) for key, value in asdict(settings).items()},
             "made_with": _made_with(),
-            "data": {"steps": steps, "articles": counts, "items": _item_counts(items, left_out)},
+            "data": {
+                "steps": [*articles.steps, {"step": "questions", **_question_counts(knowledge.questions, items)}],
+                "articles": {name: len(rows) for name, rows in articles.sides.items()},
+                "items": _item_counts(items, left_out),
+            },
         }
         evaluations: dict[str, Evaluation] = {}
 
@@ -132,14 +123,8 @@ def run(settings: Settings) -> Path:
             )
 
         score("base", model)
-        generator = torch.Generator().manual_seed(settings.seed)
-        add_lora(model, LoRAConfig(settings.rank, settings.alpha, targets=TARGETS), generator=generator)
-        metrics["trainable"] = trainable_summary(model)
-        _say(metrics["trainable"])
         training = training_folder(settings.out, {k: v for k, v in vars(settings).items() if k != "out"})
-        metrics["training"] = _train(model, tokenizer, items, settings, training)
-        save_adapter(model, out / "adapter", base_model=str(settings.model))
-        metrics["largest_merge_change"] = merge_lora(model).largest_change
+        metrics |= _fine_tune(model, tokenizer, items, settings, training, out / "adapter")
         score("base+LoRA", model)  # merged: the same products, to rounding, and faster
         save_llama(model, out / "merged")
         copy_tokenizer(settings.model, out / "merged")
@@ -155,6 +140,21 @@ def run(settings: Settings) -> Path:
         write_report(metrics, out)
     shutil.rmtree(training, ignore_errors=True)
     return settings.out
+
+
+def _load(settings: Settings) -> tuple[Llama, Tokenizer]:
+    """The model and its tokenizer, and that they go with each other and with the rank."""
+    tokenizer = load_tokenizer(settings.model)
+    model = load_llama(settings.model, dtype=getattr(torch, settings.dtype))
+    if tokenizer.vocab_size > model.config.vocab_size:
+        raise UserError(
+            f"{settings.model}: the tokenizer knows {tokenizer.vocab_size} tokens, the model {model.config.vocab_size}: "
+            "put the model's own tokenizer beside it"
+        )
+    if settings.rank > (width := model.config.hidden_size):
+        raise UserError(f"--rank {settings.rank}: the model's layers are {width} wide: give a rank from 1 to {width}")
+    _say(f"model: {settings.model}, {sum(p.numel() for p in model.parameters()):,} parameters")
+    return model, tokenizer
 
 
 @dataclass(frozen=True)
@@ -250,6 +250,23 @@ def _retriever(
         return [replace(with_source, completion=item.completion) for with_source, item in zip(found, items)]
 
     return lambda items: found_for(tuple(items))
+
+
+def _fine_tune(
+    model: Llama, tokenizer: Tokenizer, items: dict[str, list[Item]], settings: Settings, training: Path, adapter: Path
+) -> dict[str, Any]:
+    """Train LoRA on `model`, save it to `adapter` and merge it in place; return what metrics.json says of it.
+
+    Args:
+        training: the folder of the checkpoints.
+    """
+    generator = torch.Generator().manual_seed(settings.seed)
+    add_lora(model, LoRAConfig(settings.rank, settings.alpha, targets=TARGETS), generator=generator)
+    trainable = trainable_summary(model)
+    _say(trainable)
+    history = _train(model, tokenizer, items, settings, training)
+    save_adapter(model, adapter, base_model=str(settings.model))
+    return {"trainable": trainable, "training": history, "largest_merge_change": merge_lora(model).largest_change}
 
 
 def _train(

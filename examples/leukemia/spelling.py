@@ -6,6 +6,7 @@ Names of genera and species keep their Latin: Haemophilus, Enterococcus faecalis
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from functools import cache
 
 __all__ = ["american_word", "americanize"]
@@ -17,7 +18,13 @@ _ISE = (
     "synthes|theor|util|vapor|visual"
 )
 _DOUBLED = "cancel|channel|counsel|dial|equal|fuel|funnel|initial|label|level|marshal|model|signal|total|travel|tunnel"
-_RULES = tuple(
+# where American leaves out the first letter of ae or oe
+_DIGRAPH = (
+    "haem(?!adips|anth|atob|atoc|onch|ophilus)|(?<=leuk)aem|aem(?=i)|anaesth|gynaec|^caesar(?=[ei]an)|^aetio|paed(?=iatr|ic)|"
+    "^faec(?=(?:es|al)$)|^foet(?=(?:al|uses|opathy)$)|oedema|oesoph(?!agos)|oestr(?=ogen|adiol|one|us)|rrhoea|pnoea|^coeliac$"
+)
+_Replacement = str | Callable[[re.Match[str]], str]
+_RULES: tuple[tuple[re.Pattern[str], _Replacement], ...] = tuple(
     (re.compile(pattern, re.IGNORECASE), american)
     for pattern, american in (
         (rf"^((?:anti|de|im|non|over|re|un)?(?:{_ISE}))is(e[drs]?|ers|ing|able)$", r"\1iz\2"),  # but characteristics
@@ -35,22 +42,8 @@ _RULES = tuple(
         (r"^grey(s|ish)?$", r"gray\1"),
         (r"^(enrol|fulfil)(|s|ments?)$", r"\1l\2"),
         (r"^ageing$", "aging"),
-        (r"haem(?!adips|anth|atob|atoc|onch|ophilus)", "hem"),
         (r"leuc(?=aem|ocyt|open|opoie)", "leuk"),
-        (r"(?<=leuk)aem|aem(?=i)", "em"),
-        (r"anaesth", "anesth"),
-        (r"gynaec", "gynec"),
-        (r"^caesar(?=[ei]an)", "cesar"),
-        (r"^aetio", "etio"),
-        (r"paed(?=iatr|ic)", "ped"),
-        (r"^faec(es|al)$", r"fec\1"),
-        (r"^foet(al|uses|opathy)$", r"fet\1"),
-        (r"oedema", "edema"),
-        (r"oesoph(?!agos)", "esoph"),
-        (r"oestr(?=ogen|adiol|one|us)", "estr"),
-        (r"rrhoea", "rrhea"),
-        (r"pnoea", "pnea"),
-        (r"^coeliac$", "celiac"),
+        (_DIGRAPH, lambda found: re.sub("[ao]e", "e", found[0], flags=re.IGNORECASE)),
         (r"sulph", "sulf"),
     )
 )
