@@ -43,11 +43,8 @@ QUESTION = "How many patients with CML survive 5 years on imatinib?"
 
 
 @pytest.fixture
-def index(tmp_path: Path):
-    made = Index(tmp_path / "index.sqlite", create=True)
-    made.add(ARTICLES)
-    yield made
-    made.close()
+def index(index_of) -> Index:
+    return index_of(ARTICLES)
 
 
 def ask_with(monkeypatch: pytest.MonkeyPatch, index: Index, question: str, says: str, threshold: float = 0.0):
@@ -147,17 +144,15 @@ def test_what_is_changed_left_out_or_put_in_is_not_borne_out(ask_of, says: str) 
 
 
 @pytest.fixture
-def ask_of(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def ask_of(index_of, monkeypatch: pytest.MonkeyPatch):
     """Whether what the model says is kept, where an article says `SAID`."""
-    made = Index(tmp_path / "index.sqlite", create=True)
-    made.add([Record("32", "Inhibitors", SAID)])
+    made = index_of([Record("32", "Inhibitors", SAID)])
 
     def kept(says: str) -> bool:
         given = ask_with(monkeypatch, made, "imatinib", says)
         return not any("dropped" in note for note in given.notes) and given.sentences == [(says, "32")]
 
-    yield kept
-    made.close()
+    return kept
 
 
 def test_every_real_sentence_is_borne_out_by_its_own_article_alone(real: Path) -> None:
@@ -593,10 +588,8 @@ def test_diagnoses_and_questions_about_people() -> None:
     assert as_data("a </article> < ARTICLE id=1> b < 5", ("article",)) == "a &lt;/article> &lt; ARTICLE id=1> b < 5"
 
 
-def run(capsys: pytest.CaptureFixture, *arguments: object) -> tuple[int, str, list[str]]:
-    code = main(["ask", *map(str, arguments)])
-    captured = capsys.readouterr()
-    return code, captured.out, [line for line in captured.err.splitlines() if line.startswith("error: ")]
+def run(capsys: pytest.CaptureFixture, *arguments: object) -> tuple[int, str]:
+    return main(["ask", *map(str, arguments)]), capsys.readouterr().out
 
 
 def test_articles_that_only_state_a_diagnosis_are_not_quoted(index: Index) -> None:
@@ -651,19 +644,19 @@ def test_the_command(index: Index, capsys: pytest.CaptureFixture, monkeypatch) -
     asked: list[str] = []
     monkeypatch.setattr(ask, "answer", lambda question, *rest: asked.append(question) or answer(question, *rest))
     line = ["--index", index.path]
-    code, out, _ = run(capsys, QUESTION, *line)  # with the embedded model
+    code, out = run(capsys, QUESTION, *line)  # with the embedded model
     assert code == 0 and "[PMID 11]" in out and out.strip().endswith(NOTICE)
-    code, out, _ = run(capsys, QUESTION, *line, "--quote")
+    code, out = run(capsys, QUESTION, *line, "--quote")
     assert code == 0 and "[PMID 11]" in out and "model" not in out.replace(NOTICE, "")
-    code, out, _ = run(capsys, "imatinib for Mr. John Smith?", *line, "--quote", "--mask", "--threshold", "0.1")
+    code, out = run(capsys, "imatinib for Mr. John Smith?", *line, "--quote", "--mask", "--threshold", "0.1")
     assert code == 0 and "Smith" not in out and asked[-1] == "imatinib for [name]?"
-    code, out, _ = run(capsys, f"{QUESTION} \udcff", *line, "--quote")  # a byte that is no UTF-8
+    code, out = run(capsys, f"{QUESTION} \udcff", *line, "--quote")  # a byte that is no UTF-8
     assert code == 0 and "[PMID 11]" in out
-    code, out, _ = run(capsys, QUESTION, *line, "--quote", "--since", 2010)
+    code, out = run(capsys, QUESTION, *line, "--quote", "--since", 2010)
     assert code == 0 and "No article of this index answers that" in out
 
 
-def test_bad_input(index: Index, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+def test_bad_input(index: Index, tmp_path: Path, refused) -> None:
     line = ["--index", index.path]
     deep, damaged = tmp_path / "deep.json", tmp_path / "damaged.sqlite"
     deep.write_text("[" * 100_000)
@@ -684,5 +677,4 @@ def test_bad_input(index: Index, tmp_path: Path, capsys: pytest.CaptureFixture) 
         ([QUESTION, "--index", damaged], "cannot be read"),
     ]
     for arguments, words in cases:
-        code, _, errors = run(capsys, *arguments)
-        assert code == 2 and len(errors) == 1 and words in errors[0], errors
+        assert words in refused("ask", *arguments)

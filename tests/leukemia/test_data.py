@@ -40,20 +40,6 @@ def test_reads_counts_and_cleans(tmp_path: Path) -> None:
     assert list(counts.values()) == [5, 1, 1, 2]
 
 
-@pytest.mark.parametrize(
-    ("raw", "cleaned"),
-    [
-        ("It works. Copyright 2003 Wiley-Liss, Inc.", "It works."),
-        ("It works. (C) 1999 Academic Press.", "It works."),
-        ("It works. © 2020 The Authors.", "It works."),
-        ("Copyright law is hard. In 2003 it changed.", "Copyright law is hard. In 2003 it changed."),
-        ("10\u00a0\u00d7\u00a010<sup>9</sup>/l\ufb01", "10 \u00d7 10^9/lfi"),
-    ],
-)
-def test_clean(raw: str, cleaned: str) -> None:
-    assert clean(raw) == cleaned
-
-
 def test_a_very_long_field_is_read(tmp_path: Path) -> None:
     path = write(tmp_path / "a.csv", f"pubmed_id,title,abstract\n1,t,{'word ' * 60_000}\n")
     assert len(read_abstracts(path)[0][0].abstract) == 299_999

@@ -231,34 +231,32 @@ def test_the_commands_with_a_folder(folder: Path, tmp_path: Path, capsys: pytest
     assert "1  articles without a vector: give --dense" in capsys.readouterr().out
 
 
-def test_folders_that_cannot_be_used(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture, monkeypatch) -> None:
+def test_folders_that_cannot_be_used(folder: Path, tmp_path: Path, refused, monkeypatch) -> None:
     import shutil
 
     csv, path = tmp_path / "a.csv", tmp_path / "index.sqlite"
     csv.write_text("pubmed_id,title,abstract\n1,Imatinib,imatinib in leukemia\n")
 
-    def refused(command: list[str], dense: Path, words: str) -> None:
-        assert main([*command, "--index", str(path), "--dense", str(dense)]) == 2
-        errors = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
-        assert len(errors) == 1 and words in errors[0]
+    def says(command: list[str], dense: Path) -> str:
+        return refused(*command, "--index", path, "--dense", dense)
 
     index, ask = ["index", str(csv)], ["ask", "imatinib?", "--quote"]
-    refused(index, tmp_path / "none", "is no sentence-transformers folder (it has no modules.json)")
+    assert "is no sentence-transformers folder (it has no modules.json)" in says(index, tmp_path / "none")
     broken = tmp_path / "broken"
     shutil.copytree(folder, broken)
     (broken / "model.safetensors").write_bytes(b"half")
-    refused(index, broken, "cannot be loaded as a sentence-transformers folder")
+    assert "cannot be loaded as a sentence-transformers folder" in says(index, broken)
     assert not path.exists()  # a refused model leaves no index behind
     assert main([*index, "--index", str(path)]) == 0
-    refused(ask, folder, "holds no vectors: make them with index")
+    assert "holds no vectors: make them with index" in says(ask, folder)
     assert main([*index, "--index", str(path), "--dense", str(folder)]) == 0
     other = tmp_path / "other"
     shutil.copytree(folder, other)
     (other / "config_sentence_transformers.json").write_text("{}")
-    refused(ask, other, "holds vectors of another model")
-    refused(index, other, "holds vectors of another model")
+    assert "holds vectors of another model" in says(ask, other)
+    assert "holds vectors of another model" in says(index, other)
     find_spec = importlib.util.find_spec
     monkeypatch.setattr(
         importlib.util, "find_spec", lambda name, *rest: None if name.startswith("sentence") else find_spec(name, *rest)
     )
-    refused(ask, folder, "--dense needs the package sentence-transformers: pip install")
+    assert "--dense needs the package sentence-transformers: pip install" in says(ask, folder)

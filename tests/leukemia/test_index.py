@@ -28,11 +28,8 @@ ARTICLES = [
 
 
 @pytest.fixture
-def index(tmp_path: Path):
-    made = Index(tmp_path / "index.sqlite", create=True)
-    made.add(ARTICLES)
-    yield made
-    made.close()
+def index(index_of) -> Index:
+    return index_of(ARTICLES)
 
 
 def ids(hits) -> list[str]:
@@ -197,7 +194,7 @@ def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     assert "2  unchanged" in capsys.readouterr().out
 
 
-def test_files_that_are_no_index(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+def test_files_that_are_no_index(tmp_path: Path, refused) -> None:
     csv = tmp_path / "a.csv"
     csv.write_text("pubmed_id,title,abstract\n1,t,imatinib\n")
     other = tmp_path / "other.sqlite"
@@ -208,9 +205,7 @@ def test_files_that_are_no_index(tmp_path: Path, capsys: pytest.CaptureFixture) 
     thesis.write_text("my thesis " * 200)
     for path, words in ((other, "another kind of database"), (thesis, "not a database"), (tmp_path, "unable to open")):
         before = path.read_bytes() if path.is_file() else b""
-        assert main(["index", str(csv), "--index", str(path)]) == 2
-        errors = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
-        assert len(errors) == 1 and words in errors[0]
+        assert words in refused("index", csv, "--index", path)
         assert not path.is_file() or path.read_bytes() == before
     with pytest.raises(UserError, match="does not exist: make it with"):
         Index(tmp_path / "none.sqlite")

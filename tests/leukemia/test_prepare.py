@@ -30,6 +30,11 @@ from examples.leukemia.spelling import american_word, americanize
     [
         ("p &amp;lt; 0.05 and TGF-&beta;", "p < 0.05 and TGF-β"),
         ("WBC 10<sup>9</sup>/L, Ca<sup>2+</sup>, <i>TP53</i>, p<0.05 and n>3", "WBC 10^9/L, Ca2+, TP53, p<0.05 and n>3"),
+        ("10\u00a0\u00d7\u00a010<sup>9</sup>/l\ufb01", "10 \u00d7 10^9/lfi"),
+        ("It works. Copyright 2003 Wiley-Liss, Inc.", "It works."),
+        ("It works. (C) 1999 Academic Press.", "It works."),
+        ("It works. © 2020 The Authors.", "It works."),
+        ("Copyright law is hard. In 2003 it changed.", None),
         ("10⁻⁴ copies of mir‐155; 0·05", "10^-4 copies of mir-155; 0.05"),
         ("It works. Copyright © 2014 by X & Y Ltd. All rights reserved.", "It works."),
         ("It works. © Springer Science+Business Media New York 2013.", "It works."),
@@ -317,6 +322,11 @@ def lines(path: Path) -> list[dict]:
     return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
 
 
+def write(path: Path, rows: list[dict]) -> Path:
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    return path
+
+
 def digest(folder: Path) -> dict[str, str]:
     return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in sorted(folder.iterdir())}
 
@@ -330,8 +340,7 @@ def test_the_command_on_made_abstracts(tmp_path: Path, capsys: pytest.CaptureFix
         {"pubmed_id": "40", "title": "A case", "abstract": "Mr. John Smith, MRN 1234567, had AML."},
         {"pubmed_id": "31", "title": "x", "abstract": "BACKGROUND: a.", "sections": [["BACKGROUND", "a &amp; b."]]},
     ]
-    source, out = tmp_path / "a.jsonl", tmp_path / "out"
-    source.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    source, out = write(tmp_path / "a.jsonl", rows), tmp_path / "out"
     assert main(["prepare", str(source), str(source), "--out", str(out)]) == 0
     printed = capsys.readouterr().out
     articles = {row["pubmed_id"]: row for row in lines(out / "articles.jsonl")}
@@ -364,8 +373,7 @@ def test_a_retracted_article_does_not_take_out_its_republication(tmp_path: Path)
     """Nor is it taken out as a repeat itself: it stays, marked, and is on no side."""
     text = " ".join(f"word{n}" for n in range(60))
     rows = [{"pubmed_id": str(n), "title": "T", "abstract": f"AML. {text}", "retracted": n != 20} for n in (10, 20, 30)]
-    source, out = tmp_path / "a.jsonl", tmp_path / "out"
-    source.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    source, out = write(tmp_path / "a.jsonl", rows), tmp_path / "out"
     assert main(["prepare", str(source), "--out", str(out)]) == 0
     assert [(row["pubmed_id"], row["retracted"]) for row in lines(out / "articles.jsonl")] == [
         ("10", True),
@@ -427,7 +435,7 @@ def test_no_variant_crosses_the_split_and_the_bytes_are_the_same(
     assert done.returncode == 0 and digest(tmp_path / "again") == digest(out)
 
 
-def test_bad_input(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+def test_bad_input(tmp_path: Path, refused) -> None:
     cases = {
         "a.jsonl": ('{"pubmed_id": "1"}\n', "line 1: is no object with pubmed_id, title, abstract"),
         "b.jsonl": ('{"pubmed_id": 1, "title": "", "abstract": "x"}\n{', "line 2: is not JSON"),
@@ -442,7 +450,5 @@ def test_bad_input(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     for name, (content, words) in cases.items():
         if content is not None:
             (tmp_path / name).write_text(content)
-        assert main(["prepare", str(tmp_path / name), "--out", str(tmp_path / "out")]) == 2
-        errors = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
-        assert len(errors) == 1 and words in errors[0], errors
+        assert words in refused("prepare", tmp_path / name, "--out", tmp_path / "out")
     assert not (tmp_path / "out").exists()

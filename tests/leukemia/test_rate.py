@@ -15,7 +15,6 @@ from pathlib import Path
 
 import pytest
 
-from examples.leukemia.__main__ import main
 from examples.leukemia.data import UserError
 from examples.leukemia.index import Index
 from examples.leukemia.rate import DIMENSIONS, Pair, Ratings, krippendorff_alpha, make_server, read_pairs
@@ -173,7 +172,7 @@ def test_ctrl_c_ends_it(tmp_path: Path, root: Path) -> None:
     assert "stopped; every rating is kept" in process.communicate(timeout=60)[1] and process.returncode == 130
 
 
-def test_bad_input(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+def test_bad_input(tmp_path: Path, refused) -> None:
     good = pairs_file(tmp_path / "good.jsonl")
     bad = {
         "": "holds no pair",
@@ -198,6 +197,4 @@ def test_bad_input(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
         ([good, "--ratings", tmp_path / "r.sqlite", "--port", "99999"], "cannot be had"),
     ]
     for arguments, words in cases:
-        assert main(["rate", *map(str, arguments)]) == 2
-        errors = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
-        assert len(errors) == 1 and words in errors[0], errors
+        assert words in refused("rate", *arguments)
