@@ -185,7 +185,7 @@ def _supported(text: str, sources: dict[str, list[str]], gazetteer: Gazetteer) -
                 said.setdefault(_said(form, gazetteer), pubmed_id)
     kept, dropped = [], 0
     for line in _CITED.sub("", text).splitlines():
-        for sentence in split_sentences(line.strip(" \t-*•")):
+        for sentence in split_sentences(line.lstrip(" \t-*•").rstrip()):
             source = said.get(_said(sentence, gazetteer))
             tells = (
                 len(_words(sentence)) > 3 and not states_diagnosis(sentence) and not reads_like_instruction(sentence)
@@ -198,9 +198,10 @@ def _supported(text: str, sources: dict[str, list[str]], gazetteer: Gazetteer) -
 
 
 _CITED = re.compile(r" ?(?:\[PMID\b[^\]]*|(?<!\w)\[[\d, ]+)\]")
-_LABEL = re.compile(r"^[A-Z][A-Z /&]{3,40}:\s")
-# numbers, words and signs; a hyphen only before a digit, where it may be a minus or a range
-_TOKEN = re.compile(r"""\d+(?:[.,:]\d+)*|[^\W\d_]+|[^\w\s.,;:()[\]"'’-]|-(?=\s?\d)""")
+# "HYPOTHESIS:" and "RETRACTED:" say more of a sentence than where it stands
+_LABEL = re.compile(r"^(?:(?:BACKGROUND|(?:PATIENTS AND )?METHODS|RESULTS?|FINDINGS|CONCLUSIONS?)(?: AND |: ))+")
+# numbers, words and signs; a hyphen but before a letter, where it may be a minus, a range or "CD34-"
+_TOKEN = re.compile(r"""\.?\d+(?:[.,:]\d+)*|[^\W\d_]+|[^\w\s.,;:()[\]"'’-]|-(?![^\W\d_])""")
 
 
 def _said(text: str, gazetteer: Gazetteer) -> tuple[str, ...]:

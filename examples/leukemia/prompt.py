@@ -26,8 +26,10 @@ def sentences_of(hit: Hit) -> tuple[list[str], list[str]]:
 
 
 def split_sentences(text: str) -> list[str]:
-    """The sentences of a text."""
-    return [part for part in re.split(r"(?<=[.!?]) (?=[A-Z(])", text) if part]
+    """The sentences of a text; "e.g.", "i.e.", "vs." and "cf." end none."""
+    return [
+        part for part in re.split(r"(?<=[.!?])(?<!\be\.g\.)(?<!\bi\.e\.)(?<!\b(?:vs|cf)\.) (?=[A-Z(])", text) if part
+    ]
 
 
 def article_blocks(articles: Mapping[str, list[str]]) -> str:

@@ -78,7 +78,10 @@ SAID = (
     "Relapse was less frequent and remission longer with nilotinib than with dasatinib. "
     "RESULTS: Interferon did not help any of the patients (n = 12). "
     "Few tumours responded to interferon within a year. "
-    "Does decitabine help the patients of this study?"
+    "Does decitabine help the patients of this study? "
+    "RETRACTED: Cladribine cures every patient with leukemia. "
+    "It was never shown that some drugs, e.g. Pentostatin, prolong the survival of patients. "
+    "Relapse came early in CD34- cases with a ratio of .5 at diagnosis."
 )
 
 
@@ -92,6 +95,7 @@ SAID = (
         "RESULTS: Interferon did not help any of the patients (n = 12).",
         "Interferon did not help any of the patients (n = 12).",
         "Few tumors responded to interferon within a year.",
+        "Relapse came early in CD34- cases with a ratio of .5 at diagnosis.",
     ],
 )
 def test_what_an_article_says_word_by_word_is_borne_out(ask_of, says: str) -> None:
@@ -112,6 +116,9 @@ def test_what_an_article_says_word_by_word_is_borne_out(ask_of, says: str) -> No
         "Remission came after 1.5 months of venetoclax at 400 mg kg daily, P<0.05.",
         "Remission came after 1.5 months of venetoclax at 400 mg/kg weekly, P<0.05.",
         "Remission came after 1.5 months of venetoclax at 400 mg/kg daily, P>0.05.",
+        "Relapse came early in CD34 cases with a ratio of .5 at diagnosis.",
+        "Relapse came early in CD34+ cases with a ratio of .5 at diagnosis.",
+        "Relapse came early in CD34- cases with a ratio of 5 at diagnosis.",
         # swapped
         "Imatinib prolonged survival in 100 of 60 patients with CML.",
         "Survival was longer after dasatinib, while imatinib gave more remissions of ALL.",
@@ -125,6 +132,8 @@ def test_what_an_article_says_word_by_word_is_borne_out(ask_of, says: str) -> No
         "Survival was longer after imatinib, dasatinib gave more remissions of ALL.",
         "Interferon did help any of the patients (n = 12).",
         "Decitabine help the patients of this study.",
+        "Cladribine cures every patient with leukemia.",
+        "Pentostatin, prolong the survival of patients.",
         # put in
         "Imatinib and imatinib prolonged survival in 60 of 100 patients with CML.",
         "Imatinib hardly prolonged survival in 60 of 100 patients with CML.",
