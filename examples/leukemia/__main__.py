@@ -115,6 +115,9 @@ _held: list[int] = []  # the stop that came while a module was imported, until i
 
 def _stop(number: int, frame: FrameType | None) -> None:
     """SIGINT or SIGTERM: raised at once, but after an import, since PyTorch's C++ aborts where it meets an exception."""
+    if _held:  # asked again: the import takes long
+        signal.signal(number, signal.SIG_DFL)
+        signal.raise_signal(number)
     if hasattr(signal, "setitimer") and any(each.f_code.co_filename == _IMPORTS for each, _ in walk_stack(frame)):
         _later(number)
     else:

@@ -152,6 +152,16 @@ def test_a_stop_waits_for_an_import_to_end(sent: signal.Signals, seconds: int, r
     assert done.returncode == 128 + sent and done.stderr == "stopped; every rating is kept; --report prints them\n"
 
 
+def test_a_second_stop_does_not_wait(root: Path, tmp_path: Path) -> None:
+    """Nor for an import that never ends: the system ends the process, in silence."""
+    (tmp_path / "brittle.py").write_text(
+        "import signal, time\nfor _ in range(2):\n    signal.raise_signal(15)\ntime.sleep(30)"
+    )
+    line = [sys.executable, "-c", STOPPED_IN_A_BRITTLE_IMPORT, str(tmp_path), "15", "0"]
+    done = subprocess.run(line, cwd=root, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (-signal.SIGTERM, "")
+
+
 def test_what_else_is_raised_in_a_callback_is_said(capsys: pytest.CaptureFixture, monkeypatch) -> None:
     monkeypatch.setattr("sys.unraisablehook", _ask_again)
     things = [type("Thing", (), {})()]
