@@ -59,10 +59,11 @@ static float *as_float(const void *x, size count, int half) {
 
 static inline size least(size a, size b) { return a < b ? a : b; }
 
-/* Ask memory for what comes AHEAD of some bytes of w that are about to be used. A core that runs into memory with loads alone
- * leaves its own prefetcher no room, and reads at half the speed; so products go by blocks of BLOCK bytes. */
-#define AHEAD 384
-#define BLOCK 256
+/* Ask memory for what comes AHEAD of some bytes of w that are about to be used: so far that it has come by then, so near that
+ * the nearest cache (32 KB or more) still has it. A core that runs into memory with loads alone leaves its own prefetcher no
+ * room, and reads slower; so products go by blocks of BLOCK bytes. */
+#define AHEAD 8192
+#define BLOCK 1024
 static inline void ask(const void *w, size bytes) {
     for (size i = 0; i < bytes; i += 64) __builtin_prefetch((const char *)w + AHEAD + i);
 }
@@ -147,12 +148,16 @@ int quantize_rows(const void *restrict x, int8_t *restrict q, float *restrict s,
     return failed & 1 ? 1 : failed;
 }
 
+/* How far the three bytes of a number lie from each other below: a third of 4096 bytes past a multiple of it. All that lies a
+ * multiple of 4096 apart shares a few places of the nearest cache, and a long row of x would drive itself out of it. */
+static inline size apart(size K) { return (K + 4095) / 4096 * 4096 + 1344; }
+
 /* Three bytes a number, q = low + 256 middle + 65536 high, each from -128 to 127, with q = round(x / s) and
- * s = max|x| / (2^23 - 2^16): (3, K) for each row. Returns whether all of x is finite. */
+ * s = max|x| / (2^23 - 2^16): (3, apart(K)) for each row. Returns whether all of x is finite. */
 static int split_rows(const float *restrict x, int8_t *restrict q, double *restrict s, size T, size K) {
     for (size t = 0; t < T; t++) {
         const float *in = x + t * K;
-        int8_t *low = q + 3 * t * K, *middle = low + K, *high = middle + K;
+        int8_t *low = q + 3 * t * apart(K), *middle = low + apart(K), *high = middle + apart(K);
         float most = most_of(in, K);
         if (most < 0) return 0;
         double steps = most > 0 ? 8323072.0 / (double)most : 0;
@@ -223,16 +228,16 @@ int int8_int8(const int8_t *restrict w, const float *restrict scale, const void 
  * s/2, 2^-24 of the row's largest number. */
 int int8_fixed(const int8_t *restrict w, const float *restrict scale, const int8_t *restrict zero, const void *restrict x,
                void *restrict y, size N, size K, size T, size group, int half) {
-    size G = (K + group - 1) / group;
+    size G = (K + group - 1) / group, P = apart(K);
     float *in = as_float(x, T * K, half);
     double *s = lines((size)sizeof(double) * T), *lift = lines((size)sizeof(double) * T * G);
-    int8_t *q = lines(3 * T * K);
+    int8_t *q = lines(3 * T * P);
     int failed = !in || !s || !q || !lift ? 1 : split_rows(in, q, s, T, K) ? 0 : 2;
     if (!failed) {
         for (size i = 0; i < T * G; i++) {
             size t = i / G, start = i % G * group, count = least(K - start, group);
-            const int8_t *low = q + 3 * t * K + start;
-            lift[i] = 128.0 * sum_of(low, count) + 32768.0 * sum_of(low + K, count) + 8388608.0 * sum_of(low + 2 * K, count);
+            const int8_t *low = q + 3 * t * P + start;
+            lift[i] = 128.0 * sum_of(low, count) + 32768.0 * sum_of(low + P, count) + 8388608.0 * sum_of(low + 2 * P, count);
         }
 #pragma omp parallel for schedule(static)
         for (size n = 0; n < N; n++)
@@ -241,7 +246,7 @@ int int8_fixed(const int8_t *restrict w, const float *restrict scale, const int8
                 for (size g = 0; g < G; g++) {
                     size start = g * group, count = least(K - start, group);
                     const int8_t *row = w + n * K + start;
-                    const int8_t *low = q + 3 * t * K + start, *middle = low + K, *high = middle + K;
+                    const int8_t *low = q + 3 * t * P + start, *middle = low + P, *high = middle + P;
                     int32_t of_low = 0, of_middle = 0, of_high = 0;
                     for (size b = 0; b < count; b += BLOCK) {
                         size e = least(count, b + BLOCK);
