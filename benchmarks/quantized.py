@@ -82,7 +82,7 @@ def llama_start(model: Any) -> Start:
 
     def start(length: int) -> Step:
         cache = model.new_cache(1, length)
-        return lambda tokens: int(model(torch.tensor([tokens]), cache, last_only=True)[0, -1].argmax())
+        return lambda tokens: int(model(torch.tensor([tokens]), cache, last_only=True)[0, -1].float().argmax())
 
     return start
 
