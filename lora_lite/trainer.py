@@ -98,7 +98,7 @@ class TrainConfig:
         max_length: tokens that longer examples are cut to; None cuts nothing.
         learning_rate: at the end of the warm-up.
         warmup: share of the steps in which the rate rises from zero.
-        final_learning_rate: share of the rate that the cosine falls to.
+        final_learning_rate: share of the rate that the cosine ends at.
         lora_plus: how many times as fast B is trained as all else (LoRA+, Hayou et al. 2024; they advise 16).
         weight_decay: of AdamW.
         max_grad_norm: gradients are scaled down to this Euclidean norm.
@@ -244,16 +244,13 @@ def cross_entropy(hidden: Tensor, targets: Tensor, head: nn.Module) -> tuple[Ten
 
 
 def learning_rate(step: int, steps: int, config: TrainConfig) -> float:
-    """Rate of step 0 <= step < steps: a linear warm-up, then half a cosine (Loshchilov & Hutter 2016, equation 5).
-
-    The cosine's end would be the rate of the step after the last, so that the last step, too, learns where that is 0.
-    """
+    """Rate of step 0 <= step < steps: a linear warm-up, then half a cosine (Loshchilov & Hutter 2016, equation 5)."""
     warmup = math.ceil(config.warmup * steps)
     if step < warmup:
         return config.learning_rate * (step + 1) / warmup
-    progress = (step - warmup) / (steps - warmup)
+    progress = (step - warmup) / max(1, steps - 1 - warmup)
     floor = config.final_learning_rate
-    return config.learning_rate * (floor + (1 - floor) * 0.5 * (1 + math.cos(math.pi * progress)))
+    return config.learning_rate * (floor + (1 - floor) * 0.5 * (1 + math.cos(math.pi * min(1.0, progress))))
 
 
 def pack(examples: Sequence[Example], row: int) -> list[list[Example]]:
