@@ -9,14 +9,14 @@ from __future__ import annotations
 import atexit
 import os
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 import torch.distributed as dist
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from lora_lite.runs import free_at_once, return_freed_memory
@@ -78,6 +78,13 @@ class Ranks:
         box = [thing]
         dist.broadcast_object_list(box)
         return box[0]
+
+    def copy_from_first(self, tensors: Iterable[Tensor]) -> None:
+        """Overwrite each tensor by rank 0's."""
+        if self.world > 1:
+            with torch.no_grad():
+                for tensor in tensors:
+                    dist.broadcast(tensor, 0)
 
 
 class _Forward(nn.Module):

@@ -469,6 +469,7 @@ class Trainer:
         if step == min(1, len(self._batches) - 1):  # at step 0 every A waits for its B
             self._warn_of_silence()
         self._optimizer.step()
+        self.ranks.copy_from_first(self._moving.values())  # each rank moved its own; they go on alike, as DDP has it
         self._state.step = step + 1
         tokens, supervised = sum(len(example.ids) for example in examples), _supervised(examples)
         seconds = time.perf_counter() - started
