@@ -233,7 +233,7 @@ def _quotes(
         of_title = split_sentences(titles.get(pubmed_id, ""))
         most_held = max(held.values(), default=0)
         told = [one for one in held if one not in of_title and 0 < held[one] >= most_held / 2]
-        if held:
+        if most_held:  # what shares no word with the question answers nothing
             quotes.append((max(told or held, key=lambda one: held[one]), pubmed_id))
     return quotes
 

@@ -25,11 +25,14 @@ def sentences_of(hit: Hit) -> tuple[list[str], list[str]]:
     return every, [sentence for sentence in every if not reads_like_instruction(sentence)]
 
 
+_BETWEEN = re.compile(
+    r"(?<=[.!?])(?<!\be\.g\.)(?<!\bi\.e\.)(?<!\b(?:vs|cf|St|Dr|Mr|Ms)\.)(?<!\b(?:Mrs|Fig)\.)(?<!\bProf\.) (?=[A-Z(])"
+)
+
+
 def split_sentences(text: str) -> list[str]:
-    """The sentences of a text; "e.g.", "i.e.", "vs." and "cf." end none."""
-    return [
-        part for part in re.split(r"(?<=[.!?])(?<!\be\.g\.)(?<!\bi\.e\.)(?<!\b(?:vs|cf)\.) (?=[A-Z(])", text) if part
-    ]
+    """The sentences of a text; "e.g.", "vs.", "St.", "Dr." and the like end none."""
+    return [part for part in _BETWEEN.split(text) if part]
 
 
 def article_blocks(articles: Mapping[str, list[str]]) -> str:

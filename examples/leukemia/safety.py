@@ -34,8 +34,8 @@ _IDENTIFIERS = {
     "social security number": r"\b(?!000|666|9\d\d)\d{3}-(?!00)\d{2}-(?!0000)\d{4}\b"
     r"|(?:(?<=\bSSN)|(?<=\bSSN[\s:#=])|(?<=\bSSN[:#=]\s)|(?<=\bSSN\sis\s)|(?<=\bSSN\sis:\s))\d{3}[ -]?\d{2}[ -]?\d{4}\b",
     "NHS number": r"\b\d{3}[ -]?\d{3}[ -]?\d{4}\b",
-    "record number": rf"(?i:\b(?:MRN|passport|(?:{_NUMBERED})\s(?:numbers?|no\.?|id|identifier))\s?(?:is|:|\#|=)?\s?(?=[\w-]{{0,40}}\d)[\w-]{{4,40}})"
-    r"|(?i:\b(?:medical\s)?record)\s?[:#]?\s?\d{6,10}\b"
+    "record number": rf"(?i:\b(?:MRN|passport|(?:{_NUMBERED})\s(?:numbers?|no\.?|id|identifier))\s?(?:(?:is|:|\#|=)\s?){{0,2}}(?!\d{{1,3}}-\d{{1,3}}(?![\w-]))(?=[\w-]{{0,40}}\d)[\w-]{{4,40}})"
+    r"|(?i:\b(?:medical\s)?record)\s?[:#]{0,2}\s?\d{6,10}\b|(?i:\bmedical\srecord|\bMR)\s?#\s?:?\s?\d{4,10}\b|\bID\s?[:#]?\s?\d{7,10}\b"
     rf"|\b(?i:national\sinsurance(?:\s(?:number|no\.?))?)\s?(?:is|:)?\s?{_NI_NUMBER}|\b[A-Z]{{2}}\s\d\d\s\d\d\s\d\d\s[A-D]\b",
     "telephone number": r"(?:(?<![\w.])\+\d[\d ().-]{7,25}\d|\(\d{3,5}\)\s?\d{3,4}[ -]?\d{3,4}\b|\b\d{3}[.-]\d{3}[.-]\d{4}\b"
     r"|\b0\d{2,4}[ -]\d{3,4}[ -]?\d{3,4}\b|(?i:\b(?:phone|tel|telephone|mobile|call)(?:\s(?:me|us|him|her|them))?"
@@ -124,6 +124,17 @@ _INSTRUCTIONS = (
         r"(?:articles?|instructions?|sources?|question|text)\b|\b(?:do\snot|don't|never)\s(?:cite|mention|tell|reveal)\b"
     ),
     r"\b(?:respond|answer|reply)\s(?:only\s)?with\b|\b(?:print|say|write|output|repeat)\s(?:exactly|only|the\sfollowing|that\b)|\binclude\sthe\sfollowing\s(?:sentence|text|word)",
+    (
+        rf"{_STARTS}(?:output(?:\s?:|\sthe\b)|print\b|say\b|inform\s(?:who|the|them|your|people)|answer\b|reply\b|respond\b|tell\b"
+        r"|mention\b|translate\s(?:everything|all|it)\b|stop\sreading\b|instead\sof\s(?:answering|summari)|assistants?,)"
+    ),
+    (
+        r"\b(?:the\sassistant|summari[sz]ers|language\smodels|(?:the|an?|any)\sAI(?:\ssystem)?|anyone\s(?:summari|read|process)\w{1,5}"
+        r"(?:\s\w{1,20}){0,2}|whoever\s(?:reads|asks|is\s(?:asking|reading))(?:\s\w{1,20})?)\s"
+        rf"(?:(?:must|should|shall|will|(?:is|are)\srequired\sto)\s(?:be\stold|{_SPEAK})|recommends|answers|responds|replies)\b"
+    ),
+    r"\bwhoever\sis\s(?:asking|reading)\b|\bverbatim\sin\s(?:any|every|each|the|your)\b|\bgenerating\s(?:a|any|the|your)\s(?:response|reply|answer)\b",
+    rf"\b(?:answer|reply|response)\sto\s(?:every|each|any|all)\squestions?\b|;\s(?:so\s|instead\s)?{_SPEAK}\b",
     r"\b(?:[a-z]\s){5,40}[a-z]\b|[a-z][\u0400-\u04ff]|[\u0400-\u04ff][a-z]",  # spelt apart, or with letters of two scripts
 )
 _INSTRUCTION = re.compile("|".join(_INSTRUCTIONS), re.IGNORECASE)
@@ -146,7 +157,10 @@ _PERSON = re.compile(
     re.IGNORECASE,
 )
 _SURELY = r"(?:(?:most|likely|indeed|also|do|does|not|don't|doesn't|\w{1,20}ly)\s){0,4}"
-_OTHER = r"(?:patient|person|child|mother|father|son|daughter|wife|husband)"
+_OTHER = (
+    r"(?:patient|person|child|boy|girl|man|woman|baby|mother|father|son|daughter|wife|husband|(?:\d{1,3}|\w{3,20})-year-old"
+    r"(?:\s(?:boy|girl|man|woman|patient|male|female))?)"
+)
 _NAMED = r"(?:acute|chronic|leu[ck]|lymph|(?-i:A\.?M\.?L\b|A\.?L\.?L\b|C\.?M\.?L\b|C\.?L\.?L\b|A\.?P\.?L\b|MDS\b))"
 _READER = (
     r"(?:\b(?:the|this|each|every|any|our|all|dear)\s(?:readers?|user(?!\sof)|asker|questioner|inquirer)|(?:^"
@@ -162,10 +176,13 @@ _STATED = re.compile(  # of one who is not called "you": the reader, someone's p
     r"|(?:is\s)?reading)\s(?:this|these|it)\b"
     rf"|(?:\b(?:(?:the|this)\s{_OTHER}|he|she)\s|^(?:yes,?\s)?patient\s){_SURELY}(?:have|has|got|must\s(?:have"
     rf"|be\ssuffering)|suffers?|(?:is|are)\ssuffering)\b"
-    r"|\b(?:he|she)'s\s(?:got|suffering|diagnosed)\b|\bI\sdiagnose\b|\b(?:the|this|my)\sdiagnosis(?:\s(?:is|must\sbe"
+    r"|\breading\s(?:this|these|it|here)\s(?:\w{1,20}\s){0,2}(?:ha(?:s|ve)|suffers?|is|are|must)\b"
+    rf"|\bM(?:rs?|s)\b\.?\s\w{{1,20}}\s(?:has|(?:is|must\sbe)\ssuffering\sfrom)\s(?:an?\s)?{_NAMED}"
+    r"|\b(?:he|she)'s\s(?:got|suffering|diagnosed)\b|\bI\sdiagnose\b|\b(?:the|this|my|(?:patient|child|his|her)(?:'s)?)\sdiagnosis(?:\s(?:is|must\sbe"
     r"|would\sbe)\b|\s?:)|^\W{0,3}diagnosis\s?:"
     rf"|\bs?he\sis\san?\s(?:\w{{1,30}}\s)?(?:leuk\w{{1,30}}|cancer|{_NAMED})\spatient\b|^yes,?\s{_NAMED}"
-    r"|\bthese\s(?:\w{1,30}\s)?(?:results|values|counts)\smean\b|(?:\b(?:this|it)|^that|\bthese\s(?:findings|results"
+    rf"|\bth(?:e|ese|ose)\s(?:\w{{1,30}}\s)?(?:results|values|counts|findings|blasts|tests?)\s(?:means?|proves?)\s(?:an?\s)?{_NAMED}"
+    r"|(?:\b(?:this|it)|^that|\bthese\s(?:findings|results"
     r"|values|counts))(?:'s|\s(?:is|are|must\sbe|can\sonly\sbe|confirms?|means?|proves?))\s"
     rf"(?:clearly\s|certainly\s)?(?:an?\s)?(?:case\sof\s)?{_NAMED}",
     re.IGNORECASE,
@@ -219,7 +236,7 @@ _ADVISED = re.compile(
     rf"|{_READER}(?:should|must|(?:need|have|has)s?\sto|ought\sto"
     rf"|had\sbetter)\s(?:not\s)?(?:\w{{1,30}}ly\s)?(?:be\s(?:treated|given)|{_DO})\b"
     r"|\bI\s(?:would\s|strongly\s)?(?:recommend|advise|prescribe|suggest\syou)\b|\bwe\s(?:recommend|advise"
-    r"|suggest)\s(?:that\s)?you\b|\bmy\sadvice\b|(?P<fate>\byou(?:'re|\sare)?\s(?:will|going\sto)\sdie\b"
+    r"|suggest)\s(?:that\s)?you\b|\bmy\sadvice\b|(?P<fate>\byour\sprognosis\sis\b|\byou(?:'re|\sare)?\s(?:will|going\sto)\sdie\b"
     r"|\byou\shave\s\w{1,30}\s(?:days|weeks|months|years)\sto\slive\b)",
     re.IGNORECASE,
 )
