@@ -138,8 +138,9 @@ class Int8Linear(_Stored):
         if activations == "float" and (outliers is not None or input_scale is not None):
             raise ValueError("outliers= and input_scale= are of int8 activations: these are float")
         for argument, number in (("outliers", outliers), ("input_scale", input_scale)):
-            if number is not None and not (isinstance(number, (int, float)) and 0 < number < math.inf):
-                raise ValueError(f"{argument}={number!r} must be a positive finite number")
+            known = isinstance(number, (int, float))
+            if number is not None and not (known and 0 < torch.tensor(number, dtype=torch.float32) < math.inf):
+                raise ValueError(f"{argument}={number!r} must be a positive finite number in float32, as it is read")
         self.out_features, self.in_features = weight.values.shape
         self.dtype, self.group, self.measured = weight.dtype, weight.group, weight.measured
         self.activations = activations

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -400,8 +401,9 @@ def test_files_that_do_not_fit(tmp_path: Path) -> None:
 
     changed(kind="Int3Linear")
     refused("0: kind 'Int3Linear' and dtype 'float32' are not known", net())
-    changed(activations="int8", input_scale=-1.0)
-    refused("0: input_scale=-1.0 must be a positive finite number", net())
+    for number in (-1.0, 1e-50, 1e39):  # 0 and infinity in float32, as the kernels read it
+        changed(activations="int8", input_scale=number)
+        refused(re.escape(f"0: input_scale={number} must be a positive finite number"), net())
     changed(group=0)
     refused("0: group=0 is no number of neighbours", net())
     save_file(tensors, path)
