@@ -85,8 +85,7 @@ def main(folder: Path, dtype: torch.dtype, context: int, new: int, stacked: bool
     for name, module in model.named_modules():
         part = PARTS.get(name.rpartition(".")[2])
         if part is not None:
-            assert isinstance(module, nn.Module)
-            module.forward = timed(module.forward, part, spent)  # type: ignore[method-assign]
+            vars(module)["forward"] = timed(module.forward, part, spent)  # over the class's own
     for name, part in (("attend", "attention"), ("apply_rope", "rotary positions")):
         setattr(llama_min.model, name, timed(getattr(llama_min.model, name), part, spent))
     rows = []

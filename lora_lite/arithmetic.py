@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -97,7 +98,7 @@ def merge_lora(
             assert requantize is not None
             change = layer.delta()
             largest = max(largest, _largest(change))
-            linear: nn.Linear = layer.base.to_linear()  # type: ignore[operator]
+            linear = cast(Callable[[], nn.Linear], layer.base.to_linear)()
             linear.weight.copy_(linear.weight.float() + change)
             bases[id(layer)] = requantize(linear).train(layer.base.training)
             errors[path] = _largest(linear.weight.float() - float_weight(bases[id(layer)]).float())

@@ -132,7 +132,7 @@ def encode_row(row: Any, tokenizer: ChatTokenizer, name: str = "") -> Example:
         ValueError: the row is none of the three forms, or nothing in it would be learnt.
     """
     if not isinstance(row, Mapping):
-        raise ValueError(f"a row is a JSON object or a line of CSV with {FORMS}")  # noqa: TRY004 (the data is wrong)
+        raise DataError(f"a row is a JSON object or a line of CSV with {FORMS}")
     forms = [form for form in (("messages",), ("prompt", "completion"), ("text",)) if set(form) <= set(row)]
     if len(forms) != 1:
         raise ValueError(f"a row has {FORMS}; this one has {', '.join(map(str, row)) or 'nothing'}")

@@ -377,9 +377,8 @@ class Trainer:
         accepted = inspect.signature(model.forward).parameters
         self._takes_positions = "position_ids" in accepted
         self._options = {"use_cache": False} if "use_cache" in accepted else {}  # transformers' models fill one else
-        self._parallel: Callable[..., Any] = (
-            self.loss_sum
-        )  # while it trains, wrapped in DDP where there are other ranks
+        # while it trains, wrapped in DDP where there are other ranks
+        self._parallel: Callable[..., Any] = self.loss_sum
         self._stop_signal: int = 0  # of the signal that asked the run to end
         self._best: list[Tensor] | None = None  # the parameters that scored best so far
         self.head = self._find_head()

@@ -138,8 +138,8 @@ class Int8Linear(_Stored):
         if activations == "float" and (outliers is not None or input_scale is not None):
             raise ValueError("outliers= and input_scale= are of int8 activations: these are float")
         for argument, number in (("outliers", outliers), ("input_scale", input_scale)):
-            known = isinstance(number, (int, float))
-            if number is not None and not (known and 0 < torch.tensor(number, dtype=torch.float32) < math.inf):
+            is_number = isinstance(number, (int, float))
+            if number is not None and not (is_number and 0 < torch.tensor(number, dtype=torch.float32) < math.inf):
                 raise ValueError(f"{argument}={number!r} must be a positive finite number in float32, as it is read")
         self.out_features, self.in_features = weight.values.shape
         self.dtype, self.group, self.measured = weight.dtype, weight.group, weight.measured
