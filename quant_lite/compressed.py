@@ -27,7 +27,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from quant_lite.files import QuantizedFileError, differences, is_finite, replaceable
+from quant_lite.files import QuantizedFileError, checksum, differences, is_finite, replaceable
 from quant_lite.linear import (
     BFloat16Linear,
     Int4Linear,
@@ -43,6 +43,7 @@ __all__ = ["load_compressed", "save_compressed"]
 
 _CONFIG, _WEIGHTS, _INDEX = "config.json", "model.safetensors", "model.safetensors.index.json"
 _METHOD = "compressed-tensors"
+_CHECKSUMS = "quant_lite.checksums"  # in the header of the weights, where other readers pass over it
 _PACK, _INT, _MIXED = "pack-quantized", "int-quantized", "mixed-precision"
 _GROUP_KEYS = ("targets", "weights", "input_activations", "output_activations", "format")
 _WEIGHTS_KEYS = (  # all that the library writes
@@ -82,8 +83,9 @@ def save_compressed(model: nn.Module, folder: str | Path, config: dict[str, Any]
     `<layer>.weight_shape`); both have `<layer>.weight_scale`, float32 (N, 1) or (N, G), so that q times scale is what
     `dequantize` returns. `config.json` is the model's with a `quantization_config`, whose `ignore` names the linear
     layers that stay in float. An int8 embedding is written in float, with the values that it stands for: the layout is
-    of linear layers; where a head was tied to it, the config says that it no longer is. Files are written beside their
-    targets and renamed, the config last.
+    of linear layers; where a head was tied to it, the config says that it no longer is. The header of the weights has a
+    checksum of each tensor besides, which `load_compressed` looks at. Files are written beside their targets and renamed,
+    the config last.
 
     Args:
         model: a model of llama_min or transformers, or any with `model.config.to_dict()`.
@@ -279,15 +281,32 @@ def _write(folder: Path, tensors: dict[str, Tensor], config: str) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=".saving-", dir=folder) as beside:
         (Path(beside) / _CONFIG).write_text(config, encoding="utf-8")
-        save_file(tensors, Path(beside) / _WEIGHTS, metadata={"format": "pt"})
+        checksums = json.dumps({name: checksum(tensor) for name, tensor in tensors.items()}, sort_keys=True)
+        save_file(tensors, Path(beside) / _WEIGHTS, metadata={"format": "pt", _CHECKSUMS: checksums})
+        _sort_metadata(Path(beside) / _WEIGHTS)
         shutil.copymode(Path(beside) / _CONFIG, Path(beside) / _WEIGHTS)  # save_file makes it the owner's alone
         for file in (_WEIGHTS, _CONFIG):
             os.replace(Path(beside) / file, folder / file)
 
 
+def _sort_metadata(path: Path) -> None:
+    """Put a safetensors header's metadata in order, which `save_file` leaves to chance: one model, the same bytes."""
+    with path.open("r+b") as file:
+        size = int.from_bytes(file.read(8), "little")
+        header = json.loads(file.read(size))
+        header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
+        text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode().ljust(size)
+        if len(text) > size:
+            raise RuntimeError(
+                f"{path}: a header of {size} bytes would take {len(text)}: another release of safetensors?"
+            )
+        file.seek(8)
+        file.write(text)
+
+
 def _pack(q: Tensor, bits: int) -> Tensor:
     """int8 (N, K) to int32 (N, ceil(K bits / 32)), bits past the end 0."""
-    rows = q.view(torch.uint8) ^ 128 if bits == 8 else pack_nibbles(q + 8)  # q xor 128 is q + 128, unsigned
+    rows = q.view(torch.uint8) ^ 128 if bits == 8 else pack_nibbles(q, -8)  # q xor 128 is q + 128, unsigned
     return nn.functional.pad(rows, (0, -rows.shape[1] % 4)).contiguous().view(torch.int32)
 
 
@@ -460,7 +479,7 @@ def _read_json(path: Path) -> dict[str, Any]:
 
 
 def _read(folder: Path) -> dict[str, Tensor]:
-    """All tensors of a folder, mapped: of one file, or of those that its index names."""
+    """All tensors of a folder, mapped: of one file, or of those that its index names; compared with their checksums."""
     tensors: dict[str, Tensor] = {}
     path = folder / _WEIGHTS
     files = [path]
@@ -474,7 +493,16 @@ def _read(folder: Path) -> dict[str, Tensor]:
             raise QuantizedFileError(f"{path} does not exist: give a folder in the compressed-tensors layout")
         try:
             with safe_open(path, framework="pt") as file:
-                tensors |= {name: file.get_tensor(name) for name in sorted(file.keys())}
+                checksums = json.loads((file.metadata() or {}).get(_CHECKSUMS, "{}"))  # other writers leave none
+                here = {name: file.get_tensor(name) for name in sorted(file.keys())}
+            changed = [name for name, kept in checksums.items() if name not in here or checksum(here[name]) != kept]
         except (OSError, SafetensorError) as error:
             raise QuantizedFileError(f"{path} is not a whole safetensors file ({error}): write it again") from None
+        except (ValueError, AttributeError):
+            raise QuantizedFileError(f"{path}: its header's {_CHECKSUMS} is damaged: save the model again") from None
+        if changed:
+            raise QuantizedFileError(
+                f"{path}: {', '.join(changed)} has other bytes than were saved: save the model again"
+            )
+        tensors |= here
     return tensors

@@ -15,7 +15,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from quant_lite.linear import BFloat16Linear, Int4Linear, Int8Embedding, Int8Linear, unpack_nibbles
+from quant_lite.linear import BFloat16Linear, Int4Linear, Int8Embedding, Int8Linear
 from quant_lite.quantize import QuantizedTensor
 from quant_lite.replacing import WAYS_OUT, is_plain_embedding, put_layer, reason_to_stay
 
@@ -211,7 +211,7 @@ def _build(about: dict[str, Any], parts: dict[str, Tensor], old: nn.Linear | nn.
         return BFloat16Linear(parts["weight"], bias, _DTYPES[dtype])
     q = _quantized(about, parts, shape)
     if kind == "Int4Linear":
-        return Int4Linear(q, bias)
+        return Int4Linear(q, bias, parts["packed"])
     if kind == "Int8Embedding":
         return Int8Embedding(q)
     smooth = parts.get("smooth")
@@ -236,10 +236,8 @@ def _quantized(about: dict[str, Any], parts: dict[str, Tensor], shape: tuple[int
         raise ValueError(f"levels are {levels.dtype} {tuple(levels.shape)}, needed is torch.float32 (16,)")
     if levels is not None and not is_finite(levels):
         raise ValueError("levels are not finite")
-    if "packed" in parts:
-        values = unpack_nibbles(parts["packed"], shape[1]) - (8 if levels is None else 0)
-    else:
-        values = parts["weight"]
+    # what is packed stays so, in the file's own memory
+    values = parts["weight"] if "weight" in parts else torch.empty(shape, dtype=torch.int8, device="meta")
     return QuantizedTensor(values, scale, zero, _DTYPES[about["dtype"]], group, levels, bool(about["measured"]))
 
 

@@ -10,6 +10,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
+from quant_lite.linear import row_pieces
 from quant_lite.quantize import (
     Granularity,
     PerChannel,
@@ -55,12 +56,15 @@ def gptq_quantize(
     if weight.numel() == 0:
         return plain
     upper = _inverse_factor(hessian, damping)
-    scale = plain._spread(plain.scale, ...).double().expand(weight.shape)
-    values = _rounded_in_turn(weight.double(), scale, upper, _highest(bits))
-    errors = [_output_error(weight.double() - v.double() * scale, hessian) for v in (values, plain.values)]
-    better = (errors[0] < errors[1])[:, None]
-    values = torch.where(better, values, plain.values)
-    return replace(plain, values=values, measured=False)
+    h = hessian.double()
+    for rows in row_pieces(weight):  # no row asks what becomes of another, and few at a time are few numbers of 64 bits
+        part, w = plain.rows(rows), weight[rows].double()
+        scale = part._spread(part.scale, ...).double().expand(w.shape)
+        values = _rounded_in_turn(w, scale, upper, _highest(bits))
+        errors = [_output_error(w - v.double() * scale, h) for v in (values, part.values)]
+        better = (errors[0] < errors[1])[:, None]
+        plain.values[rows] = torch.where(better, values, part.values)
+    return replace(plain, measured=False)
 
 
 def _rounded_in_turn(w: Tensor, scale: Tensor, upper: Tensor, highest: int) -> Tensor:
@@ -97,4 +101,4 @@ def _inverse_factor(hessian: Tensor, damping: float) -> Tensor:
 
 def _output_error(off: Tensor, hessian: Tensor) -> Tensor:
     """(N,): d H d^T for each row d of W - W_hat."""
-    return ((off @ hessian.double()) * off).sum(1)
+    return ((off @ hessian) * off).sum(1)

@@ -61,7 +61,7 @@ def _multiply(layer: _HasProduct, x: Tensor, bias: Tensor | None) -> Tensor:
 
 def _product(layer: _HasProduct, x: Tensor) -> Tensor:
     """The layer's, which widens no weight where there is no row: a trainer asks a head so for the size of its output."""
-    return layer.product(x) if len(x) else x.new_empty(0, layer.out_features)
+    return layer.product(x) if x.shape[0] else x.new_empty(0, layer.out_features)
 
 
 class _Product(torch.autograd.Function):
@@ -197,22 +197,24 @@ class Int8Linear(_Stored):
     def product(self, x: Tensor) -> Tensor:
         """x w_hat^T: (T, N) in the dtype of x, from x (T, K), on the faster path for so many rows."""
         integers = self.activations == "int8" and self.group is None  # for many rows, too
-        if not _for_kernels(self.weight, x, few=not integers):
+        weight, smooth = self.weight, self.smooth  # once: to read a buffer of a module takes half a microsecond
+        if not _for_kernels(weight, x, few=not integers):
             return self.product_reference(x)
-        if self.smooth is not None:
-            x = (x / self.smooth).to(x.dtype)
-        scale, zero = self._of_rows(self.scale), self.zero_point
+        if smooth is not None:
+            x = (x / smooth).to(x.dtype)
+        scale = self._of_rows(self.scale)
         if self.activations == "int8":
             x, apart = self._part_outliers(x)
-            few = len(x) <= _FEW
-            y = kernels.int8_int8(self.weight, scale, x, self.group, self.input_scale) if few else self._many(x, scale)
+            few = x.shape[0] <= _FEW
+            y = kernels.int8_int8(weight, scale, x, self.group, self.input_scale) if few else self._many(x, scale)
             return y if apart is None else y + apart
         by_float = kernels.int8_fixed if self.in_features <= _MOST_BYTES else kernels.int8_float
-        return by_float(self.weight, scale, x, self.group, None if zero is None else self._of_rows(zero))
+        zero = self.zero_point
+        return by_float(weight, scale, x, self.group, None if zero is None else self._of_rows(zero))
 
     def _of_rows(self, of_groups: Tensor) -> Tensor:
         """Scale or zero point as (N, G): where all rows have one, it is repeated."""
-        if len(of_groups) == self.out_features:
+        if of_groups.shape[0] == self.out_features:
             return of_groups
         return of_groups.expand(self.out_features, -1).contiguous()
 
@@ -318,6 +320,7 @@ class Int4Linear(_Stored):
     Args:
         weight: (N, K), with scales per output channel, for the whole tensor, or by groups.
         bias: (N,) or None.
+        packed: uint8 (N, ceil(K / 2)), what a file has of the values: these are not looked at then, only at their shape.
     """
 
     packed: Tensor
@@ -326,15 +329,14 @@ class Int4Linear(_Stored):
     levels: Tensor | None
     bias: Tensor | None
 
-    def __init__(self, weight: QuantizedTensor, bias: Tensor | None = None) -> None:
+    def __init__(self, weight: QuantizedTensor, bias: Tensor | None = None, packed: Tensor | None = None) -> None:
         super().__init__()
         _check_shapes("Int4Linear", weight)
-        lowest = 0 if weight.levels is not None else -8
-        if weight.values.numel() and not lowest <= int(weight.values.min()) <= int(weight.values.max()) <= lowest + 15:
-            raise ValueError("Int4Linear takes 4-bit values: quantize with bits=4 or nf4_quantize")
+        if packed is None:
+            packed = pack_nibbles(weight.values, -8 if weight.levels is None else 0)
         self.out_features, self.in_features = weight.values.shape
         self.dtype, self.group, self.measured = weight.dtype, weight.group, weight.measured
-        self.register_buffer("packed", pack_nibbles(weight.values if lowest == 0 else weight.values - lowest))
+        self.register_buffer("packed", packed)
         self.register_buffer("scale", weight.scale)
         self.register_buffer("zero_point", weight.zero_point if weight.zero_point.any() else None)
         self.register_buffer("levels", weight.levels)
@@ -462,12 +464,19 @@ class Int8Embedding(_Stored):
         return f"num_embeddings={self.num_embeddings}, embedding_dim={self.embedding_dim}"
 
 
-def pack_nibbles(values: Tensor) -> Tensor:
-    """(N, K) of 0..15 to uint8 (N, ceil(K / 2)): an even column in the lower half of its byte, the next in the upper."""
+def pack_nibbles(values: Tensor, lowest: int = 0) -> Tensor:
+    """(N, K) of lowest..lowest + 15 to uint8 (N, ceil(K / 2)): the even columns in the lower halves of the bytes.
+
+    Raises:
+        ValueError: a value is out of that range.
+    """
+    if values.numel() and not lowest <= int(values.min()) <= int(values.max()) <= lowest + 15:
+        raise ValueError("the values are not of 4 bits: quantize with bits=4 or nf4_quantize")
     packed = torch.zeros(len(values), -(-values.shape[1] // 2), dtype=torch.uint8, device=values.device)
     for rows in row_pieces(values):
-        packed[rows] = values[rows, 0::2]
-        packed[rows, : values.shape[1] // 2] |= values[rows, 1::2].to(torch.uint8) << 4
+        nibbles = (values[rows] - lowest).to(torch.uint8)
+        packed[rows] = nibbles[:, 0::2]
+        packed[rows, : values.shape[1] // 2] |= nibbles[:, 1::2] << 4
     return packed
 
 
@@ -493,8 +502,8 @@ def _check_shapes(layer: str, weight: QuantizedTensor) -> None:
 
 def _for_kernels(weight: Tensor, x: Tensor, few: bool = True) -> bool:
     """Whether kernels.c multiplies these: some rows, and only a few where so asked, on the CPU, if it could be built."""
-    fits = 0 < len(x) and not (few and len(x) > _FEW) and x.device.type == "cpu"
-    fits = fits and weight.numel() > 0 and weight.is_contiguous()
+    T = x.shape[0]
+    fits = 0 < T and not (few and T > _FEW) and x.is_cpu and weight.numel() > 0 and weight.is_contiguous()
     return fits and not torch.compiler.is_compiling() and kernels.library() is not None
 
 

@@ -7,7 +7,7 @@ import inspect
 import math
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
+from torch.nn.utils.parametrize import is_parametrized
 
 from quant_lite.calibrate import MinMaxObserver, MSEObserver, PercentileObserver, range_parameters
 from quant_lite.gptq import gptq_quantize
@@ -187,12 +188,15 @@ def quantize_(model: nn.Module, config: QuantConfig | None = None, calibration: 
 
     A head that is tied to an embedding is quantized with it: both read one int8 copy (with 4 bits they stay in float, and
     in bfloat16 they share what is bfloat16 already). A weight that others share stays in float, and so do matrices that
-    are no `nn.Linear`'s (convolutions, experts in one tensor, an embedding that no head shares) or that their module
-    is known to read by itself (`nn.MultiheadAttention`): the report names them. The float layer inside an adapter is
-    quantized like any other; the adapter stays in float, with what it trains whole (`modules_to_save`), and so does a
-    layer with a `forward` other than `nn.Linear`'s, be it a subclass's or its own, or with a hook of
-    `register_backward_hook`; other hooks go on. A module of your own that reads `layer.weight` needs that layer in
-    `skip`. A weight that is computed (`torch.nn.utils.parametrize`) is quantized as it is now, for good.
+    are no `nn.Linear`'s (convolutions, experts in one tensor, an embedding that no head shares) and layers whose module
+    reads `self.<layer>.weight` by itself, as its source says (transformers' Mamba): the report names them. The float
+    layer inside an adapter is quantized like any other; the adapter stays in float, with what it trains whole
+    (`modules_to_save`), and so does a layer with a `forward` other than `nn.Linear`'s, be it a subclass's or its own, or
+    with a hook of `register_backward_hook`; other hooks go on. A layer whose weight is read in another way, from afar,
+    needs to be in `skip`.
+
+    A weight that is computed (`torch.nn.utils.parametrize`) is quantized as it is now, for good; one that was trained with
+    `fake_quantize` and the config's scheme becomes the integers that it was trained with.
 
     Args:
         model: any module with linear layers.
@@ -491,11 +495,9 @@ def _layer(
         bound = max(largest / 256, 2.0**-134)  # half a unit of the largest number, or of a subnormal one
         return BFloat16Linear(halves, old.bias, weight.dtype), _error(weight, lambda rows: halves[rows], bound)
     smooth = seen.smooth.get(name)
-    if smooth is not None:
-        weight = _times(weight, smooth)
-    q = config.quantize(weight, seen.hessian(name))
+    q = _trained_for(old, config) or _quantized(weight, smooth, config, seen.hessian(name))
     bound = largest_bound(q) if not config.gptq else math.inf  # GPTQ rounds to where the sum is best, not the number
-    error = _error(weight, lambda rows: q.rows(rows).dequantize(), bound)
+    error = _error(weight, lambda rows: q.rows(rows).dequantize(), bound, smooth)
     if config.bits == 4 or config.scheme == "nf4":
         return Int4Linear(q, old.bias), error
     scale = seen.input_scale.get(name)
@@ -508,12 +510,43 @@ def _largest(weight: Tensor) -> float:
     return max(-low, high)
 
 
-def _times(weight: Tensor, smooth: Tensor) -> Tensor:
-    """weight (N, K) times smooth (K,) in float32, rounded to its dtype: some rows at a time, so that it is stored once."""
-    product = torch.empty_like(weight)
+def _trained_for(old: nn.Linear, config: QuantConfig) -> QuantizedTensor | None:
+    """The integers that a fake-quantized weight was trained with, where these are the config's.
+
+    Quantized once more, what they stand for may get another scale: with a zero point its range is rarely 15 or 255 steps.
+    """
+    if config.calibrated or not is_parametrized(old, "weight"):
+        return None
+    original = getattr(old.get_submodule("parametrizations.weight"), "original", None)
+    if not isinstance(original, Tensor) or original.shape != old.weight.shape or not original.isfinite().all():
+        return None
+    q = config.quantize(original.detach())
+    return q if torch.equal(q.dequantize(), old.weight) else None
+
+
+def _quantized(weight: Tensor, smooth: Tensor | None, config: QuantConfig, hessian: Tensor | None) -> QuantizedTensor:
+    """The weight (N, K), times `smooth` (K,), quantized.
+
+    Some rows at a time, so that there never is a second float weight: but for GPTQ, and where rows share a scale.
+    """
+    if smooth is None:
+        return config.quantize(weight, hessian)
+    by_rows = config.granularity in (None, PerChannel(0)) or isinstance(config.granularity, PerGroup)
+    if hessian is not None or not by_rows or not weight.numel():
+        return config.quantize(_times(weight, smooth), hessian)
+    values = torch.empty(weight.shape, dtype=torch.int8, device=weight.device)
+    parts = []
     for rows in row_pieces(weight):
-        product[rows] = weight[rows].float() * smooth
-    return product
+        part = config.quantize(_times(weight[rows], smooth))
+        values[rows] = part.values
+        parts.append(replace(part, values=values[rows]))
+    scale, zero = torch.cat([part.scale for part in parts]), torch.cat([part.zero_point for part in parts])
+    return replace(parts[0], values=values, scale=scale, zero_point=zero)
+
+
+def _times(weight: Tensor, smooth: Tensor) -> Tensor:
+    """weight (N, K) times smooth (K,) in float32, rounded to its dtype."""
+    return (weight.float() * smooth).to(weight.dtype)
 
 
 def largest_bound(q: QuantizedTensor) -> float:
@@ -535,11 +568,11 @@ def largest_bound(q: QuantizedTensor) -> float:
 _Error = tuple[float, float, float]  # largest error, its bound, SQNR
 
 
-def _error(weight: Tensor, x_hat: Callable[[slice], Tensor], bound: float) -> _Error:
-    """What a weight (N, K) lost, some rows at a time; differences of neighbours in float32 are exact."""
+def _error(weight: Tensor, x_hat: Callable[[slice], Tensor], bound: float, smooth: Tensor | None = None) -> _Error:
+    """What a weight (N, K), times `smooth`, lost, some rows at a time; differences of neighbours in float32 are exact."""
     most = signal = noise = 0.0
     for rows in row_pieces(weight) if weight.numel() else ():
-        x = weight[rows].float()
+        x = (weight[rows] if smooth is None else _times(weight[rows], smooth)).float()
         error = x - x_hat(rows)
         most = max(most, float(torch.linalg.vector_norm(error, float("inf"))))
         signal += _squares(x)

@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import inspect
+import re
+from functools import cache
+from typing import Any
+
 from torch import nn
 from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 from torch.nn.utils.parametrize import is_parametrized
@@ -49,7 +54,7 @@ def reason_to_stay(model: nn.Module, name: str) -> str | None:
         return _ADAPTER
     if type(layer).forward is not nn.Linear.forward or "forward" in vars(layer):  # a subclass's, or patched
         return _FORWARD
-    if isinstance(layer, NonDynamicallyQuantizableLinear) or _has_dora_of_peft(model, name):
+    if isinstance(layer, NonDynamicallyQuantizableLinear) or _has_dora_of_peft(model, name) or _reads(model, name):
         return _READ
     if _has_old_backward_hook(layer):
         return _HOOK
@@ -62,6 +67,34 @@ def is_plain_embedding(module: nn.Module) -> bool:
     """Whether it only looks rows up: not a subclass that does more, nor one that rescales what it looks up."""
     plain = type(module) is nn.Embedding and module.max_norm is None and "forward" not in vars(module)
     return plain and not _has_old_backward_hook(module)
+
+
+def _reads(model: nn.Module, name: str) -> bool:
+    """Whether the class of the module around a layer reads `self.<layer>.weight`, for its dtype even, as Mamba's do.
+
+    Its source says so, where there is one. Not counted are its device and shape, which stay; setting it, as a model does
+    that ties it; and a class that knows of int8, as T5's.
+    """
+    above, _, child = name.rpartition(".")
+    parent: Any = type(model.get_submodule(above))
+    source = _source(parent)
+    weight = rf"\bself\.{re.escape(child)}\.weight\b"
+    if re.search(rf"{weight}\.dtype\s*!=\s*torch\.int8", source):
+        return False
+    return bool(re.search(rf"{weight}(?!\.(?:device|shape|size|ndim|dim)\b|\.data\.\w+_\(|\s*=[^=])", source))
+
+
+@cache
+def _source(kind: type) -> str:
+    """Of a module's class and those it comes from, up to PyTorch's own."""
+    found = []
+    for base in kind.__mro__:
+        if issubclass(base, nn.Module) and not base.__module__.startswith("torch."):
+            try:
+                found.append(inspect.getsource(base))
+            except (OSError, TypeError):  # written where no file is
+                continue
+    return "\n".join(found)
 
 
 def _has_dora_of_peft(model: nn.Module, name: str) -> bool:

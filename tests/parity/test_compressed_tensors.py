@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import json
 import math
+import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -379,6 +380,36 @@ def test_a_save_that_fails_leaves_the_old_folder(tmp_path: Path, monkeypatch: py
     with pytest.raises(OSError, match="disk full"):
         save_compressed(ours, tmp_path)
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
+
+
+@torch.no_grad()
+@pytest.mark.parametrize(
+    "config", [QuantConfig(activations="int8"), QuantConfig(granularity=PerGroup(32), bits=4)], ids=str
+)
+def test_a_flipped_bit_is_refused_and_one_model_is_one_file(tmp_path: Path, config: QuantConfig) -> None:
+    """Of any tensor, by its name. transformers, which knows nothing of checksums, reads the file as ever."""
+    ours = random_llama()
+    quantize_(ours, config)
+    for copy_of in range(4):  # the order of a header's entries is chance, unless somebody sees to it
+        save_compressed(ours, tmp_path / str(copy_of))
+    weights = tmp_path / "0" / "model.safetensors"
+    whole = weights.read_bytes()
+    assert {(tmp_path / str(other) / "model.safetensors").read_bytes() for other in range(4)} == {whole}
+    by_transformers(weights.parent)
+    load_compressed(random_llama(), weights.parent)
+
+    start = 8 + int.from_bytes(whole[:8], "little")
+    header = json.loads(whole[8:start])
+    for name in header.keys() - {"__metadata__"}:
+        first, last = header[name]["data_offsets"]
+        changed = bytearray(whole)
+        changed[start + (first + last) // 2] ^= 1
+        weights.write_bytes(changed)
+        with pytest.raises(QuantizedFileError, match=re.escape(f"{name} has other bytes than were saved")):
+            load_compressed(random_llama(), weights.parent)
+    weights.write_bytes(whole.replace(b'quant_lite.checksums":"{', b'quant_lite.checksums":"['))
+    with pytest.raises(QuantizedFileError, match="quant_lite.checksums is damaged"):
+        load_compressed(random_llama(), weights.parent)
 
 
 def test_damaged_and_foreign_folders_are_refused(tmp_path: Path) -> None:

@@ -189,8 +189,55 @@ def test_models_of_transformers() -> None:
     both = transformers.T5ForConditionalGeneration(transformers.T5Config(**shape)).eval()
     assert quantize_(both, calibration=[{"input_ids": IDS, "labels": IDS}]).perplexity_before is None
 
+    assert (
+        "encoder.block.0.layer.1.DenseReluDense.wo" not in report.kept
+    )  # whose module asks for its dtype, but knows int8
+
     text = transformers.LlamaForCausalLM(transformers.LlamaConfig(vocab_size=50, **sizes)).eval()
     batch = transformers.BatchEncoding({"input_ids": IDS, "attention_mask": torch.tensor([[1, 1, 1, 0], [1] * 4])})
     exact = [float(text(ids[None], labels=ids[None]).loss) for ids in (IDS[0, :3], IDS[1])]
     report = quantize_(text, QuantConfig(smoothing=0.5), [batch])
     assert report.perplexity_before == pytest.approx(math.exp((2 * exact[0] + 3 * exact[1]) / 5), rel=1e-4)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("name", ["Mamba", "FalconMamba"])
+def test_a_layer_whose_weight_its_module_reads_stays_in_float(name: str) -> None:
+    """transformers' Mamba gives three to functions of its own, and casts what its head reads to that one's dtype."""
+    transformers = pytest.importorskip("transformers")
+    torch.manual_seed(0)
+    shape = {"vocab_size": 50, "hidden_size": 32, "state_size": 4, "num_hidden_layers": 2}
+    model = getattr(transformers, f"{name}ForCausalLM")(getattr(transformers, f"{name}Config")(**shape)).eval()
+    before = model(IDS).logits
+    report = quantize_(model)
+    kept = [layer for layer, reason in report.kept.items() if reason == "its module reads the weight by itself"]
+    assert sorted(layer.split(".")[-1] for layer in kept) == [
+        *["dt_proj"] * 2,
+        "lm_head",
+        *["out_proj"] * 2,
+        *["x_proj"] * 2,
+    ]
+    assert [row.name.split(".")[-1] for row in report.layers] == ["in_proj"] * 2
+    assert 0 < (model(IDS).logits - before).norm() / before.norm() < 0.05
+
+
+class Reads(nn.Module):
+    """Of four layers it reads one's weight and one's dtype; the others' device, or nothing."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.by_weight, self.by_dtype, self.by_device, self.by_call = (nn.Linear(8, 8) for _ in range(4))
+        self.by_call.weight = nn.Parameter(torch.randn(8, 8))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x @ self.by_weight.weight.T
+        x = self.by_dtype(x.to(self.by_dtype.weight.dtype))
+        return self.by_call(self.by_device(x.to(self.by_device.weight.device)))
+
+
+def test_what_a_class_reads_of_its_layers() -> None:
+    for model in (Reads(), type("Derived", (Reads,), {})()):
+        report = quantize_(model)
+        assert set(report.kept) == {"by_weight", "by_dtype"}
+        assert model(torch.randn(2, 8)).isfinite().all()

@@ -6,6 +6,7 @@ import copy
 import dataclasses
 import json
 import re
+import weakref
 from pathlib import Path
 
 import pytest
@@ -16,9 +17,12 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 import quant_lite.files as files_module
+import quant_lite.gptq as gptq_module
 import quant_lite.linear as linear_module
+import quant_lite.model as model_module
 from llama_min import Llama
 from lora_lite import LoRAConfig, add_lora
 from quant_lite import (
@@ -274,6 +278,74 @@ def test_nibbles_are_packed_two_to_a_byte() -> None:
     assert unpack_nibbles(packed, 3).tolist() == [[1, 2, 15], [0, 9, 7]]
 
 
+class LiveBytes(TorchDispatchMode):
+    """The most bytes of tensors that live at a time, besides a model's own."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.now = self.most = 0
+        self.known = {parameter.untyped_storage()._cdata for parameter in model.parameters()}
+
+    def __torch_dispatch__(self, function, types, arguments=(), named=None):
+        result = function(*arguments, **(named or {}))
+        for tensor in filter(torch.is_tensor, tree_leaves(result)):
+            storage = tensor.untyped_storage()
+            if storage._cdata not in self.known:
+                self.known.add(storage._cdata)
+                self.now += storage.nbytes()
+                self.most = max(self.most, self.now)
+                weakref.finalize(storage, self.freed, storage._cdata, storage.nbytes())
+        return result
+
+    def freed(self, storage: int, size: int) -> None:
+        self.known.discard(storage)
+        self.now -= size
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        QuantConfig(),
+        QuantConfig("zeropoint", PerGroup(128)),
+        QuantConfig(bits=4),
+        QuantConfig("nf4"),
+        QuantConfig("zeropoint", bits=4),
+        QuantConfig(smoothing=0.5),
+        QuantConfig(activations="int8", smoothing=0.5, observer="minmax"),
+        QuantConfig("absmax", PerGroup(128), smoothing=0.5),
+    ],
+    ids=str,
+)
+def test_a_layer_is_quantized_beside_less_than_one_more(config: QuantConfig) -> None:
+    """In bfloat16, of which int8 is half already."""
+    N, K = 16384, 2048
+    model = nn.Sequential(nn.Linear(K, N, bias=False, dtype=torch.bfloat16))
+    with LiveBytes(model) as live:
+        quantize_(model, config, [torch.randn(4, K).bfloat16()] if config.calibrated else ())
+    result = sum(buffer.nbytes for buffer in model.buffers())
+    assert result < live.most <= 2 * N * K
+
+
+@pytest.mark.parametrize(
+    "config",
+    [QuantConfig(smoothing=0.5), QuantConfig("absmax", PerGroup(8), smoothing=0.5), QuantConfig(bits=4, gptq=True)],
+    ids=str,
+)
+def test_some_rows_at_a_time_are_all_rows_at_once(config: QuantConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Seven rows at a time, the last time three."""
+    torch.manual_seed(0)
+    x, models = [torch.randn(5, 24)], [nn.Sequential(nn.Linear(24, 17)) for _ in range(2)]
+    models[1].load_state_dict(models[0].state_dict())
+    reports = [quantize_(models[0], config, x)]
+    for module in (model_module, gptq_module):
+        monkeypatch.setattr(module, "row_pieces", lambda weight: [slice(0, 7), slice(7, 14), slice(14, 17)])
+    reports.append(quantize_(models[1], config, x))
+    states = [model.state_dict() for model in models]
+    assert states[0].keys() == states[1].keys()
+    assert all(torch.equal(states[0][name], states[1][name]) for name in states[0])
+    assert reports[0].layers[0].sqnr == pytest.approx(reports[1].layers[0].sqnr, rel=1e-6)
+
+
 def test_what_cannot_be_done_is_said() -> None:
     model = net()
     with pytest.raises(ValueError, match=r"skip pattern 'q_proj' matches no linear layer: have 0, 2.0"):
@@ -292,7 +364,7 @@ def test_what_cannot_be_done_is_said() -> None:
         QuantConfig("int3")
     with pytest.raises(ValueError, match="activations='int8' needs scheme='absmax' and bits=8, not 'nf4' and 8"):
         QuantConfig("nf4", activations="int8")
-    with pytest.raises(ValueError, match="Int4Linear takes 4-bit values"):
+    with pytest.raises(ValueError, match="the values are not of 4 bits"):
         Int4Linear(absmax_quantize(torch.randn(2, 4), PerChannel(0)))
 
 
@@ -349,6 +421,23 @@ def saved(
     with safe_open(path, framework="pt") as file:
         header = file.metadata()
     return path, {name: tensor.clone() for name, tensor in load_file(path).items()}, header
+
+
+@pytest.mark.parametrize("config", CONFIGS, ids=str)
+def test_what_is_loaded_lies_in_the_file(tmp_path: Path, config: QuantConfig) -> None:
+    """Mapped, 4 bits too: nothing is unpacked on the way."""
+    torch.manual_seed(0)
+    quantize_(model := nn.Sequential(nn.Linear(512, 256), nn.Linear(256, 512)), config)
+    path = save_quantized(model, tmp_path)
+    with torch.device("meta"):
+        loaded = nn.Sequential(nn.Linear(512, 256), nn.Linear(256, 512))
+    load_quantized(loaded, tmp_path)
+    lines = [line.split() for line in Path("/proc/self/maps").read_text().splitlines() if line.endswith(str(path))]
+    mapped = [tuple(int(end, 16) for end in line[0].split("-")) for line in lines]
+    for name, tensor in loaded.state_dict().items():
+        is_copied = name.endswith("bias")  # a few numbers
+        assert is_copied or any(start <= tensor.data_ptr() < end for start, end in mapped), name
+    assert torch.equal(loaded(torch.ones(2, 512)), model(torch.ones(2, 512)))
 
 
 @pytest.mark.parametrize("config", CONFIGS, ids=str)
