@@ -8,7 +8,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from quant_lite.quantize import PerToken, QuantizedTensor, _round_up, absmax_quantize, error_bound
+from quant_lite.quantize import PerToken, QuantizedTensor, _round_up, absmax_quantize, error_bound, full_range_rows
 
 __all__ = ["matmul_error_bound"]
 
@@ -39,7 +39,7 @@ def matmul_error_bound(x: Tensor, q: QuantizedTensor, activations: str = "float"
     Args:
         x: (..., K), float32, float16 or bfloat16.
         q: of a weight (N, K), from `absmax_quantize`, `zeropoint_quantize` or `nf4_quantize`.
-        activations: "float", or "int8" for those quantized by absmax, a scale a token.
+        activations: "float", or "int8" for those quantized by absmax, a scale a token, or "int8_full" of `Int8Linear`.
 
     Returns:
         float32 (..., N), rounded up.
@@ -48,14 +48,15 @@ def matmul_error_bound(x: Tensor, q: QuantizedTensor, activations: str = "float"
         TypeError: another dtype.
         ValueError: x holds NaN or infinity, the shapes do not fit, or `activations` is something else.
     """
-    if activations not in ("float", "int8"):
-        raise ValueError(f"activations={activations!r} is not known: take float or int8")
+    if activations not in ("float", "int8", "int8_full"):
+        raise ValueError(f"activations={activations!r} is not known: take float, int8 or int8_full")
     if q.values.dim() != 2 or x.dim() < 1 or x.shape[-1] != q.values.shape[1]:
         raise ValueError(f"x {tuple(x.shape)} and weight {tuple(q.values.shape)} do not fit: need (..., K) and (N, K)")
     if x.shape[-1] > _LONGEST:
         raise ValueError(f"K = {x.shape[-1]}: float32 sums of more than {_LONGEST} terms have no useful bound")
     rows = x.reshape(x.shape[:-1].numel(), x.shape[-1])
-    of_x = absmax_quantize(rows, PerToken())  # refuses what is not finite, for float activations too
+    # refuses what is not finite, for float activations too
+    of_x = full_range_rows(rows) if activations == "int8_full" else absmax_quantize(rows, PerToken())
     wide = rows.double()
     cut = wide.abs().amax(-1, keepdim=True) / _CUT if activations == "float" and wide.numel() else None  # (T, 1)
     read = wide if activations == "float" else of_x.values.double() * of_x.scale.double()  # n s, exact

@@ -70,7 +70,7 @@ class _Scheme:
             "targets": targets,
             "format": self.format,
             "weights": weights | {"group_size": self.group},
-            "input_activations": dict(_TOKEN) if self.activations == "int8" else None,
+            "input_activations": None if self.activations == "float" else dict(_TOKEN),
             "output_activations": None,
         }
 
@@ -82,7 +82,8 @@ def save_compressed(model: nn.Module, folder: str | Path, config: dict[str, Any]
     (`<layer>.weight` int8), one with float activations `pack-quantized` (`<layer>.weight_packed` int32 and
     `<layer>.weight_shape`); both have `<layer>.weight_scale`, float32 (N, 1) or (N, G), so that q times scale is what
     `dequantize` returns. `config.json` is the model's with a `quantization_config`, whose `ignore` names the linear
-    layers that stay in float. An int8 embedding is written in float, with the values that it stands for: the layout is
+    layers that stay in float. Other readers quantize a layer's input as `activations="int8_full"` does: quantize so for
+    the same integers there and here. An int8 embedding is written in float, with the values that it stands for: the layout is
     of linear layers; where a head was tied to it, the config says that it no longer is. The header of the weights has a
     checksum of each tensor besides, which `load_compressed` looks at. Files are written beside their targets and renamed,
     the config last.
@@ -244,7 +245,7 @@ def _parts(layer: Int8Linear | Int4Linear) -> dict[str, Tensor]:
     """The layer's tensors in the layout; a scale of the whole tensor becomes one a row, which all readers take."""
     parts: dict[str, Tensor] = {} if layer.bias is None else {"bias": layer.bias}
     parts["weight_scale"] = layer.scale.expand(layer.out_features, -1)
-    if isinstance(layer, Int8Linear) and layer.activations == "int8":
+    if isinstance(layer, Int8Linear) and layer.activations != "float":
         return parts | {"weight": layer.weight}
     q = layer.quantized().values
     parts["weight_packed"] = _pack(q, 8 if isinstance(layer, Int8Linear) else 4)
@@ -255,7 +256,7 @@ def _scheme(layer: Int8Linear | Int4Linear) -> _Scheme:
     strategy = "channel" if layer.group is None else "group"
     if isinstance(layer, Int4Linear):
         return _Scheme(_PACK, 4, strategy, layer.group, "float")
-    return _Scheme(_INT if layer.activations == "int8" else _PACK, 8, strategy, layer.group, layer.activations)
+    return _Scheme(_PACK if layer.activations == "float" else _INT, 8, strategy, layer.group, layer.activations)
 
 
 def _quantization_config(model: nn.Module, layers: dict[str, Int8Linear | Int4Linear]) -> dict[str, Any]:
@@ -399,7 +400,9 @@ def _read_scheme(group: dict[str, Any], format: str | None) -> tuple[_Scheme, li
     if wrong:  # all that is wrong is named at once, so go on with what can be read
         return _Scheme(str(format), 8, "channel", None, "float"), wrong
     group_size = size if strategy == "group" else None
-    return _Scheme(str(format), weights["num_bits"], str(strategy), group_size, "int8" if inputs else "float"), wrong
+    return _Scheme(
+        str(format), weights["num_bits"], str(strategy), group_size, "int8_full" if inputs else "float"
+    ), wrong
 
 
 def _build(scheme: _Scheme, parts: dict[str, Tensor], old: nn.Linear) -> Int8Linear | Int4Linear:

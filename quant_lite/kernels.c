@@ -117,31 +117,33 @@ static float most_of(const float *restrict x, size K) {
     return most < 0x7f800000 ? value_of(most) : -1;
 }
 
-/* One row: q = round(x / s), with s = max|x| / 127 rounded up to float32 before anything is divided by it; or with an s that
- * is given (`fixed`), past whose range q saturates. Returns s, or -1 where some of x is not finite. */
-static float quantize_row(const float *restrict x, int8_t *restrict q, size K, float fixed) {
+/* One row: q = round(x / s) from `lowest` to 127, with s = max|x| / 127 rounded up to float32 before anything is divided by it,
+ * or, where `lowest` is -128, max|x| / 127.5 to the nearest; or with an s that is given (`fixed`), past whose range q saturates. Returns s, or
+ * -1 where some of x is not finite. */
+static float quantize_row(const float *restrict x, int8_t *restrict q, size K, float fixed, int lowest) {
     float most = most_of(x, K);
     if (most < 0) return -1;
-    double exact = (double)most / 127.0;
+    double exact = (double)most / ((127 - lowest) / 2.0);
     float s = (float)exact;
-    if ((double)s < exact) s = nextafterf(s, INFINITY);
+    if ((double)s < exact && (lowest == -127 || s < FLT_MIN)) s = nextafterf(s, INFINITY);
     if (most == 0) s = 1;
     if (fixed > 0) s = fixed;
     for (size k = 0; k < K; k++) {
         float r = rintf(x[k] / s); /* to even */
-        r = r > 127 ? 127 : r < -127 ? -127 : r;
+        r = r > 127 ? 127 : r < lowest ? lowest : r;
         q[k] = (int8_t)(int)r;
     }
     return s;
 }
 
 /* q and s of each row of x (T, K). */
-int quantize_rows(const void *restrict x, int8_t *restrict q, float *restrict s, size T, size K, int half, float fixed) {
+int quantize_rows(const void *restrict x, int8_t *restrict q, float *restrict s, size T, size K, int half, float fixed,
+                  int lowest) {
     int failed = 0;
 #pragma omp parallel for schedule(static) reduction(| : failed) if (T > 4)
     for (size t = 0; t < T; t++) {
         float *in = as_float((const char *)x + t * K * (half ? 2 : 4), K, half);
-        s[t] = in ? quantize_row(in, q + t * K, K, fixed) : 0;
+        s[t] = in ? quantize_row(in, q + t * K, K, fixed, lowest) : 0;
         failed |= !in ? 1 : s[t] < 0 ? 2 : 0;
         if (half) free(in);
     }
@@ -186,12 +188,12 @@ static inline int up(int8_t w) { return (uint8_t)(w ^ -128); }
 
 /* y = s * sum over groups of scale * sum_k w q: int8 weights, activations quantized here to 8 bits a row ("W8A8"). */
 int int8_int8(const int8_t *restrict w, const float *restrict scale, const void *restrict x, void *restrict y, size N,
-              size K, size T, size group, int half, float fixed) {
+              size K, size T, size group, int half, float fixed, int lowest) {
     size G = (K + group - 1) / group;
     float *s = lines((size)sizeof(float) * T);
     int8_t *q = lines(T * K);
     int32_t *lift = lines((size)sizeof(int32_t) * T * G);
-    int failed = !s || !q || !lift ? 1 : quantize_rows(x, q, s, T, K, half, fixed);
+    int failed = !s || !q || !lift ? 1 : quantize_rows(x, q, s, T, K, half, fixed, lowest);
     if (!failed) {
         for (size i = 0; i < T * G; i++) {
             size t = i / G, start = i % G * group;

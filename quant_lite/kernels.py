@@ -106,7 +106,12 @@ def int8_fixed(
 
 
 def int8_int8(
-    weight: Tensor, scale: Tensor, x: Tensor, group: int | None = None, input_scale: float | None = None
+    weight: Tensor,
+    scale: Tensor,
+    x: Tensor,
+    group: int | None = None,
+    input_scale: float | None = None,
+    lowest: int = -127,
 ) -> Tensor:
     """y = x_hat w_hat^T, in the dtype of x, with x_hat the rows of x quantized by absmax to 8 bits.
 
@@ -115,6 +120,7 @@ def int8_int8(
         scale: float32 (N, G), one for each `group` neighbours of a row; (N, 1) without `group`.
         x: (T, K) of any float dtype.
         input_scale: one scale for all rows of x, past whose range they saturate; None takes max / 127 of each.
+        lowest: -127, or -128: the rows' scales are max / 127.5 then, and the least number of a row is half a step off.
 
     Raises:
         KernelError: there are no kernels.
@@ -122,7 +128,7 @@ def int8_int8(
         ValueError: x holds NaN or infinity.
     """
     fixed = ctypes.c_float(input_scale or 0.0)
-    return _call(_required().int8_int8, weight, (scale,), x, (_size(group, weight),), fixed)
+    return _call(_required().int8_int8, weight, (scale,), x, (_size(group, weight),), fixed, ctypes.c_int(lowest))
 
 
 def bfloat16_float(weight: Tensor, x: Tensor) -> Tensor:
@@ -134,8 +140,10 @@ def bfloat16_float(weight: Tensor, x: Tensor) -> Tensor:
     return _call(_required().bfloat16_float, weight, (), x)
 
 
-def quantize_rows(x: Tensor, input_scale: float | None = None) -> tuple[Tensor, Tensor]:
+def quantize_rows(x: Tensor, input_scale: float | None = None, lowest: int = -127) -> tuple[Tensor, Tensor]:
     """Rows of x (T, K) by absmax to int8, or with one scale for all: the values (T, K) and float32 scales (T, 1).
+
+    Args: as of `int8_int8`.
 
     Raises:
         KernelError: there are no kernels.
@@ -145,7 +153,8 @@ def quantize_rows(x: Tensor, input_scale: float | None = None) -> tuple[Tensor, 
     x = (x if x.dtype in (torch.float32, torch.bfloat16) else x.float()).contiguous()
     q, scale = torch.empty(x.shape, dtype=torch.int8), torch.empty(len(x), 1)
     half, fixed = x.dtype == torch.bfloat16, ctypes.c_float(input_scale or 0.0)
-    _check(_required().quantize_rows(x.data_ptr(), q.data_ptr(), scale.data_ptr(), *x.shape, half, fixed), *x.shape)
+    places = (x.data_ptr(), q.data_ptr(), scale.data_ptr())
+    _check(_required().quantize_rows(*places, *x.shape, half, fixed, lowest), *x.shape)
     return q, scale
 
 
@@ -171,7 +180,7 @@ def _call(
     of_groups: tuple[Tensor | None, ...],
     x: Tensor,
     sizes: tuple[int, ...] = (),
-    *more: ctypes.c_float,
+    *more: ctypes.c_float | ctypes.c_int,
 ) -> Tensor:
     """y (T, N) by one of the products of kernels.c, which read and write float32 and bfloat16.
 
@@ -282,8 +291,8 @@ def _load(path: Path) -> ctypes.CDLL:
     pointer, size = ctypes.c_void_p, ctypes.c_ssize_t
     sizes = (*[size] * 4, ctypes.c_int)
     found.int8_float.argtypes = found.int8_fixed.argtypes = [*[pointer] * 5, *sizes]
-    found.int8_int8.argtypes = [*[pointer] * 4, *sizes, ctypes.c_float]
-    found.quantize_rows.argtypes = [pointer] * 3 + [size] * 2 + [ctypes.c_int, ctypes.c_float]
+    found.int8_int8.argtypes = [*[pointer] * 4, *sizes, ctypes.c_float, ctypes.c_int]
+    found.quantize_rows.argtypes = [pointer] * 3 + [size] * 2 + [ctypes.c_int, ctypes.c_float, ctypes.c_int]
     found.scale_sums.argtypes = [pointer] * 4 + [size] * 3 + [ctypes.c_int]
     found.scale_sums.restype = None
     found.bfloat16_float.argtypes = [pointer] * 3 + [size] * 3 + [ctypes.c_int]

@@ -22,6 +22,7 @@ from quant_lite.quantize import (
     PerToken,
     QuantizedTensor,
     absmax_quantize,
+    full_range_rows,
     zeropoint_quantize,
 )
 
@@ -104,13 +105,16 @@ class Int8Linear(_Stored):
     that; the weight was multiplied by it (SmoothQuant, Xiao et al. 2023, equation 3). Gradients flow to x as if x were
     not quantized (the straight-through estimator of Bengio et al. 2013, section 3), and not to the weight.
 
+    "int8_full" is "int8" with all 256 integers: a row's scale is max|x| / 127.5, and q from -128 to 127. That is no finer
+    where the largest number is (127.5 steps become 127), but it is what readers of the compressed-tensors layout do.
+
     A few rows on the CPU, a decoded token above all, go through `kernels.c` where that can be built; anything else
     through PyTorch's operators. The results agree to float32 rounding.
 
     Args:
         weight: int8 (N, K), with scales per output channel (N, 1), for the whole tensor (1, 1), or by groups (N, G).
         bias: (N,) or None.
-        activations: "float" or "int8", which needs a weight without zero points and K <= 65,536.
+        activations: "float"; or "int8" or "int8_full", which need a weight without zero points and K <= 65,536.
         outliers: with int8 activations, how large a number must be for its column to be kept apart; None for never.
         input_scale: with int8 activations, positive.
         smooth: (K,), positive, or None.
@@ -133,17 +137,17 @@ class Int8Linear(_Stored):
     ) -> None:
         super().__init__()
         _check_shapes("Int8Linear", weight)
-        if activations not in ("float", "int8"):
-            raise ValueError(f"activations={activations!r} is not known: take float or int8")
-        if activations == "float" and (outliers is not None or input_scale is not None):
-            raise ValueError("outliers= and input_scale= are of int8 activations: these are float")
+        if activations not in ("float", "int8", "int8_full"):
+            raise ValueError(f"activations={activations!r} is not known: take float, int8 or int8_full")
+        if activations == "float" and outliers is not None or activations != "int8" and input_scale is not None:
+            raise ValueError(f"outliers= and input_scale= are of int8 activations: these are {activations}")
         for argument, number in (("outliers", outliers), ("input_scale", input_scale)):
             is_number = isinstance(number, (int, float))
             if number is not None and not (is_number and 0 < torch.tensor(number, dtype=torch.float32) < math.inf):
                 raise ValueError(f"{argument}={number!r} must be a positive finite number in float32, as it is read")
         self.out_features, self.in_features = weight.values.shape
         self.dtype, self.group, self.measured = weight.dtype, weight.group, weight.measured
-        self.activations = activations
+        self.activations, self.lowest = activations, -128 if activations == "int8_full" else -127
         self.outliers, self.input_scale = outliers, input_scale
         self.register_buffer("weight", weight.values.contiguous())
         self.register_buffer("scale", weight.scale.contiguous())
@@ -151,9 +155,9 @@ class Int8Linear(_Stored):
         self.register_buffer("zero_point", None if symmetric else weight.zero_point)
         self.register_buffer("bias", None if bias is None else bias.detach().clone())
         self.register_buffer("smooth", smooth)
-        if activations == "int8" and (not symmetric or self.in_features > _MOST_BYTES):
+        if activations != "float" and (not symmetric or self.in_features > _MOST_BYTES):
             raise ValueError(
-                f"activations='int8' needs a weight without zero points and at most {_MOST_BYTES} in features, this one "
+                f"activations={activations!r} needs a weight without zero points and at most {_MOST_BYTES} in features, this one "
                 f"has {'none' if symmetric else 'some'} and {self.in_features}: take scheme='absmax', or float"
             )
 
@@ -167,7 +171,7 @@ class Int8Linear(_Stored):
             linear: (N, K), finite.
             scheme: "absmax" or "zeropoint".
             granularity: `PerChannel(0)`, `PerTensor()` or `PerGroup(size)`.
-            activations: "float" or "int8".
+            activations: "float", "int8" or "int8_full".
         """
         quantizers = {"absmax": absmax_quantize, "zeropoint": zeropoint_quantize}
         if scheme not in quantizers:
@@ -196,17 +200,19 @@ class Int8Linear(_Stored):
 
     def product(self, x: Tensor) -> Tensor:
         """x w_hat^T: (T, N) in the dtype of x, from x (T, K), on the faster path for so many rows."""
-        integers = self.activations == "int8" and self.group is None  # for many rows, too
+        integers = self.activations != "float" and self.group is None  # for many rows, too
         weight, smooth = self.weight, self.smooth  # once: to read a buffer of a module takes half a microsecond
         if not _for_kernels(weight, x, few=not integers):
             return self.product_reference(x)
         if smooth is not None:
             x = (x / smooth).to(x.dtype)
         scale = self._of_rows(self.scale)
-        if self.activations == "int8":
+        if self.activations != "float":
             x, apart = self._part_outliers(x)
-            few = x.shape[0] <= _FEW
-            y = kernels.int8_int8(weight, scale, x, self.group, self.input_scale) if few else self._many(x, scale)
+            if x.shape[0] <= _FEW:
+                y = kernels.int8_int8(weight, scale, x, self.group, self.input_scale, self.lowest)
+            else:
+                y = self._many(x, scale)
             return y if apart is None else y + apart
         by_float = kernels.int8_fixed if self.in_features <= _MOST_BYTES else kernels.int8_float
         zero = self.zero_point
@@ -241,7 +247,7 @@ class Int8Linear(_Stored):
 
     def _many(self, x: Tensor, scale: Tensor) -> Tensor:
         """x w_hat^T for many rows (T, K), in integers: the sums of some rows of the weight at a time stay in the cache."""
-        q, input_scale = kernels.quantize_rows(x, self.input_scale)
+        q, input_scale = kernels.quantize_rows(x, self.input_scale, self.lowest)
         y = torch.empty(len(x), self.out_features, dtype=torch.bfloat16 if x.dtype == torch.bfloat16 else torch.float32)
         step = max(16, 2**19 // len(x))
         for start in range(0, self.out_features, step):
@@ -300,7 +306,7 @@ class Int8Linear(_Stored):
     def _quantize_input(self, x: Tensor) -> QuantizedTensor:
         """Rows of x as int8: each with the scale of its own, or all with the calibrated one, past which they saturate."""
         if self.input_scale is None:
-            return absmax_quantize(x, PerToken())
+            return full_range_rows(x) if self.lowest == -128 else absmax_quantize(x, PerToken())
         if not x.isfinite().all():
             raise ValueError("cannot quantize activations that hold NaN or infinity: look where they come from")
         scale = torch.tensor(self.input_scale, dtype=torch.float32, device=x.device)

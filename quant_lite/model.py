@@ -45,7 +45,7 @@ class QuantConfig:
         granularity: which weights share a scale. None is `PerChannel(0)`, one scale an output channel, with 8 bits,
             `PerGroup(128)` with 4, and `PerGroup(64)` for NF4.
         bits: 8 or 4, of a weight.
-        activations: "float", or "int8" to quantize each row of a layer's input, too.
+        activations: "float", or "int8" to quantize each row of a layer's input, too; "int8_full" as `Int8Linear` has it.
         outliers: with int8 activations: columns of the input with a number of at least this size stay in float.
         observer: with int8 activations: "minmax", "percentile" (99.99) or "mse" finds one scale for a layer's inputs in
             calibration, in place of one for each row as it comes.
@@ -68,13 +68,15 @@ class QuantConfig:
         schemes = ("absmax", "zeropoint", "nf4", "bfloat16")
         if self.scheme not in schemes:
             raise ValueError(f"scheme={self.scheme!r} is not known: take one of {', '.join(schemes)}")
-        if self.activations == "int8" and (self.scheme != "absmax" or self.bits != 8):
+        if self.activations not in ("float", "int8", "int8_full"):
+            raise ValueError(f"activations={self.activations!r} is not known: take float, int8 or int8_full")
+        if self.activations != "float" and (self.scheme != "absmax" or self.bits != 8):
             raise ValueError(
-                f"activations='int8' needs scheme='absmax' and bits=8, not {self.scheme!r} and {self.bits}: products of "
+                f"activations={self.activations!r} needs scheme='absmax' and bits=8, not {self.scheme!r} and {self.bits}: products of "
                 "integers have no room for zero points or levels"
             )
-        if self.activations == "float" and (self.outliers is not None or self.observer is not None):
-            raise ValueError("outliers= and observer= are of int8 activations: these are float")
+        if self.activations == "float" and self.outliers is not None or self.activations != "int8" and self.observer:
+            raise ValueError(f"outliers= and observer= are of int8 activations: these are {self.activations}")
         if self.observer is not None and self.observer not in _OBSERVERS:
             raise ValueError(f"observer={self.observer!r} is not known: take one of {', '.join(_OBSERVERS)}")
         if self.gptq and self.scheme != "absmax":

@@ -234,6 +234,21 @@ def _int8_zero_point(zero_point: Tensor, lowest: int, highest: int) -> Tensor:
     return zero_point.to(torch.int8)
 
 
+def full_range_rows(x: Tensor) -> QuantizedTensor:
+    """Rows of x (T, K) with s = max|x| / 127.5 and q from -128 to 127, as the library compressed-tensors quantizes them.
+
+    `error_bound` holds: of a largest number 127.5 s is half a step from 127 s.
+
+    Raises:
+        ValueError: x holds NaN or infinity.
+    """
+    low, high = _range(x, PerToken())
+    exact = torch.maximum(-low, high) / 127.5
+    # to the nearest float32 as the library has it; rounded up where it may be a subnormal one that is far off
+    scale = torch.where(exact < torch.finfo(torch.float32).tiny, _round_up(exact), exact.float())
+    return replace(_quantize(x, scale, torch.zeros_like(scale, dtype=torch.int8), None, -128, 127), measured=False)
+
+
 def nf4_quantize(x: Tensor, granularity: Granularity = PerGroup(64)) -> QuantizedTensor:
     """4-bit NormalFloat: `s = max|x|`, q the index of the level nearest to x / s (Dettmers et al. 2023, eq. 4).
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import json
 import math
 import re
@@ -32,12 +33,13 @@ from quant_lite import (
     save_compressed,
     smoothing_scales,
 )
-from quant_lite.quantize import PerToken
+from quant_lite.quantize import PerToken, full_range_rows
 
 transformers = pytest.importorskip("transformers")
 library = pytest.importorskip("compressed_tensors")
 from compressed_tensors.compressors import BaseCompressor, ModelCompressor
 from compressed_tensors.quantization import (
+    QuantizationArgs,
     QuantizationConfig,
     QuantizationScheme,
     apply_quantization_config,
@@ -205,6 +207,42 @@ def test_int8_activations_differ_from_the_library_by_its_half_step_alone(
 
 
 @torch.no_grad()
+@pytest.mark.parametrize("config", W8A8, ids=str)
+def test_int8_activations_of_the_full_range_are_the_librarys(tmp_path: Path, config: QuantConfig) -> None:
+    """Every integer and scale of every layer's input, and its output to the rounding of K + 4 float operations.
+
+    Over the whole model a number on the border of two steps may fall on either side, and the positions that read it differ
+    by as much as quantizing costs; at most of them the logits are those of transformers but for rounding.
+    """
+    ours = random_llama()
+    quantize_(ours, dataclasses.replace(config, activations="int8_full"))
+    floats = twin_of(ours)(TOKENS).logits
+    theirs = by_transformers(save_compressed(ours, tmp_path))
+    seen: dict[str, tuple[torch.Tensor, torch.Tensor]] = {}
+    for name in quantized_layers(ours):
+        keep = lambda _, x, y, name=name: seen.update({name: (x[0], y)})
+        theirs.get_submodule(name).register_forward_hook(keep)
+    logits = theirs(TOKENS).logits
+    for name, layer in quantized_layers(ours).items():
+        x, y = seen[name]
+        rows = x.reshape(-1, x.shape[-1])
+        scale, _ = forward.compute_dynamic_scales_and_zp(x, QuantizationArgs(**_token()), None)
+        scale = scale.reshape(-1, 1)
+        q = full_range_rows(rows)
+        assert torch.equal(q.scale, scale) and int(q.values.min()) == -128
+        assert torch.equal(q.values, (rows / scale).round().clamp(-128, 127).to(torch.int8))
+        reach = layer.to_linear().weight.abs().sum(-1)
+        rounding = (layer.in_features + 4) * 2.0**-24 * (1.01 * x.abs().amax(-1, keepdim=True) * reach + y.abs())
+        assert ((layer(x) - y).abs() <= rounding).all()
+    off = (ours(TOKENS).logits - logits).abs().amax(-1)  # of each position
+    assert float(off.median()) < 1e-4 < 0.01 < float((logits - floats).abs().amax(-1).median())
+
+    again = random_llama()
+    load_compressed(again, tmp_path)
+    assert torch.equal(again(TOKENS).logits, ours(TOKENS).logits)
+
+
+@torch.no_grad()
 def test_bfloat16_scales_stay_float32_unless_transformers_rounds_them(tmp_path: Path) -> None:
     """Exact where the weights are dequantized on loading; else transformers casts scales, by up to 2^-8 of each."""
     ours = random_llama(dtype=torch.bfloat16)
@@ -307,9 +345,8 @@ def test_folders_of_the_library_are_read(tmp_path: Path, name: str, shard: str, 
     for path, weight in weights.items():
         layer = ours.get_submodule(path)
         assert torch.equal(layer.to_linear().weight if path in layers else layer.weight, weight), path
-    assert all(
-        getattr(layer, "activations", "float") == ("int8" if name == "W8A8" else "float") for layer in layers.values()
-    )
+    activations = "int8_full" if name == "W8A8" else "float"
+    assert all(getattr(layer, "activations", "float") == activations for layer in layers.values())
 
 
 def test_what_the_layout_lacks_is_refused(tmp_path: Path, root: Path) -> None:

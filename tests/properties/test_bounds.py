@@ -27,6 +27,7 @@ from quant_lite import (
     zeropoint_quantize,
 )
 from quant_lite.checks import FLOATS, tensors
+from quant_lite.quantize import full_range_rows
 
 SCHEMES: dict[str, Callable[..., QuantizedTensor]] = {
     "absmax": absmax_quantize,
@@ -157,8 +158,12 @@ def exact(x: Tensor, w: Tensor) -> Tensor:
     return torch.tensor(rows, dtype=torch.float64).view(len(x), len(w))
 
 
+def rows_of(x: Tensor, activations: str) -> QuantizedTensor:
+    return full_range_rows(x.float()) if activations == "int8_full" else absmax_quantize(x.float(), PerToken())
+
+
 def activated(x: Tensor, activations: str) -> Tensor:
-    return x.float() if activations == "float" else absmax_quantize(x.float(), PerToken()).dequantize()
+    return x.float() if activations == "float" else rows_of(x, activations).dequantize()
 
 
 def products(x: Tensor, q: QuantizedTensor, activations: str) -> list[Tensor]:
@@ -181,7 +186,7 @@ def check_product(x: Tensor, w: Tensor, q: QuantizedTensor, activations: str) ->
         and not q.zero_point.any()
         and (q.scale > 1e-12).all()
     ):
-        a = absmax_quantize(x.float(), PerToken())
+        a = rows_of(x, activations)
         if activations == "float":
             ys.append((x.float() @ q.values.float().T) * q.scale.expand(len(w), 1).T)
         elif (a.scale > 1e-12).all():
@@ -191,7 +196,7 @@ def check_product(x: Tensor, w: Tensor, q: QuantizedTensor, activations: str) ->
     return max(share((y - one.double()).abs().nan_to_num(float("inf")), bound) for one in ys if bound.isfinite().all())
 
 
-@pytest.mark.parametrize("activations", ["float", "int8"])
+@pytest.mark.parametrize("activations", ["float", "int8", "int8_full"])
 @pytest.mark.parametrize("scheme", SCHEMES)
 def test_search_never_passes_the_bound_of_a_product_and_reaches_it(scheme: str, activations: str) -> None:
     best = 0.0
@@ -215,7 +220,7 @@ def test_search_never_passes_the_bound_of_a_product_and_reaches_it(scheme: str, 
 
 
 @pytest.mark.parametrize("granularity", [PerTensor(), PerChannel(0), PerGroup(12)], ids=str)
-@pytest.mark.parametrize("activations", ["float", "int8"])
+@pytest.mark.parametrize("activations", ["float", "int8", "int8_full"])
 @pytest.mark.parametrize("scheme", ["absmax", "zeropoint", "absmax int4"])
 def test_built_weights_reach_the_bound_of_a_product(
     scheme: str, activations: str, granularity: object, generator: torch.Generator
@@ -268,7 +273,7 @@ def test_a_zero_row_has_no_error_and_an_overflow_an_infinite_one() -> None:
 huge = st.sampled_from([1e-38, 1e-30, 1e-12, 1.0, 1e12, 1e19, 1e30, 3e38])
 
 
-@pytest.mark.parametrize("activations", ["float", "int8"])
+@pytest.mark.parametrize("activations", ["float", "int8", "int8_full"])
 @pytest.mark.parametrize("scheme", ["absmax", "zeropoint", "nf4"])
 def test_a_product_overflows_only_where_its_bound_is_infinite(scheme: str, activations: str) -> None:
     """Weights and inputs of any size: the plain product in three orders, and a layer with few rows, many, and by operators.
@@ -290,7 +295,7 @@ def test_a_product_overflows_only_where_its_bound_is_infinite(scheme: str, activ
         q = SCHEMES[scheme](w, PerChannel(0) if group is None else PerGroup(group))
         bound, y = matmul_error_bound(x, q, activations).double(), exact(x, w)
         ys = products(x, q, activations)
-        subnormal = activations == "int8" and float(q.scale.min()) * float(x.abs().amax(1).min()) / 127 < 1.2e-38
+        subnormal = activations != "float" and float(q.scale.min()) * float(x.abs().amax(1).min()) / 127.5 < 1.2e-38
         if scheme == "absmax" or (scheme == "zeropoint" and activations == "float"):
             layer = Int8Linear(q, activations=activations)
             ys += [] if subnormal else [layer.product(x), layer.product(x[:2]), layer.product_reference(x)]
@@ -302,8 +307,8 @@ def test_a_product_overflows_only_where_its_bound_is_infinite(scheme: str, activ
         most = steps @ torch.maximum(size, half).T
         if scheme != "nf4":
             most = torch.maximum(most, steps.sum(1, keepdim=True) * 255)
-        if activations == "int8":
-            most = torch.maximum(most, 127 * size.sum(1))
+        if activations != "float":
+            most = torch.maximum(most, 128 * size.sum(1))
         assert bound[most < largest / 4].isfinite().all()
         seen["finite"] += int(bound.isfinite().sum())
         seen["infinite"] += int(bound.isinf().sum())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import shutil
 import subprocess
@@ -98,23 +99,35 @@ def test_bfloat16_by_float(size: tuple[int, int, int], seed: int, spread: float,
     assert_near(kernels.bfloat16_float(w, x), x, w.double(), of_sums(x, w.double()))
 
 
-def by_operators(w: torch.Tensor, scale: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
+def by_operators(w: torch.Tensor, scale: torch.Tensor, x: torch.Tensor, lowest: int = -127) -> torch.Tensor:
     """W8A8 by the definition: quantize the rows, sum integers, scale."""
-    q = absmax_quantize(x, PerChannel(0))
-    return ((q.values.long() @ w.long().T).float() * scale.T * q.scale).to(x.dtype)
+    if lowest == -127:
+        q = absmax_quantize(x, PerChannel(0))
+        values, s = q.values, q.scale
+    else:
+        s = x.float().abs().amax(-1, keepdim=True) / 127.5
+        up = torch.nextafter(s, torch.tensor(math.inf))  # of a subnormal scale the nearest may be far too small
+        s = torch.where((s < 2.0**-126) & (127.5 * s.double() < x.double().abs().amax(-1, keepdim=True)), up, s)
+        s = torch.where(s == 0, torch.ones_like(s), s)
+        values = (x.float() / s).round().clamp(-128, 127)
+    return ((values.long() @ w.long().T).float() * scale.T * s).to(x.dtype)
 
 
 @needs_c
+@pytest.mark.parametrize(("activations", "lowest"), [("int8", -127), ("int8_full", -128)])
 @given(sizes, st.integers(0, 2**31), st.floats(0, 3), dtypes)
-def test_int8_by_int8_to_the_bit(size: tuple[int, int, int], seed: int, spread: float, dtype: torch.dtype) -> None:
+def test_int8_by_int8_to_the_bit(
+    activations: str, lowest: int, size: tuple[int, int, int], seed: int, spread: float, dtype: torch.dtype
+) -> None:
     """The same scales, the same roundings to even, exact sums: there is nothing to differ in, for few rows and many."""
     N, K, T = size
     w, scale, _ = weight(N, K, None, seed)
     x = numbers(T, K, seed=seed, spread=spread).clamp(-1, 1).to(dtype)
-    assert torch.equal(kernels.int8_int8(w, scale, x), by_operators(w, scale, x))
-    layer = Int8Linear(QuantizedTensor(w, scale, torch.zeros(N, 1, dtype=torch.int8), dtype), activations="int8")
-    many = x.repeat(9, 1)
-    assert torch.equal(layer.product(many), by_operators(w, scale, many))
+    assert torch.equal(kernels.int8_int8(w, scale, x, lowest=lowest), by_operators(w, scale, x, lowest))
+    layer = Int8Linear(QuantizedTensor(w, scale, torch.zeros(N, 1, dtype=torch.int8), dtype), activations=activations)
+    for rows in (x, x.repeat(9, 1)):  # few and many
+        assert torch.equal(layer.product(rows), by_operators(w, scale, rows, lowest))
+        assert torch.equal(layer.product_reference(rows), by_operators(w, scale, rows, lowest))
 
 
 @needs_c
@@ -138,11 +151,13 @@ def test_a_given_input_scale_saturates() -> None:
 
 
 @needs_c
-def test_int8_by_int8_in_the_corners() -> None:
+@pytest.mark.parametrize("lowest", [-127, -128])
+def test_int8_by_int8_in_the_corners(lowest: int) -> None:
     """Zero rows, ties, subnormals, the largest numbers, the longest sums; NaN and infinity are refused."""
-    w, scale = bytes_of(5, 65_536, 0).fill_(-127), torch.full((5, 1), 0.5)
-    x = torch.full((1, 65_536), 3.0)
-    assert torch.equal(kernels.int8_int8(w, scale, x), by_operators(w, scale, x))
+    for number, sign in ((-127, 1), (127, -1), (-128, -1)):
+        w, scale = bytes_of(5, 65_536, 0).fill_(number), torch.full((5, 1), 0.5)
+        x = torch.full((1, 65_536), 3.0 * sign)
+        assert torch.equal(kernels.int8_int8(w, scale, x, lowest=lowest), by_operators(w, scale, x, lowest))
     w = bytes_of(3, 6, 1)
     largest = torch.finfo(torch.float32).max
     x = torch.tensor(
@@ -153,11 +168,11 @@ def test_int8_by_int8_in_the_corners() -> None:
             [largest, -largest, 1.0, 0, largest / 254, largest / 2],
         ]
     )
-    assert torch.equal(kernels.int8_int8(w, scale[:3], x), by_operators(w, scale[:3], x))
+    assert torch.equal(kernels.int8_int8(w, scale[:3], x, lowest=lowest), by_operators(w, scale[:3], x, lowest))
     for bad in (float("nan"), float("inf"), float("-inf")):
         x[1, 3] = bad
         with pytest.raises(ValueError, match="activations that hold NaN or infinity"):
-            kernels.int8_int8(w, scale[:3], x)
+            kernels.int8_int8(w, scale[:3], x, lowest=lowest)
 
 
 @pytest.mark.parametrize("activations", ["float", "int8"])
