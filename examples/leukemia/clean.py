@@ -8,14 +8,21 @@ import unicodedata
 from collections import Counter
 from collections.abc import Callable
 
-__all__ = ["CLEANING", "clean"]
+__all__ = ["CLEANING", "clean", "on_one_line"]
 
 _ATTRIBUTES = r"""(?:\s+[\w:.-]+\s*=\s*(?:"[^"<>]*"|'[^'<>]*'|[^\s<>"']+))*\s*/?"""
-_TAGS = re.compile(rf"</?(?:i|b|u|em|strong|span|sub|sup|italic|bold|mml:\w+|jats:\w+){_ATTRIBUTES}>", re.IGNORECASE)
-_BLOCKS = re.compile(rf"</?(?:p|br|sec|title|jats:p|jats:sec|jats:title){_ATTRIBUTES}>", re.IGNORECASE)
-_POWER = re.compile(r"(?<=\d)\s?<sup>\s*([-−–+]?\d+)\s*</sup>", re.IGNORECASE)
-_CHARACTERS = str.maketrans(dict.fromkeys("‐‑‒–−﹣", "-") | dict.fromkeys("‘’ʼ′", "'") | dict.fromkeys("“”″", '"'))
-_INVISIBLE = re.compile(r"[\u00ad\u200b-\u200f\u2028-\u202e\u2060-\u2064\ufeff]|[\x00-\x08\x0b\x0c\x0e-\x1f\x7f]")
+_TAGS = re.compile(rf"</?(?:i|b|u|em|strong|span|italic|bold|mml:\w+|jats:\w+){_ATTRIBUTES}>", re.IGNORECASE)
+_BLOCKS = re.compile(rf"</?(?:p|br|sec|title|abstract|jats:p|jats:sec|jats:title){_ATTRIBUTES}>", re.IGNORECASE)
+_BEHIND = re.compile(r"<publisher>[^<]*(?:</publisher>|$)", re.IGNORECASE)  # where a record was cut out of XML
+_LEVELS = re.compile(rf"<(/?)(?:jats:)?(su[bp]){_ATTRIBUTES}>", re.IGNORECASE)
+_MATHML = re.compile(r"<mml:msup[^>]*>\s*<mml:mn>(\d+)</mml:mn>(.*?)</mml:msup>", re.IGNORECASE | re.DOTALL)
+# only 10 has a space before its exponent: "2 <sup>14</sup>C" is an isotope
+_POWER = re.compile(r"(?:(?<=\d)|(?<=\b10)\s)<sup>\s*([-−–+]?)\s*([\dΔ∆].{0,30}?)\s*</sup>", re.IGNORECASE)
+_CHARACTERS = str.maketrans(
+    dict.fromkeys("‐‑‒–−﹣", "-") | dict.fromkeys("‘’ʼ′", "'") | dict.fromkeys("“”″", '"') | {"⁄": "/"}
+)
+_TRADEMARKS = str.maketrans("", "", "™®℠")
+_INVISIBLE = re.compile(r"[\u00ad\u200b-\u200f\u202a-\u202e\u2060-\u2064\ufeff]|[\x00-\x08\x0e-\x1b\x7f]")
 _NAME_WORD = r"(?:[A-Z&][\w&'-]{0,20}|the|of|and|for)"
 _BOILERPLATE = re.compile(
     r"\(?ABSTRACT TRUNCATED AT \d+ WORDS\)?|\[Figure: see text\]|\(PsycINFO Database Record[^()]{0,80}\)"
@@ -53,14 +60,18 @@ _COPYRIGHT = re.compile(
 )
 _CITATIONS = re.compile(
     r"\((?:[A-Z][A-Za-z&]{0,30}\.?\s){1,6}(?:19|20)\d\d;\s?\d+(?:\(\d+\))?:\s?\w+(?:-\w+)?\.?\)"  # (Blood. 2004;104:1234-40)
-    r"|(?<=[a-z.,:;])\[\d{1,5}(?:\s?[,-]\s?\d{1,5})*\](?!\w)"  # word[12], as opposed to a range: median [2-7]
-    r"|(?<=[a-z,;:]\s)\[\d{1,3}\](?=[.,;:)]|$)|(?<=[a-z]\s)\[\d{1,3}(?:,\s?\d{1,3}){1,9}\](?=\.(?:\s|$))"  # word [1]
+    r"|(?<=[a-z.,;])\[\d{1,5}(?:\s?[,-]\s?\d{1,5})*\](?!\w)"  # word[12], as opposed to a range: median [2-7]
+    r"|(?<=:)\[\d{4,5}\](?!\w)"  # such as:[7046]: no result has so many digits and stands alone
+    r"|(?<=[a-z,;]\s)\[\d{1,3}\](?=[.,;:)]|$)|(?<=[a-z]\s)\[\d{1,3}(?:,\s?\d{1,3}){1,9}\](?=\.(?:\s|$))"  # word [1]
     r"|\((?i:refs?|references?)\.?\s\d{1,3}(?:\s?[,-]\s?\d{1,3}){0,9}\)"
     r"|(?:(?<=[.?!]\s)|(?<=[.?!]))(?:REFERENCES|References)\s?:?\s\[?1[.)\]]\s"
     r"(?=[A-Z][\w'-]{1,30},?\s[A-Z]{1,3}\b)(?s:.{0,5000})$"  # the list itself, which begins with an author
     r"|\[?\(?PMID:?\s?\d{1,8}\)?\]?"
 )
-_MEASURED = re.compile(r"(?:days?|weeks?|months?|years?|hours?|range|median|mean|IQR)$")  # 5 days[2-7] is a range, too
+# what stands before a result in brackets, as in 5 days[2-7]; a short one behind a colon always is
+_MEASURED = re.compile(
+    r"\b(?:days?|weeks?|months?|years?|hours?|range|median|mean|IQR|CI|interval|scores?|grades?)[,=]?$"
+)
 _SPREAD = re.compile(r"\d|interval|range|median|mean")  # close before [2, 6]: its limits
 
 
@@ -85,17 +96,27 @@ def _entities(text: str) -> str:
 
 
 def _markup(text: str) -> str:
-    """Drop tags and keep their text; a superscript behind a digit is a power (10<sup>9</sup> is 10^9, not 109)."""
-    return _TAGS.sub("", _BLOCKS.sub(" ", _POWER.sub(r"^\1", text))) if "<" in text else text
+    """Drop tags and keep their text."""
+    if "<" not in text:
+        return text
+    text = _MATHML.sub(r"\1<sup>\2</sup>", _LEVELS.sub(r"<\1\2>", _BEHIND.sub("", text)))
+    return on_one_line(_TAGS.sub("", _BLOCKS.sub(" ", text)))
+
+
+def on_one_line(text: str) -> str:
+    """Drop <sup> and <sub>: a superscript behind a digit is a power (10<sup>9</sup> is 10^9), log<sub>10</sub>4 is log10 4."""
+    return re.sub(r"(?i)</?su[bp]>", "", re.sub(r"(?i)</sub>(?=\d)", " ", _POWER.sub(r"^\1\2", text)))
 
 
 def _unicode(text: str) -> str:
     """NFKC; one kind of hyphen, quote and decimal point; nothing invisible; superscript digits as powers."""
     if text.isascii() and text.isprintable():
         return text
-    text = re.sub(r"(?<=\d)([⁻⁺]?[⁰¹²³⁴⁵⁶⁷⁸⁹]+)", r"^\1", text)  # CD4⁺ is no power
-    text = unicodedata.normalize("NFKC", text).translate(_CHARACTERS)
-    return re.sub(r"(?<=\d)·(?=\d)", ".", _INVISIBLE.sub("", text))
+    text = re.sub(r"(?<=\d)([⁻⁺]?[⁰¹²³⁴⁵⁶⁷⁸⁹]+)", r"^\1", text.translate(_TRADEMARKS))  # CD4⁺ is no power
+    text = re.sub(r"(?<=\d)(?=[¼-¾⅐-⅞])|(?<=[₀-₉])(?=\d)", " ", text)  # 2½ is 2 1/2, log₁₀4 is log10 4
+    text = _INVISIBLE.sub("", unicodedata.normalize("NFKC", text).translate(_CHARACTERS))
+    text = re.sub(r"(?<=\d)[·∙⋅](?=10(?:\^|\(\d{1,2}\)))", "×", text)
+    return re.sub(r"(?<=\d)[·∙⋅](?=\d)", ".", text)
 
 
 def _boilerplate(text: str) -> str:

@@ -14,6 +14,7 @@ from typing import BinaryIO
 from xml.etree import ElementTree
 from xml.etree.ElementTree import Element
 
+from examples.leukemia.clean import on_one_line
 from examples.leukemia.data import Record, UserError
 
 __all__ = ["inner_text", "pubmed_ids", "read_pubmed_xml"]
@@ -52,14 +53,22 @@ def pubmed_ids(root: Element) -> list[str]:
 
 def inner_text(element: Element | None) -> str:
     """All text inside an element, markup left out but its text kept: "10<sup>9</sup>" becomes "10^9", not "109"."""
-    if element is None:
-        return ""
-    text = element.text or ""
-    for child in element:
-        inner = inner_text(child)
-        power = child.tag == "sup" and text[-1:].isdigit() and re.fullmatch(r"[-−–+]?\d+", inner)
-        text += (f"^{inner}" if power else inner) + (child.tail or "")
-    return text
+    return "" if element is None else on_one_line(_with_levels(element))
+
+
+def _with_levels(element: Element) -> str:
+    """The text inside with no tags but <sup> and <sub>; the second part of MathML's msup is a superscript."""
+    texts = [_with_levels(child) for child in element]
+    names = [_name(child) for child in element]
+    if _name(element) == "msup" and len(texts) == 2:
+        return f"{texts[0].strip()}<sup>{texts[1]}</sup>"
+    marked = (f"<{name}>{text}</{name}>" if name in ("sup", "sub") else text for name, text in zip(names, texts))
+    return (element.text or "") + "".join(text + (child.tail or "") for text, child in zip(marked, element))
+
+
+def _name(element: Element) -> str:
+    """The tag without its namespace."""
+    return element.tag.rpartition("}")[2]
 
 
 def _records(source: BinaryIO) -> Iterator[Record]:

@@ -545,3 +545,20 @@ def test_inner_text_keeps_everything_and_powers() -> None:
     )
     assert inner_text(element) == "xyz10^-4, 14C, 5th, Ca2+"
     assert inner_text(None) == ""
+
+
+@pytest.mark.parametrize(
+    ("markup", "text"),
+    [
+        ("10<sup>5.3</sup>, 10 <sup>-3</sup>, 10<sup> 9</sup>/L", "10^5.3, 10^-3, 10^9/L"),
+        ("2<sup>-ΔΔC<sub>t</sub></sup> at 5 <sup>14</sup>C", "2^-ΔΔCt at 5 14C"),
+        ("<m:math><m:msup><m:mn>10</m:mn><m:mn>9</m:mn></m:msup></m:math>/L", "10^9/L"),
+        ("<m:msup>\n<m:mn>10</m:mn>\n<m:mrow><m:mo>-</m:mo>\n<m:mn>4</m:mn></m:mrow></m:msup> a", "10^-4 a"),
+        ("log<sub>10</sub>4, <m:msub><m:mi>x</m:mi><m:mn>2</m:mn></m:msub> &lt; 3", "log10 4, x2 < 3"),
+    ],
+)
+def test_exponents_stay_apart_from_what_they_raise(markup: str, text: str) -> None:
+    from xml.etree import ElementTree
+
+    element = ElementTree.fromstring(f'<a xmlns:m="http://www.w3.org/1998/Math/MathML">{markup}</a>')
+    assert inner_text(element) == text

@@ -90,6 +90,18 @@ from examples.leukemia.spelling import american_word, americanize
         ("Three eras. (C) 2000-2009 survived 60%. Then more.", None),
         ("(A) 1000 mg. (B) 1500 mg. (C) 2000 mg", None),
         ("Two of us saw. (c) 2010 patients lived.", None),
+        ("2½ years, 10½ mg, 3⅓ and ½ a tablet", "2 1/2 years, 10 1/2 mg, 3 1/3 and 1/2 a tablet"),
+        ("4·10⁹/L, 2·10(6) CD34+ and 3·10<sup>6</sup>, p=0·10 (n=5)", "4×10^9/L, 2×10(6) CD34+ and 3×10^6, p=0.10 (n=5)"),
+        ("log₁₀4, log<sub>10</sub>4, H₂O and H<sub>2</sub>O", "log10 4, log10 4, H2O and H2O"),
+        ("leukemia\x0cWe\x0bsaw\u2028two\u2029cells.", "leukemia We saw two cells."),
+        ("Gleevec™ and Glivec® at 400 mg", "Gleevec and Glivec at 400 mg"),
+        ("10<sup>5.3</sup>, 10 <sup>-3</sup>, 10<sup> 9</sup>/L, 10<jats:sup>9</jats:sup>, 2<sup>-ΔΔC<sub>t</sub></sup>",
+         "10^5.3, 10^-3, 10^9/L, 10^9, 2^-ΔΔCt"),
+        ("2 <sup>14</sup>C, CD4<sup>+</sup>, p53<sup>-/-</sup>, 5<sup>th</sup>", "2 14C, CD4+, p53-/-, 5th"),
+        ("<mml:math><mml:msup><mml:mn>10</mml:mn><mml:mrow><mml:mo>-</mml:mo><mml:mn>4</mml:mn></mml:mrow></mml:msup></mml:math>/L", "10^-4/L"),
+        ("Age (range:[2-7]), IQR:[12-40], grade[3], a score, [4] and (95% CI:[1-3], 95% CI,[2-4]); the score was:[3]", None),
+        ("See loci[3], prior work [4]; problems such as:[7046] it works.", "See loci, prior work; problems such as: it works."),
+        ("<abstract>It works.</abstract> <publisher>American Association for Cancer Research Inc.", "It works."),
     ],
 )  # fmt: skip
 def test_cleaning(raw: str, cleaned: str | None) -> None:
