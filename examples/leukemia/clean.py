@@ -25,9 +25,9 @@ _TRADEMARKS = str.maketrans("", "", "™®℠")
 _INVISIBLE = re.compile(r"[\u00ad\u200b-\u200f\u202a-\u202e\u2060-\u2064\ufeff]|[\x00-\x08\x0e-\x1b\x7f]")
 _NAME_WORD = r"(?:[A-Z&][\w&'-]{0,20}|the|of|and|for)"
 _BOILERPLATE = re.compile(
-    r"\(?ABSTRACT TRUNCATED AT \d+ WORDS\)?|\[Figure: see text\]|\(PsycINFO Database Record[^()]{0,80}\)"
+    r"\(?ABSTRACT TRUNCATED AT \d+ WORDS\)?|\(ABSTRACT TRUNCATED\)|\[(?:Figure|Table|Formula): see text\]|\(PsycINFO Database Record[^()]{0,80}\)"
     r"|\bThis article is protected by copyright\.(?: All rights reserved\.?)?|\bThis article has been retracted\."
-    r"|\bThis is an open access article(?:[^.]|\.(?=\d)){0,300}\.|\bAll rights reserved\.?\s?$|(?<=\.\s)All rights reserved\.(?=\s)"
+    r"|\bThis is an open[ -]access article(?:[^.]|\.(?=\d)){0,300}\.|\bAll rights reserved\.?\s?$|(?<=\.\s)All rights reserved\.(?=\s)"
     rf"|(?:(?<=[.?!]\s)|^)(?-i:(?:Published|{_NAME_WORD}(?: {_NAME_WORD}){{1,9}} published) by {_NAME_WORD}(?:,? {_NAME_WORD}){{0,9}}(?: on behalf of [^.]{{0,150}})?)\.(?=\s|$)"
     r"|\bFor permissions,? (?:please )?(?:contact|e-?mail):? ?[\w.@-]{0,80}|\bSee rights and permissions\."
     r"|(?:(?<=[.?!]\s)|^)Re-?use permitted under CC[ -]BY[^.]{0,20}(?:\.\d[^.]{0,20})?\.|(?:(?<=[.?!]\s)|^)No commercial re-?use\."
@@ -37,7 +37,7 @@ _BOILERPLATE = re.compile(
 )
 _YEAR = r"(?:19|20)\d\d\b"
 _PUBLISHER = (
-    r"(?:Elsevier|Springer|Wiley|Blackwell|Karger|BMJ|MDPI|Lippincott|Wolters|Taylor|Informa|Macmillan|Nature|Oxford|Foundation"
+    r"(?:Elsevier|Springer|Wiley|Blackwell|Karger|Verlag|BMJ|MDPI|Lippincott|Wolters|Taylor|Informa|Macmillan|Nature|Oxford|Foundation"
     r"|Society|Association|College|Press|Publish\w{2,5}|Ltd|Limited|Inc|GmbH|The\sAuthors?|Authors?\(s\))"
 )
 # what stands behind "(C) 2000" where it is a copyright and no third item: names to the end of the sentence
@@ -50,14 +50,33 @@ _OWNERS = (
 # registration may follow. Within a sentence a mark is a product's, unless a year is right behind it and ends the text.
 _COPYRIGHT = re.compile(
     r"(?:(?<=[.?!])|(?<=[.?!)\]]\s)|^)(?:"
-    rf"(?:(?:(?:Crown\s)?[Cc]opyright:?\s?)?©[^.]{{0,60}}?(?:\b{_YEAR}|\b{_PUBLISHER})"
+    rf"(?:(?:(?:Crown\s)?[Cc]opyright:?\s?)?©(?:[^.]|(?<=\s[A-Z])\.){{0,60}}?(?:\b{_YEAR}|\b{_PUBLISHER})"
     rf"|(?:Crown\s)?(?i:copyright(?:\s\(c\))?|\(c\)),?\s(?:by\s)?{_YEAR}{_OWNERS}"
     rf"|Copyright\s(?:[A-Z&][\w&'-]{{0,20}},?\s){{1,6}}{_YEAR}"
     rf"|Copyright:\s[^.]{{0,60}}?\b{_PUBLISHER}|The\sAuthor(?:s|\(s\)),\sunder\sexclusive\slicen[cs]e\sto\b)"
-    r".{0,150}?(?:(?<!\s[A-Z])\.(?=\s[A-Z(\[]|\s?$)|$)"
+    r".{0,150}?(?:(?<!\s[A-Z])(?<!\s[A-Z]\.[A-Z])\.(?=\s+[A-Z(\[]|\s*$)|$)"
     rf"|The\sAuthor(?:s|\(s\))(?:\s{_YEAR})?\.(?=\s|$))"
     rf"|(?<=\s)(?:[Cc]opyright:?\s?)?©\s?{_YEAR}[^.]{{0,150}}\.?\s?$"
 )
+_JOURNAL = r"[A-Z][A-Za-z.]*(?:\s(?:[A-Z][A-Za-z.]*|of|and|the|in|&)){0,6}"
+_PAGES = r"[A-Z]?\d+(?:\s?-\s?[A-Z]?\d+)?"
+_DOI = r"\(?(?i:doi):?\s?(?:https?://(?:dx\.)?doi\.org/)?10\.\d{4,9}/\S+"
+_SENTENCE = r"(?:[^.]|\.(?=[\w/)])){0,150}"  # the rest of one: the dots of addresses do not end it
+# whole sentences, dropped from the end of a text alone: within one, they may be what the authors say
+_CLOSING = (
+    rf"{_JOURNAL}[.,;]?\s(?:{_YEAR}[;,]\s?)?\d+\s?\(\d+\)[;:,]\s?{_PAGES}",  # Clin Cancer Res; 20(4); 867-80.
+    rf"{_JOURNAL}[.,;]?\s{_YEAR}[;,]\s?\d+[:,]\s?{_PAGES}",  # Cancer 2015;121:1234-1240.
+    rf"{_JOURNAL}[.,;]?\s\d+[:,]\s?{_PAGES},?\s\(?{_YEAR}\)?",  # Am. J. Hematol. 91:E1-E5, 2016.
+    rf"{_JOURNAL}[.,;]?\s\({_YEAR}\)\s\d+,\s?{_PAGES}(?:[;,.]\s?{_DOI})?",  # Leukemia (2013) 27, 12-14; doi:10.1038/...
+    rf"{_JOURNAL}\sadvance online publication[^.]{{0,40}}(?:[;,.]\s?{_DOI})?",
+    _DOI,
+    rf"The online version\b{_SENTENCE}contains supplementary material{_SENTENCE}",
+    rf"This article (?:is a|has been contributed to by) U\.?S\.? Government\b{_SENTENCE}",
+    rf"Published {_YEAR}[^.]{{0,30}}\b{_PUBLISHER}[^.]{{0,30}}",
+    r"Georg Thieme Verlag\b[^.]{0,60}",
+    r"(?i:key ?words):\s[^.?!]{1,300}",
+)
+_END = re.compile(rf"(?<=[.?!)\]])\s?(?:{'|'.join(_CLOSING)})\.?\s*$")
 _CITATIONS = re.compile(
     r"\((?:[A-Z][A-Za-z&]{0,30}\.?\s){1,6}(?:19|20)\d\d;\s?\d+(?:\(\d+\))?:\s?\w+(?:-\w+)?\.?\)"  # (Blood. 2004;104:1234-40)
     r"|(?<=[a-z.,;])\[\d{1,5}(?:\s?[,-]\s?\d{1,5})*\](?!\w)"  # word[12], as opposed to a range: median [2-7]
@@ -124,9 +143,11 @@ def _boilerplate(text: str) -> str:
     return _BOILERPLATE.sub("", text)
 
 
-def _copyright(text: str) -> str:
-    """Drop the copyright line at the end."""
-    return _COPYRIGHT.sub("", text)
+def _closing(text: str) -> str:
+    """Drop copyright lines, and the other lines that close an abstract: one may hide the next."""
+    while (shorter := _END.sub("", _COPYRIGHT.sub("", text)).rstrip()) != text:
+        text = shorter
+    return text
 
 
 def _references(text: str) -> str:
@@ -156,7 +177,7 @@ CLEANING: dict[str, Callable[[str], str]] = {
     "markup dropped": _markup,
     "characters made uniform": _unicode,
     "boilerplate dropped": _boilerplate,
-    "copyright lines dropped": _copyright,
+    "closing lines dropped": _closing,
     "references dropped": _references,
     "spacing mended": _spacing,
 }
