@@ -15,7 +15,7 @@ _TAGS = re.compile(rf"</?(?:i|b|u|em|strong|span|italic|bold|mml:\w+|jats:\w+){_
 _BLOCKS = re.compile(rf"</?(?:p|br|sec|title|abstract|jats:p|jats:sec|jats:title){_ATTRIBUTES}>", re.IGNORECASE)
 _BEHIND = re.compile(r"<publisher>[^<]*(?:</publisher>|$)", re.IGNORECASE)  # where a record was cut out of XML
 _LEVELS = re.compile(rf"<(/?)(?:jats:)?(su[bp]){_ATTRIBUTES}>", re.IGNORECASE)
-_MATHML = re.compile(r"<mml:msup[^>]*>\s*<mml:mn>(\d+)</mml:mn>(.*?)</mml:msup>", re.IGNORECASE | re.DOTALL)
+_MATHML = re.compile(r"<mml:msup[^>]*>\s*<mml:mn>(\d+)</mml:mn>(.{0,300}?)</mml:msup>", re.IGNORECASE | re.DOTALL)
 # only 10 has a space before its exponent: "2 <sup>14</sup>C" is an isotope
 _POWER = re.compile(r"(?:(?<=\d)|(?<=\b10)\s)<sup>\s*([-−–+]?)\s*([\dΔ∆].{0,30}?)\s*</sup>", re.IGNORECASE)
 _CHARACTERS = str.maketrans(

@@ -17,9 +17,21 @@ from tqdm import tqdm
 
 from examples.leukemia.clean import clean
 
-__all__ = ["SPLITS", "Record", "UserError", "as_text", "clean", "read_abstracts", "read_csv", "side_of", "split"]
+__all__ = [
+    "SPLITS",
+    "Record",
+    "UserError",
+    "as_id",
+    "as_text",
+    "clean",
+    "read_abstracts",
+    "read_csv",
+    "side_of",
+    "split",
+]
 
 SPLITS = ("train", "validation", "test")
+NO_TITLE = ("[Not Available].", "[Not Available]")  # what PubMed writes where an article has none
 _COLUMNS = ("pubmed_id", "title", "abstract")
 _RETRACTED = re.compile(r"\W{0,3}(?:retracted|withdrawn)(?:\sarticle)?\s?[:\])]", re.IGNORECASE)  # "RETRACTED: a title"
 
@@ -93,10 +105,11 @@ def _cleaned(raw: Record, counts: Counter[str] | None) -> Record:
     """The record with clean texts; the abstract of a labelled one is made of its clean sections."""
     sections = tuple((label, text) for label, part in raw.sections if (text := clean(part, counts)))
     abstract = clean(raw.abstract, None if sections else counts)
+    title = "" if raw.title.strip() in NO_TITLE else clean(raw.title, counts)
     return replace(
         raw,
-        pubmed_id=raw.pubmed_id.strip(),
-        title=re.sub(r"^\[(.*)\]\.?$", r"\1.", clean(raw.title, counts)),  # PubMed's brackets around a translation
+        pubmed_id=as_id(raw.pubmed_id),
+        title=re.sub(r"^\[(.*)\]\.?$", r"\1.", title),  # PubMed's brackets around a translation
         abstract=" ".join(f"{label}: {text}" if label else text for label, text in sections) or abstract,
         retracted=raw.retracted or bool(_RETRACTED.match(raw.title)) or "article has been retracted." in raw.abstract,
         sections=sections,
@@ -113,30 +126,53 @@ def _rows(path: Path, id_column: str, subtype_column: str) -> Iterator[Record]:
     return _from_fields(read(path, (id_column, *_COLUMNS[1:])), id_column, subtype_column)
 
 
-def read_csv(path: Path, needed: Sequence[str]) -> Iterator[dict[str, Any]]:
+def read_csv(path: Path, needed: Sequence[str]) -> Iterator[dict[str, str]]:
+    """The rows of a CSV file, each {column: text}.
+
+    Raises:
+        UserError: it cannot be read, its first line lacks one of `needed` or names a column twice, or a row has more or
+            fewer fields than that line: a comma or a quotation mark in it has moved the texts.
+    """
+    begin = 1
     try:
         with path.open(encoding="utf-8-sig", newline="") as file:
             csv.field_size_limit(min(sys.maxsize, 2**31 - 1))  # the default of 131,072 would refuse a long field
-            reader = csv.DictReader(file)
-            columns = reader.fieldnames or []
-            missing = [column for column in needed if column not in columns]
-            if missing:
-                found = ", ".join(columns) or "nothing"
-                raise UserError(f"{path} lacks the column {', '.join(missing)} (its first line has: {found}): add it")
-            yield from reader
+            reader = csv.reader(file, strict=True)
+            columns = next(reader, [])
+            _check_columns(path, columns, needed)
+            begin = reader.line_num + 1
+            for row in reader:
+                if row and len(row) != len(columns):
+                    raise UserError(
+                        f"{path}, line {begin}: has {len(row)} fields, the first line {len(columns)}: put quotation marks "
+                        "around a text with commas"
+                    )
+                if row:  # an empty line is none
+                    yield dict(zip(columns, row))
+                begin = reader.line_num + 1
     except UnicodeDecodeError as error:
         raise UserError(f"{path} is not UTF-8 ({error.reason} at byte {error.start}): save it as UTF-8 CSV") from None
     except csv.Error as error:
-        raise UserError(f"{path} is not a CSV file ({error}): save it as UTF-8 CSV") from None
+        raise UserError(
+            f"{path}, the row from line {begin}: is not CSV ({error}): close its quotation marks, double those inside a text"
+        ) from None
     except OSError as error:
         raise UserError(f"{path} cannot be read ({error.strerror}): give a CSV with {', '.join(needed)}") from None
+
+
+def _check_columns(path: Path, columns: Sequence[str], needed: Sequence[str]) -> None:
+    if missing := [column for column in needed if column not in columns]:
+        found = ", ".join(columns) or "nothing"
+        raise UserError(f"{path} lacks the column {', '.join(missing)} (its first line has: {found}): add it")
+    if twice := [column for column, times in Counter(columns).items() if column and times > 1]:
+        raise UserError(f"{path} has the column {', '.join(twice)} more than once: rename or remove one")
 
 
 def _jsonl(path: Path, needed: Sequence[str]) -> Iterator[dict[str, Any]]:
     try:
         with path.open(encoding="utf-8-sig") as file:
             for number, line in enumerate(file, 1):
-                row = json.loads(line) if line.strip() else None
+                row = json.loads(line, parse_constant=_refuse_constant) if line.strip() else None
                 if row is not None and not (isinstance(row, dict) and all(_is_plain(row, key) for key in needed)):
                     raise UserError(f"{path}, line {number}: is no object with {', '.join(needed)}: mend it")
                 if row is not None:
@@ -147,6 +183,11 @@ def _jsonl(path: Path, needed: Sequence[str]) -> Iterator[dict[str, Any]]:
         raise UserError(f"{path}, line {number}: is not JSON ({getattr(error, 'msg', error)}): mend it") from None
     except OSError as error:
         raise UserError(f"{path} cannot be read ({error.strerror}): give JSON Lines with {', '.join(needed)}") from None
+
+
+def _refuse_constant(name: str) -> None:
+    """NaN is no JSON; read as a number, it would become the id or the title "nan"."""
+    raise ValueError(f"it has {name}, where JSON has null")
 
 
 def _is_plain(row: dict[str, Any], key: str) -> bool:
@@ -177,6 +218,11 @@ def _from_fields(rows: Iterable[dict[str, Any]], id_column: str, subtype_column:
 def as_text(value: object) -> str:
     """`value` as text that files and databases take: half of a surrogate pair becomes a question mark."""
     return ("" if value is None else str(value)).encode("utf-8", "replace").decode()
+
+
+def as_id(text: str) -> str:
+    """An id without spaces around it, and without the ".0" that a spreadsheet puts behind a number."""
+    return re.sub(r"^(\d+)\.0$", r"\1", text.strip())
 
 
 def split(records: Sequence[Record], seed: int = 0) -> dict[str, list[Record]]:

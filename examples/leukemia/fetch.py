@@ -92,6 +92,11 @@ class Eutils:
 
         self._session = requests.Session()
         self._session.headers["User-Agent"] = self.tool
+        wrong = (requests.exceptions.MissingSchema, requests.exceptions.InvalidSchema, requests.exceptions.InvalidURL)
+        try:
+            self._session.get_adapter(str(requests.Request("POST", self.base).prepare().url))
+        except wrong:
+            raise UserError(f"{self.base!r} is no address of a server: give another --base-url") from None
 
     def call(
         self, utility: str, check: Callable[[Element], object] = bool, **parameters: object
@@ -129,8 +134,6 @@ class Eutils:
             answer = self._session.post(
                 f"{self.base}/{utility}.fcgi", data=form | parameters, timeout=60, allow_redirects=False
             )
-        except (requests.exceptions.MissingSchema, requests.exceptions.InvalidSchema, requests.exceptions.InvalidURL):
-            raise UserError(f"{self.base!r} is no address of a server: give another --base-url") from None
         except requests.RequestException as error:  # no connection, a cut one, fewer bytes than promised
             raise _Passing(type(error).__name__) from None
         if answer.status_code == 429 or answer.status_code >= 500:

@@ -11,6 +11,7 @@ import string
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from decimal import Decimal
 from functools import cache
 from typing import Any
 
@@ -132,20 +133,25 @@ def faithful(answer: str, source: str, gazetteer: Gazetteer) -> dict[str, tuple[
 
 
 _KARYOTYPE = re.compile(r"\b(?:t|inv|del|ins|der|dup|add|dic)\([\w;.?]+\)")
-_POWER = re.compile(r"(?<![\d.])10(?:\^|\*\*?|(?=\())\(?(\d{1,2})\)?(?!\d)")  # 10^9, 10**9, and 10(9) as in PubMed
+_POWER = re.compile(
+    r"(?<![\d.])10(?:\^|\*\*?|(?=\())\(?(-?\d{1,2}(?:\.\d+)?)\)?(?!\d)"
+)  # 10^9, 10**-9, and 10(9) as in PubMed
 _UNIT = r"(?:[mkcdnpuµμ]?(?:g|l|L|m|M|mol|IU|U|Gy)|mcg|[x×k]|h|hrs?|s|min|d|days?|wks?|mo|y|yrs?|yo|fold|st|nd|rd|th)"
 # other letters right behind a number make a name of it
-_NUMBER = re.compile(rf"(?<![\w.])(?<![A-Z]-)\d+(?:\.\d+)?(?!\.?\d|-[A-Z]{{2}})(?={_UNIT}?(?![A-Za-z]))")
+_SIGN = r"(?:(?<![^\s(\[<>=≤≥~,;:-])-)?"  # a hyphen between two numbers or behind a word is none
+_NUMBER = re.compile(rf"{_SIGN}(?<![\w.])(?<![A-Z]-)\d+(?:\.\d+)?(?!\.?\d|-[A-Z]{{2}})(?={_UNIT}?(?![A-Za-z]))")
 
 
 def numbers_of(text: str) -> set[str]:
-    """The numbers of a text without commas of thousands and units: 1532 of "1,532", 126 of "126mg", 0.05 of "p=.05".
+    """The numbers of a text by value, without commas of thousands and units: 1532 of "1,532", 5 of "5.0mg", 0.05 of "p=.050".
 
     A power of ten is one number, 10^9. The digits of names are none: NPM1, 17p, t(15;17), IL-2, 5-FU.
     """
     text = _KARYOTYPE.sub(" ", re.sub(r"(?<=\d),(?=\d{3}(?!\d))", "", text))
+    text = text.replace("−", "-")
     powers = {f"10^{exponent}" for exponent in _POWER.findall(text)}
-    return powers | set(_NUMBER.findall(re.sub(r"(?<![\w.])\.(?=\d)", "0.", _POWER.sub(" ", text))))
+    found = _NUMBER.findall(re.sub(r"(?<![\w.])\.(?=\d)", "0.", _POWER.sub(" ", text)))
+    return powers | {f"{Decimal(number).normalize():f}" for number in found}
 
 
 def chrf(answer: str, expected: str) -> float:

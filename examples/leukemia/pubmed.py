@@ -15,11 +15,12 @@ from xml.etree import ElementTree
 from xml.etree.ElementTree import Element
 
 from examples.leukemia.clean import on_one_line
-from examples.leukemia.data import Record, UserError
+from examples.leukemia.data import NO_TITLE, Record, UserError
 
 __all__ = ["inner_text", "pubmed_ids", "read_pubmed_xml"]
 
 _ARTICLES = ("PubmedArticle", "PubmedBookArticle")
+_RETRACTIONS = {"RetractionIn", "RetractedandRepublishedIn", "PartialRetractionIn"}  # RefTypes of the article itself
 
 
 def read_pubmed_xml(path: Path) -> Iterator[Record]:
@@ -87,9 +88,10 @@ def _record(article: Element) -> Record:
     issue = "./Journal/JournalIssue/PubDate"
     date = _text(body, f"{issue}/Year", f"{issue}/MedlineDate", "./ArticleDate/Year", "./Book/PubDate/Year")
     year = re.search(r"\b(1[789]|20)\d\d\b", date)
+    title = _text(body, "ArticleTitle")
     return Record(
         pubmed_id=_text(article, "./MedlineCitation/PMID", "./BookDocument/PMID"),
-        title=_text(body, "ArticleTitle", "VernacularTitle", "./Book/BookTitle"),
+        title=_text(body, "VernacularTitle", "./Book/BookTitle") if title in ("", *NO_TITLE) else title,
         abstract=" ".join(f"{label}: {text}" if label else text for label, text in sections),
         year=int(year.group()) if year else None,
         journal=_text(body, "./Journal/ISOAbbreviation", "./Journal/Title", "./Book/Publisher/PublisherName"),
@@ -107,11 +109,15 @@ def _sections(abstract: Element | None) -> tuple[tuple[str, str], ...]:
 
 
 def _is_retracted(article: Element, body: Element) -> bool:
-    """Whether the article itself was retracted; the notice that retracts it is another article and is not marked."""
+    """Whether the article itself was retracted; the notice that retracts it is another article and is not marked.
+
+    A part that was retracted counts, since nothing says which sentences of the abstract it takes along. An expression of
+    concern does not: it is a doubt, and most of its articles stay.
+    """
     types = {inner_text(kind) for kind in body.findall("./PublicationTypeList/PublicationType")}
     types |= {inner_text(kind) for kind in body.findall("./PublicationType")}
     notes = {note.get("RefType") for note in article.iter("CommentsCorrections")}
-    return "Retracted Publication" in types or "RetractionIn" in notes
+    return "Retracted Publication" in types or bool(notes & _RETRACTIONS)
 
 
 def _text(element: Element, *paths: str) -> str:

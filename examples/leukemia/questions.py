@@ -9,7 +9,7 @@ from pathlib import Path
 
 from examples.leukemia.annotate import annotate
 from examples.leukemia.clean import clean
-from examples.leukemia.data import Record, UserError, read_csv
+from examples.leukemia.data import Record, UserError, as_id, read_csv
 from examples.leukemia.gazetteer import Gazetteer
 from examples.leukemia.safety import mask_identifiers
 
@@ -65,7 +65,7 @@ def _masked(row: dict[str, str]) -> Question:
     """A row's question, its texts clean and without a patient's data."""
     texts = [clean(row.get(name) or "") for name in ("question", "answer", "context")]
     question, answer, context = map(mask_identifiers, texts)
-    return Question(question, answer, clean(row.get("pubmed_id") or ""), context, [question, answer, context] != texts)
+    return Question(question, answer, as_id(row.get("pubmed_id") or ""), context, [question, answer, context] != texts)
 
 
 def questions_from_names(record: Record, gazetteer: Gazetteer) -> list[Question]:

@@ -59,7 +59,7 @@ def read_pairs(path: Path) -> list[Pair]:
         UserError: the file cannot be read, or a line is something else.
     """
     try:
-        lines = path.read_text(encoding="utf-8-sig").splitlines()
+        lines = path.read_text(encoding="utf-8-sig").split("\n")  # a text may hold other ends of lines
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"{path} cannot be read ({error}): give JSON Lines of pairs") from None
     pairs: dict[str, Pair] = {}
@@ -302,7 +302,7 @@ def report_table(report: dict[str, Any]) -> str:
     lines = [f"{'':20} {'alpha':>6} {'ratings':>8}  means"]
     for dimension, row in report.items():
         alpha = "-" if row["alpha"] is None else f"{row['alpha']:.3f}"
-        means = ", ".join(f"{system} {mean:.2f}" for system, mean in row["means"].items())
+        means = ", ".join(f"{mask_identifiers(system)} {mean:.2f}" for system, mean in row["means"].items())
         lines.append(f"{dimension:20} {alpha:>6} {row['ratings']:8}  {means}")
     return "\n".join(lines)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import json
 import re
 from collections import Counter
 from pathlib import Path
@@ -13,6 +14,7 @@ from examples.leukemia.__main__ import main
 from examples.leukemia.annotate import blank_subtypes, find_subtypes, subtype_of
 from examples.leukemia.data import Record, UserError, clean, read_abstracts, split
 from examples.leukemia.gazetteer import load_gazetteer
+from examples.leukemia.questions import read_questions
 from examples.leukemia.synthetic import ABSTRACTS, LYMPHOMA, LYMPHOMA_COUNT, QUESTIONS_FILE, read_diseases, shipped_csvs
 
 
@@ -29,7 +31,8 @@ def test_reads_counts_and_cleans(tmp_path: Path) -> None:
         "again,1,T,\n"
         ",2,T,\n"
         "No title.,3,,\n"
-        "short,4\n",
+        "short,4,,\n"
+        "\n",
     )
     records, counts = read_abstracts(path)
     assert records == [
@@ -52,6 +55,20 @@ def test_a_very_long_field_is_read(tmp_path: Path) -> None:
         (b"pubmed_id,abstract\n1,x\n", "lacks the column title (its first line has: pubmed_id, abstract)"),
         (b"pubmed_id,title,abstract\n", "no row with a pubmed_id and an abstract"),
         (b"pubmed_id,title,abstract\n1,t,caf\xe9\n", "is not UTF-8"),
+        (
+            b'pubmed_id,title,abstract\n1,t,"a\nb"\n2,t,"a\n3,t,b\n',
+            "the row from line 4: is not CSV (unexpected end of data)",
+        ),
+        (b'pubmed_id,title,abstract\n1,t,"a\n2,t,"b"\n3,t,c\n', "the row from line 2: is not CSV ("),
+        (
+            b"pubmed_id,title,abstract\n1,t,a\n2,t,a, b, c\n",
+            "line 3: has 5 fields, the first line 3: put quotation marks",
+        ),
+        (b"pubmed_id,title,abstract\n1,t\n", "line 2: has 2 fields, the first line 3"),
+        (
+            b"pubmed_id,title,abstract,abstract\n1,t,a,b\n",
+            "has the column abstract more than once: rename or remove one",
+        ),
     ],
 )
 def test_bad_files(tmp_path: Path, content: bytes, words: str) -> None:
@@ -60,6 +77,25 @@ def test_bad_files(tmp_path: Path, content: bytes, words: str) -> None:
     with pytest.raises(UserError) as caught:
         read_abstracts(path)
     assert str(path) in str(caught.value) and words in str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["pubmed_id", "title", "year"])
+def test_nan_is_refused(tmp_path: Path, name: str) -> None:
+    row = json.dumps({"pubmed_id": 1, "title": "t", "abstract": "a", "year": 2000} | {name: float("nan")})
+    with pytest.raises(UserError, match=r"line 1: is not JSON \(it has NaN, where JSON has null\)"):
+        read_abstracts(write(tmp_path / "a.jsonl", row))
+
+
+def test_an_id_is_one_however_a_spreadsheet_wrote_it(tmp_path: Path) -> None:
+    ids = ("12345678", "12345678.0", " 12345678 ", "012345678", "PMC12.0", "SYN-L1")
+    path = write(tmp_path / "a.csv", "pubmed_id,title,abstract\n" + "".join(f"{one},t,a\n" for one in ids))
+    records, counts = read_abstracts(path)
+    assert [record.pubmed_id for record in records] == ["12345678", "012345678", "PMC12.0", "SYN-L1"]
+    assert counts["left out: pubmed_id came before"] == 2
+    write(tmp_path / "a.jsonl", '{"pubmed_id": 12345678.0, "title": "[Not Available].", "abstract": "a"}')
+    assert read_abstracts(tmp_path / "a.jsonl")[0] == [Record("12345678", "", "a")]
+    questions = write(tmp_path / "q.csv", "question,answer,pubmed_id\nWhat?,That.,12345678.0\n")
+    assert read_questions([questions])[0].pubmed_id == "12345678"
 
 
 def test_half_a_character_and_half_a_section_do_no_harm(tmp_path: Path) -> None:

@@ -429,7 +429,10 @@ def test_bad_input_is_one_line(serve, tmp_path: Path, capsys: pytest.CaptureFixt
     refused(capsys, "holds the articles of 'q'", "other", "--out", out, *line)
     (tmp_path / "file").touch()
     refused(capsys, "is no folder: give another --out", "q", "--out", tmp_path / "file", *line)
-    refused(capsys, "'nonsense' is no address of a server", "q", "--out", tmp_path / "new", *line[:-1], "nonsense")
+    for base in ("nonsense", "ftp://example.org", "http://"):
+        assert main(["fetch", "q", "--out", str(tmp_path / "new"), *line[:-1], base]) == 2
+        printed = capsys.readouterr()
+        assert "is no address of a server: give another --base-url" in printed.err and not printed.out
     (tmp_path / "thesis").mkdir()
     (tmp_path / "thesis" / "chapter.tex").touch()
     refused(capsys, "holds other files", "q", "--out", tmp_path / "thesis", *line)
@@ -528,6 +531,37 @@ def test_the_xml_is_read_with_its_markup_sections_and_retractions(tmp_path: Path
         Record("444", "Leukemia", "A chapter.", year=2021, journal="NCBI"),
     ]
     assert counts["rows"] == 4 and counts["left out: no pubmed_id or no abstract"] == 1
+
+
+@pytest.mark.parametrize(
+    ("note", "retracted"),
+    [
+        ("RetractionIn", True),
+        ("RetractedandRepublishedIn", True),
+        ("PartialRetractionIn", True),
+        ("RetractedandRepublishedFrom", False),
+        ("PartialRetractionOf", False),
+        ("ExpressionOfConcernIn", False),
+    ],
+)
+def test_what_counts_as_retracted(tmp_path: Path, note: str, retracted: bool) -> None:
+    (tmp_path / "a.xml").write_text(
+        f"{SET}<PubmedArticleSet><PubmedArticle><MedlineCitation><PMID>1</PMID><Article><ArticleTitle>T.</ArticleTitle>"
+        "<Abstract><AbstractText>A.</AbstractText></Abstract></Article><CommentsCorrectionsList>"
+        f'<CommentsCorrections RefType="{note}"/></CommentsCorrectionsList></MedlineCitation></PubmedArticle></PubmedArticleSet>'
+    )
+    assert read_abstracts(tmp_path / "a.xml")[0][0].retracted == retracted
+
+
+@pytest.mark.parametrize(
+    ("vernacular", "title"), [("<VernacularTitle>Das Blut.</VernacularTitle>", "Das Blut."), ("", "")]
+)
+def test_no_title_is_not_a_title(tmp_path: Path, vernacular: str, title: str) -> None:
+    (tmp_path / "a.xml").write_text(
+        f"{SET}<PubmedArticleSet><PubmedArticle><MedlineCitation><PMID>1</PMID><Article><ArticleTitle>[Not Available].</ArticleTitle>"
+        f"<Abstract><AbstractText>A.</AbstractText></Abstract>{vernacular}</Article></MedlineCitation></PubmedArticle></PubmedArticleSet>"
+    )
+    assert read_abstracts(tmp_path / "a.xml")[0][0].title == title
 
 
 def test_half_a_file_is_said(tmp_path: Path) -> None:

@@ -136,10 +136,13 @@ def test_shares_have_wilsons_interval() -> None:
     [
         ("126mg, 5mL and 2.5g/dL, 3-fold, 2x, 40th", "126 5 2.5 3 2 40"),
         ("12.5x10^9/L or 12.5 x 10(9)/L", "12.5 10^9"),
-        ("45% of 1,532 and 95.0%, p=.05 (n=7).", "45 1532 95.0 0.05 7"),
+        ("45% of 1,532 and 95.0%, p=.05 (n=7).", "45 1532 95 0.05 7"),
         ("5-year, 3-5 and 2-4mg; day-28, 1990s, <20", "5 3 2 4 28 1990 20"),
         ("NPM1, CD34+, p53, 17p, 11q23.3, IL-2, 5-FU, t(15;17)(q24;q21), inv(16), 3H, 18F, version 3.5.1", ""),
         ("in 12.", "12"),
+        ("10(-7) M, 10^\u22123 and 10**-4; 10^5.3 copies.", "10^-7 10^-3 10^-4 10^5.3"),
+        ("5.0 mg, p = 0.050, 100 and 007", "5 0.05 100 7"),
+        ("-5%, (-2.50 to \u22120.5), r=-.7, 3-4, day-28 and [-9,-8]", "-5 -2.5 -0.5 -0.7 3 4 28 -9 -8"),
     ],
 )
 def test_numbers_are_whole_and_names_are_none(text: str, numbers: str) -> None:
@@ -151,6 +154,7 @@ def test_faithfulness_counts_what_the_source_holds() -> None:
     found = faithful("Imatinib helped 62.5 of 1532 patients, not 15, with CML and NPM1.", source, load_gazetteer())
     assert found["numbers"] == (2, 3)
     assert found["entities"] == (2, 3)  # imatinib under another name, CML; not NPM1
+    assert faithful("A fall of 5% in 7.0 years.", "Changed by -5% in 7 years.", load_gazetteer())["numbers"] == (1, 2)
     assert faithful("It helped.", source, load_gazetteer()) == {"numbers": (0, 0), "entities": (0, 0)}
 
 

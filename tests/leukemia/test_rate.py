@@ -17,7 +17,7 @@ import pytest
 
 from examples.leukemia.data import UserError
 from examples.leukemia.index import Index
-from examples.leukemia.rate import DIMENSIONS, Pair, Ratings, krippendorff_alpha, make_server, read_pairs
+from examples.leukemia.rate import DIMENSIONS, Pair, Ratings, krippendorff_alpha, make_server, read_pairs, report_table
 
 PAIRS = [
     Pair(f"q{n}", f"Question {n} <b>?</b>", {"base": f"first text {n}", "tuned": f"second text {n}"}) for n in range(8)
@@ -118,6 +118,21 @@ def test_patients_data_and_half_characters_are_not_shown(tmp_path: Path) -> None
     )
     (pair,) = read_pairs(path)
     assert pair.question == "Has [name] AML?" and pair.answers == {"a": "[record number]", "b": "?"}
+
+
+def test_other_ends_of_lines_stay_in_a_text(tmp_path: Path) -> None:
+    rows = [
+        {"id": n, "question": "One\u2028two\u0085three?", "answers": {"a": "x\u2029", "b": "y\x0b"}} for n in (1, 2)
+    ]
+    lines = "\r\n".join(json.dumps(row, ensure_ascii=False) for row in rows)
+    (tmp_path / "pairs.jsonl").write_text(lines, encoding="utf-8", newline="")
+    pairs = read_pairs(tmp_path / "pairs.jsonl")
+    assert [pair.question for pair in pairs] == ["One\u2028two\u0085three?"] * 2
+
+
+def test_a_patients_name_is_not_printed_as_a_systems() -> None:
+    report = {"safety": {"alpha": None, "ratings": 2, "means": {"Mr. John Smith": 4.0, "tuned": 3.0}}}
+    assert report_table(report).endswith("[name] 4.00, tuned 3.00")
 
 
 def test_what_is_no_rating_is_refused(served) -> None:
