@@ -137,8 +137,8 @@ _POWER = re.compile(
     r"(?<![\d.])10(?:\^|\*\*?|(?=\())\(?(-?\d{1,2}(?:\.\d+)?)\)?(?!\d)"
 )  # 10^9, 10**-9, and 10(9) as in PubMed
 _UNIT = r"(?:[mkcdnpuµμ]?(?:g|l|L|m|M|mol|IU|U|Gy)|mcg|[x×k]|h|hrs?|s|min|d|days?|wks?|mo|y|yrs?|yo|fold|st|nd|rd|th)"
-# other letters right behind a number make a name of it
 _SIGN = r"(?:(?<![^\s(\[<>=≤≥~,;:-])-)?"  # a hyphen between two numbers or behind a word is none
+# other letters right behind a number make a name of it
 _NUMBER = re.compile(rf"{_SIGN}(?<![\w.])(?<![A-Z]-)\d+(?:\.\d+)?(?!\.?\d|-[A-Z]{{2}})(?={_UNIT}?(?![A-Za-z]))")
 
 
