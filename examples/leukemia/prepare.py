@@ -42,7 +42,6 @@ __all__ = [
 ]
 
 MADE = {"articles.jsonl", "counts.json", *(f"{side}.jsonl" for side in SPLITS)}
-SIMILARITY = 0.8  # Jaccard similarity of 5-word shingles from which an abstract counts as a repeat
 
 
 def prepare(paths: Sequence[Path], out: Path, options: argparse.Namespace) -> dict[str, dict[str, int]]:
@@ -134,7 +133,7 @@ def without_identifiers(records: Sequence[Record]) -> tuple[list[Record], dict[s
 def without_repeats(records: Sequence[Record]) -> tuple[list[Record], dict[str, int]]:
     """The records less those whose abstract nearly repeats that of a lower id; retracted ones stay and count for none."""
     valid = [record for record in records if not record.retracted]  # a retracted article may have been published again
-    repeats = near_duplicates([record.abstract for record in valid], SIMILARITY)
+    repeats = near_duplicates([record.abstract for record in valid])
     same = sum(valid[place].abstract == valid[first].abstract for place, first in repeats.items())
     gone = {valid[place].pubmed_id for place in repeats}
     kept = [record for record in records if record.pubmed_id not in gone]
