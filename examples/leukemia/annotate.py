@@ -18,7 +18,12 @@ __all__ = ["Span", "annotate", "blank_subtypes", "find_subtypes", "subtype_of"]
 
 @dataclass(frozen=True)
 class Span:
-    """A stretch text[start:end] that names an entity; `value` and `unit` are a lab value's, in the analyte's unit."""
+    """A stretch text[start:end] that names an entity.
+
+    Attributes:
+        value, unit: of a lab value, in the analyte's unit.
+        between: of a lab value: what stands between the analyte and it (" at diagnosis was ").
+    """
 
     start: int
     end: int
@@ -28,6 +33,7 @@ class Span:
     name: str
     value: str = ""
     unit: str = ""
+    between: str = ""
 
 
 def annotate(text: str, gazetteer: Gazetteer | None = None) -> list[Span]:
@@ -122,15 +128,20 @@ def _excluded(lowered: str, gazetteer: Gazetteer) -> set[str]:
 
 
 _FUSION = re.compile(r"fusion|fused|translocat|rearrange|transcript|chim(?:a)?er|t\(\d", re.IGNORECASE)
+NEAR = 60  # characters
 
 
 def _joined_fusions(text: str, spans: list[Span], gazetteer: Gazetteer) -> list[Span]:
-    """Two genes written as one fusion that the gazetteer does not list become it: RUNX1-PRDM16, RUNX1::PRDM16."""
+    """Two genes written as one fusion that the gazetteer does not list become it: RUNX1-PRDM16, TEL/JAK2, RUNX1::PRDM16."""
     joined: list[Span] = []
-    marks = ("::", "-") if _FUSION.search(text) else ("::",)
+    marks = ("::", "-", "/") if _FUSION.search(text) else ("::",)
     for span in spans:
         first = joined[-1] if joined else span
-        if text[first.end : span.start] in marks and first.type == span.type == "gene":
+        mark = text[first.end : span.start]
+        near = mark != "/" or _FUSION.search(
+            text, first.start - NEAR, span.end + NEAR
+        )  # it also parts a list: Bcl-2/Bax
+        if mark in marks and near and first.type == span.type == "gene":
             ids, name = f"{first.id}::{span.id}", f"{first.name}::{span.name}"
             joined[-1] = Span(first.start, span.end, text[first.start : span.end], "fusion", ids, name)
         else:
@@ -143,15 +154,19 @@ _VALUE = re.compile(
     rf"""(?:\s\([A-Za-z]{{2,6}}\))?(?:\s(?:counts?|levels?|values?|concentrations?|percentages?))?
     (?:\s(?:at\s(?:diagnosis|presentation|admission)|in\s(?:the\s)?(?:bone\smarrow|peripheral\sblood|marrow|blood)))?
     (?:\s?[:=,(]\s?|\s(?:was|were|is|of|equal\sto)\s|\s)?
-    (?P<sign>(?:<=|>=|[<>≤≥~]|(?:below|above|over|under|less\sthan|greater\sthan|more\sthan|at\sleast|up\sto))\s?)?
+    (?P<sign>(?:<=|>=|[<>≤≥~]|(?:below|above|over|under|(?:less|greater|more)\sthan(?:\sor\sequal\sto)?|at\sleast|up\sto))\s?)?
     (?P<number>{_NUMBER})(?:\s?%?\s?(?P<between>-|to|±|\+/-)\s?(?P<high>{_NUMBER}))?\s?
-    (?P<unit>[x×]\s?10\s?(?:\^|\(|\*\*?|E)?\s?\d{{1,2}}\)?\s?/\s?(?:L|l|[µμu][Ll]|mm\^?\(?3\)?|m[lL])(?!\w)
-      |(?:cells?\s?)?/\s?(?:mm\^?\(?3\)?|[µμu][Ll]|microl|L)(?!\w)
-      |(?:g|mg|ng|[µμ]g|ug|pg|IU|U|[µμ]mol|mmol)\s?/\s?(?:dL|dl|L|l|mL|ml)(?!\w)|%)""",
+    (?P<unit>[x×]\s?10\s?(?:\^|\(|\*\*?|E)?\s?\d{{1,2}}\)?\s?/\s?(?:L|l|[µμu][Ll]|mm\^?(?:3|\(3\))|m[lL])(?!\w)
+      |(?:cells?\s?|[Kk]\s?|G(?:pt|iga)?\s?)?/\s?(?:mm\^?(?:3|\(3\))|[µμu][Ll]|microl|nL|L|l)(?!\w)
+      |(?:g|mg|ng|[µμ]g|ug|pg|IU|U|[µμ]mol|mmol)\s?/\s?(?:dL|dl|L|l|mL|ml)(?!\w)|%)
+    (?!\s(?:lower|higher|less|more|fewer|greater|below|above)\b)""",  # a difference is no value
     re.VERBOSE,
 )
-_COUNT = re.compile(r"(?:[x×]10[*e]*(?P<power>\d+)|cells?)?/(?P<volume>l|ml|ul|mm3|microl)")
-_PER_LITRE = {"l": 1.0, "ml": 1e3, "ul": 1e6, "mm3": 1e6, "microl": 1e6}
+_COUNT = re.compile(
+    r"(?:[x×]10[*eE]*(?P<power>\d+)|(?P<many>[Kk]|G|Gpt|Giga)|cells?)?/(?P<volume>[lL]|m[lL]|u[lL]|nL|mm3|microl)"
+)
+_MANY = {"K": 3, "k": 3, "G": 9, "Gpt": 9, "Giga": 9}  # powers of ten; Gpt: of particles
+_PER_LITRE = {"l": 1.0, "ml": 1e3, "ul": 1e6, "mm3": 1e6, "microl": 1e6, "nl": 1e9}
 _SCALES: tuple[dict[str, float], ...] = (  # units that can be turned into each other
     {"g/l": 1, "g/dl": 10, "mg/dl": 1e-2, "mg/l": 1e-3, "ug/ml": 1e-3, "ug/dl": 1e-5, "ug/l": 1e-6, "ng/ml": 1e-6},
     {"u/l": 1, "iu/l": 1},
@@ -159,6 +174,7 @@ _SCALES: tuple[dict[str, float], ...] = (  # units that can be turned into each 
 )
 _SIGNS = {"less than": "<", "below": "<", "under": "<", "up to": "<=", "at least": ">=", "≤": "<=", "≥": ">="}
 _SIGNS |= dict.fromkeys(("more than", "greater than", "above", "over"), ">")
+_SIGNS |= {"less than or equal to": "<=", "more than or equal to": ">=", "greater than or equal to": ">="}
 
 
 def _lab_value(text: str, span: Span, gazetteer: Gazetteer) -> Span | None:
@@ -174,16 +190,18 @@ def _lab_value(text: str, span: Span, gazetteer: Gazetteer) -> Span | None:
     numbers = [float(re.sub("[, ]", "", n)) * factor for n in (match["number"], match["high"]) if n]
     between = "±" if match["between"] in ("±", "+/-") else "-"
     value = _SIGNS.get(sign, sign) + between.join(f"{number:.6g}" for number in numbers)
-    return Span(span.start, match.end(), text[span.start : match.end()], "lab", span.id, span.name, value, unit)
+    words = text[span.end : match.start("sign") if sign else match.start("number")]
+    return Span(span.start, match.end(), text[span.start : match.end()], "lab", span.id, span.name, value, unit, words)
 
 
 def _factor(written: str, wanted: str) -> float | None:
     """What a number in one unit is multiplied by to be in the other; None where they do not go together."""
-    written = re.sub(r"[\s^()]", "", written.lower()).replace("µ", "u").replace("μ", "u")
-    if count := _COUNT.fullmatch(written):
-        power = int(count["power"] or 0)
-        return 10.0**power * _PER_LITRE[count["volume"]] / 1e9 if wanted == "10^9/L" else None
+    written = re.sub(r"[\s^()]", "", written).replace("µ", "u").replace("μ", "u")
+    if wanted == "10^9/L":
+        count = _COUNT.fullmatch(written)
+        power = int(count["power"] or _MANY.get(count["many"], 0)) if count else 0
+        return 10.0**power * _PER_LITRE[count["volume"].lower()] / 1e9 if count else None
     for scale in _SCALES:
-        if written in scale and wanted.lower() in scale:
-            return scale[written] / scale[wanted.lower()]
+        if written.lower() in scale and wanted.lower() in scale:
+            return scale[written.lower()] / scale[wanted.lower()]
     return None

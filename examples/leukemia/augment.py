@@ -17,6 +17,7 @@ from examples.leukemia.gazetteer import Gazetteer
 __all__ = ["augment"]
 
 _SWAPPED = ("subtype", "drug", "fusion")
+NEAR = 80  # characters: "all-trans retinoic acid (ATRA)" does not become "ATRA (ATRA)"
 _TEMPLATES = (
     "We report on the following: {title} {abstract}",
     "{abstract} In short: {title}",
@@ -75,12 +76,13 @@ def _variant(row: dict[str, Any], number: int, gazetteer: Gazetteer, seed: int) 
 
 
 def _swap(row: dict[str, Any], gazetteer: Gazetteer, rng: random.Random) -> str:
-    """Every other name in the abstract replaced by another name of the same thing."""
+    """Every other name in the abstract replaced by another name of the same thing, which does not stand near it."""
     text = row["abstract"]
     for span in reversed([span for span in row["spans"] if span["field"] == "abstract"]):
         entity = gazetteer.by_id.get(span["id"])
         if entity and entity.type in _SWAPPED and rng.random() < 0.5:
-            others = [name for name in (entity.name, *entity.names) if name.lower() != span["text"].lower()]
+            near = text[max(0, span["start"] - NEAR) : span["end"] + NEAR].lower()
+            others = [name for name in (entity.name, *entity.names) if name.lower() not in near]
             if others:
                 text = text[: span["start"]] + rng.choice(others) + text[span["end"] :]
     return text

@@ -45,11 +45,13 @@ class Gazetteer:
     Attributes:
         labels: {label: the label that it is a part of, or None}; a narrower label counts where a text names both.
         topic: the word that stands in for a subtype's name where it is blanked out ("leukemia").
+        spellings: {part of a word: pattern of the ways in which it is written}, for what is blanked ("uke" in leucaemia).
     """
 
     topic: str
     labels: dict[str, str | None]
     entities: tuple[Entity, ...]
+    spellings: dict[str, str]
 
     @cached_property
     def by_id(self) -> dict[str, Entity]:
@@ -79,16 +81,19 @@ class Gazetteer:
         names = [name for entity in self.entities if entity.type == "subtype" for name in (entity.name, *entity.names)]
         words = {word.lower() for name in names if self.topic in name for word, _ in words_of(name)} - {"chronic"}
         telling = sorted(word for word in words if re.fullmatch(r"\w{5,}(?:ic|id|ous|ar|al)", word))
-        spelt = "|".join(
-            re.sub("(lympho|myelo)(?=.)", r"\1-?", word).replace("cytic", "cyt(?:ic|e)") for word in telling
-        )
-        kind = rf"(?:acute|chronic|pro|non)?(?:{spelt or '(?!)'})"
+        kind = rf"(?:acute|chronic|pro|non)?(?:{'|'.join(map(self._spelt, telling)) or '(?!)'})"
         more = r"(?:acute|chronic|juvenile|[TB]-cell|[TB]|cell)"
         part = r"(?:\s?[,/]\s?(?:and\s|or\s)?|\s?\([\w ]{1,10}\)\s|[\s-](?:and\s|or\s)?)"
-        topic = self.topic[:-1].replace("uke", "[un][ck]a?e")  # leukaemia, leucemia, and lenkemia, which is misspelt
+        topic = self._spelt(self.topic[:-1])
         before = rf"\b(?:{more}{part}){{0,4}}{kind}{part}(?:(?:{more}|{kind}){part}){{0,6}}(?={topic})"
         behind = rf"(?<={self.topic}),?\s(?:(?:acute|chronic),?\s)?{kind}(?:,?\s(?:acute|chronic))?(?=[,.;)]|$)"
         return re.compile(f"{before}|{behind}", re.IGNORECASE)
+
+    def _spelt(self, word: str) -> str:
+        """A pattern of the ways in which a word is written."""
+        for part, pattern in self.spellings.items():
+            word = word.replace(part, pattern)
+        return word
 
     @cached_property
     def trie(self) -> dict[str, Any]:
@@ -97,7 +102,7 @@ class Gazetteer:
         for entity in self.entities:
             for name in dict.fromkeys((entity.name, *entity.names)):
                 node = trie
-                for word, _ in words_of(americanize(name).lower()):
+                for word, _ in words_of(americanize(name.lower())):
                     node = node.setdefault(word, {})
                 node.setdefault("", []).append((entity, name))
         return trie
@@ -117,7 +122,7 @@ def load_gazetteer(path: Path = LEUKEMIA) -> Gazetteer:
             for row in data["entities"]
         )
         labels = {label: entry.get("part_of") for label, entry in data["labels"].items()}
-        gazetteer = Gazetteer(data["topic"], labels, entities)
+        gazetteer = Gazetteer(data["topic"], labels, entities, data.get("spellings", {}))
     except OSError as error:
         raise UserError(f"{path} cannot be read ({error.strerror}): give a gazetteer file") from None
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:

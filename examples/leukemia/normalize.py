@@ -57,7 +57,7 @@ def normalize(text: str, spans: Sequence[Span], counts: Counter[str] | None = No
 
 def _lab(span: Span) -> str:
     unit = f" x {span.unit}" if span.unit.startswith("10^") else f" {span.unit}".replace(" %", "%")
-    return f"{span.name} {span.value}{unit}"
+    return f"{span.name}{span.between or ' '}{span.value}{unit}"
 
 
 def _starts_sentence(text: str, place: int) -> bool:

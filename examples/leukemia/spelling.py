@@ -1,6 +1,7 @@
 """British words in American spelling. What no rule knows stays as it is: a word left British costs less than one mangled.
 
-Names of genera and species keep their Latin: Haemophilus, Enterococcus faecalis, Tritrichomonas foetus.
+Names keep their spelling: of genera and species (Haemophilus, Enterococcus faecalis, Tritrichomonas foetus), and what
+has a capital within a sentence or stands before "et al." (Centre Hospitalier, Harbour et al.).
 """
 
 from __future__ import annotations
@@ -47,12 +48,13 @@ _RULES: tuple[tuple[re.Pattern[str], _Replacement], ...] = tuple(
         (r"sulph", "sulf"),
     )
 )
-_WORD = re.compile(r"\w+")
+_NAME = r"(?:(?<=[\w,;)] )|(?<=\())[A-Z][a-z]\w*|\w+(?= et al)"
+_NAME_OR_WORD = re.compile(rf"{_NAME}|(?P<word>\w+)")
 
 
 def americanize(text: str) -> str:
     """`text` in American spelling, capitals kept."""
-    return _WORD.sub(lambda match: american_word(match.group()), text)
+    return _NAME_OR_WORD.sub(lambda match: american_word(match.group()) if match["word"] else match.group(), text)
 
 
 @cache  # texts repeat their words, and looking up is faster than searching

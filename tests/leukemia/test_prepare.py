@@ -23,6 +23,7 @@ from examples.leukemia.duplicates import near_duplicates
 from examples.leukemia.gazetteer import LEUKEMIA, load_gazetteer
 from examples.leukemia.normalize import normalize
 from examples.leukemia.spelling import american_word, americanize
+from examples.leukemia.synthetic import LYMPHOMA
 
 
 @pytest.mark.parametrize(
@@ -204,10 +205,16 @@ def found(text: str) -> list[tuple[str, str, str]]:
         ("Acute Promyelocytic Leukaemia; AMLs", [("Acute Promyelocytic Leukaemia", "ICD-O:9866/3", "acute promyelocytic leukemia"),
                                                  ("AMLs", "ICD-O:9861/3", "acute myeloid leukemia")]),
         ("human T-cell leukemia virus type 1", [("human T-cell leukemia virus type 1", "NCBITaxon:11908", "human T-lymphotropic virus 1")]),
+        ("human T-cell leukemia viruses", [("human T-cell leukemia viruses", "NCBITaxon:194440", "primate T-lymphotropic viruses")]),
         ("imatinib s effect", [("imatinib", "ATC:L01EA01", "imatinib")]),
         ("induction of apoptosis by STI571", [("STI571", "ATC:L01EA01", "imatinib")]),
         ("remission induction, phase II trial", [("remission induction", "phase:induction", "induction therapy"),
-                                                 ("phase II trial", "phase:phase-2", "phase 2")]),
+                                                 ("phase II", "phase:phase-2", "phase 2")]),
+        ("TEL/JAK2 and TEL/ABL fusion and E2A/HLF", [("TEL/JAK2", "HGNC:3495::HGNC:6192", "ETV6::JAK2"),
+                                                     ("TEL/ABL", "HGNC:3495::HGNC:76", "ETV6::ABL1"),
+                                                     ("E2A/HLF", "HGNC:11633::HGNC:4977", "TCF3::HLF")]),
+        ("a RUNX1/PRDM16 fusion", [("RUNX1/PRDM16", "HGNC:10471::HGNC:14000", "RUNX1::PRDM16")]),
+        (f"Bcl-2/Bax and {'other ' * 12} fusions", [("Bcl-2", "HGNC:990", "BCL2"), ("Bax", "HGNC:959", "BAX")]),
     ],
 )  # fmt: skip
 def test_spans_have_offsets_and_ids(text: str, spans: list[tuple[str, str, str]]) -> None:
@@ -230,6 +237,12 @@ def test_spans_have_offsets_and_ids(text: str, spans: list[tuple[str, str, str]]
         ("hemoglobin 10.5 ± 2.1 g/dL", "10.5±2.1", "g/dL"),
         ("blasts 5.0%-10%", "5-10", "%"),
         ("creatinine 126mg/dL", "126", "mg/dL"),
+        ("WBC 1.2 K/µL", "1.2", "10^9/L"),
+        ("WBC 12 G/L", "12", "10^9/L"),
+        ("platelets of 30 Gpt/L", "30", "10^9/L"),
+        ("leukocytes 5.2/nL", "5.2", "10^9/L"),
+        ("blasts were less than or equal to 5%", "<=5", "%"),
+        ("platelets were greater than or equal to 50,000/µl", ">=50", "10^9/L"),
     ],
 )
 def test_lab_values_come_in_one_unit(text: str, value: str, unit: str) -> None:
@@ -237,7 +250,8 @@ def test_lab_values_come_in_one_unit(text: str, value: str, unit: str) -> None:
     assert (span.type, span.value, span.unit, span.end) == ("lab", value, unit, len(text))
 
 
-@pytest.mark.parametrize("text", ["platelets were low", "hemoglobin 8 mmol/L", "WBC in 2003", "WBC 12 g/dL"])
+@pytest.mark.parametrize("text", ["platelets were low", "hemoglobin 8 mmol/L", "WBC in 2003", "WBC 12 g/dL", "WBC 12 g/L",
+                                  "hemoglobin was 20 g/L lower in men", "blasts 5% more"])  # fmt: skip
 def test_no_value_or_a_unit_of_another_kind_is_no_lab_value(text: str) -> None:
     assert annotate(text) == []
 
@@ -258,6 +272,63 @@ def test_normalizing() -> None:
     assert normalize(text, annotate(text)) == (
         "Imatinib in chronic myeloid leukemia: 400 mg/m2, white blood cell count 12 x 10^9/L, tumor in 62%."
     )
+
+
+@pytest.mark.parametrize(
+    ("text", "written"),
+    [
+        ("Hemoglobin at diagnosis was 85 g/L.", "Hemoglobin at diagnosis was 8.5 g/dL."),
+        ("Anemia (hemoglobin, 85 g/L) and WBC (12,000/mm3)", "Anemia (hemoglobin, 8.5 g/dL) and white blood cell count (12 x 10^9/L)"),
+        ("hemoglobin was 20 g/L lower in men", "hemoglobin was 20 g/L lower in men"),
+        ("a phase II trial", "a phase 2 trial"),
+        ("CPX-351 or cytarabine and daunorubicin", "Liposomal cytarabine and daunorubicin or cytarabine and daunorubicin"),
+        ("p190 BCR-ABL1, not p210 BCR-ABL1", "p190 BCR::ABL1, not p210 BCR::ABL1"),
+        ("High hyperdiploidy is favorable, hyperdiploidy is not.", "High hyperdiploidy is favorable, hyperdiploidy is not."),
+    ],
+)  # fmt: skip
+def test_normalizing_changes_words_and_not_what_is_said(text: str, written: str) -> None:
+    assert normalize(text, annotate(text)) == written
+
+
+APART = """complete remission with incomplete count recovery|complete remission; complete hematologic remission|complete remission;
+ETP-ALL|T-ALL; early T-cell precursor acute lymphoblastic leukemia|T-ALL; pre-B ALL|B-ALL; acute monoblastic leukemia|acute monocytic leukemia;
+pure erythroid leukemia|acute erythroleukemia; AML-MRC|AML-MR; small lymphocytic lymphoma|CLL; CLL/SLL|CLL; CP-CML|CML; CML-CP|CML;
+prolymphocytic leukemia|B-PLL; LGL leukemia|T-LGL leukemia; acute biphenotypic leukemia|MPAL; acute bilineal leukemia|biphenotypic acute leukemia;
+secondary myelofibrosis|primary myelofibrosis; p14ARF|p16INK4a; del(13q14)|del(13q); del(17p13)|del(17p); high hyperdiploidy|hyperdiploidy;
+ara-G|nelarabine; depsipeptide|romidepsin; G-CSF|filgrastim; mycophenolate mofetil|mycophenolic acid; reinduction|delayed intensification;
+post-remission therapy|consolidation therapy; CNS-directed therapy|CNS prophylaxis; bone marrow blasts 5%|peripheral blasts 5%;
+bone marrow blasts 5%|blasts 5%; Erwinia asparaginase|L-asparaginase; Moloney murine leukemia virus|MuLV; Ph-positive CML|CML"""
+APART_LYMPHOMA = """ABC-DLBCL|GCB-DLBCL; ABC-DLBCL|DLBCL; GCB-DLBCL|DLBCL; diffuse large cell lymphoma|DLBCL; cHL of Hodgkin|HL of Hodgkin;
+MALT lymphoma|MZL; PTCL-NOS|PTCL; Waldenström macroglobulinemia|lymphoplasmacytic lymphoma"""
+
+
+@pytest.mark.parametrize(("names", "path"), [(APART, LEUKEMIA), (APART_LYMPHOMA, LYMPHOMA / "gazetteer.json")])
+def test_what_is_narrower_or_different_keeps_a_name_of_its_own(names: str, path: Path) -> None:
+    gazetteer = load_gazetteer(path)
+    for pair in names.split(";"):
+        one, other = (normalize(text, annotate(text, gazetteer)).lower() for text in pair.strip().split("|"))
+        assert one != other, pair
+
+
+@pytest.mark.parametrize(
+    ("name", "label"), [("ETP-ALL", "ALL"), ("AML-MRC", "AML"), ("CP-CML", "CML"), ("CLL/SLL", "CLL"), ("LGL leukemia", "other")]
+)  # fmt: skip
+def test_what_is_narrower_has_the_label_of_its_class(name: str, label: str) -> None:
+    assert subtype_of(name, "") == label
+
+
+@pytest.mark.parametrize(
+    ("text", "name"),
+    [
+        ("Large B cell lymphoma, diffuse", "diffuse large B-cell lymphoma"),
+        ("Waldenström's macroglobulinaemia", "Waldenström macroglobulinemia"),
+        ("CHOP", "CHOP"),
+        ("R-CHOP", "R-CHOP"),
+    ],
+)
+def test_names_of_lymphoma(text: str, name: str) -> None:
+    (span,) = annotate(text, load_gazetteer(LYMPHOMA / "gazetteer.json"))
+    assert (span.text, span.name) == (text, name)
 
 
 @pytest.mark.parametrize(
@@ -297,6 +368,18 @@ def test_british_words_become_american(pair: str) -> None:
 @pytest.mark.parametrize("word", UNCHANGED.split())
 def test_words_that_only_look_british_stay(word: str) -> None:
     assert americanize(f"the {word}.") == f"the {word}."
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["at the Centre Hospitalier in Lyon", "Harbour et al. saw it", "as (Harbour 2001) and Harbour saw, Labour Party"],
+)
+def test_names_keep_their_spelling(text: str) -> None:
+    assert americanize(text) == text
+
+
+def test_a_capital_that_starts_a_sentence_is_none_of_a_name() -> None:
+    assert americanize("It grew. Tumours: Leukaemia.") == "It grew. Tumors: Leukemia."
 
 
 def test_the_gazetteer_is_sound() -> None:
@@ -412,6 +495,26 @@ def test_only_rare_classes_are_varied_up_to_their_share() -> None:
     assert augment(rows, load_gazetteer(), 0, 0.5, 3)[0] == made != augment(rows, load_gazetteer(), 1, 0.5, 3)[0]
     swapped = [row["abstract"] for row in made if row["augmentation"] == "synonyms swapped"]
     assert any("acute myeloid leukemia" not in text or "imatinib" not in text for text in swapped)
+
+
+@pytest.mark.parametrize(
+    ("text", "never", "path"),
+    [
+        ("CML in blast crisis.", "CP-CML|CML-CP|chronic-phase", LEUKEMIA),
+        ("T-ALL in children.", "ETP-ALL|early", LEUKEMIA),
+        ("They were treated with all-trans retinoic acid (ATRA) daily.", r"(\b[\w -]+) \(\1\)", LEUKEMIA),
+        ("ABC-DLBCL was worse than GCB-DLBCL.", r"(A|a)(BC|ctivated).*(A|a)(BC|ctivated)", LYMPHOMA / "gazetteer.json"),
+    ],
+)
+def test_a_name_is_swapped_for_the_same_thing_only(text: str, never: str, path: Path) -> None:
+    gazetteer = load_gazetteer(path)
+    label = next(iter(gazetteer.labels))
+    row = synthetic_rows(1, label, 0)[0] | {"abstract": text}
+    row["spans"] = [{"field": "abstract", **vars(span)} for span in annotate(text, gazetteer)]
+    rows = [row, *synthetic_rows(9, "other", 1)]
+    made = [variant for seed in range(60) for variant in augment(rows, gazetteer, seed)[0]]
+    swapped = {v["abstract"] for v in made if v["subtype"] == label and v["augmentation"] == "synonyms swapped"}
+    assert swapped and not [written for written in swapped if re.search(never, written)]
 
 
 def lines(path: Path) -> list[dict]:
