@@ -132,7 +132,7 @@ NEAR = 60  # characters
 
 
 def _joined_fusions(text: str, spans: list[Span], gazetteer: Gazetteer) -> list[Span]:
-    """Two genes written as one fusion that the gazetteer does not list become it: RUNX1-PRDM16, TEL/JAK2, RUNX1::PRDM16."""
+    """Two genes written as one fusion that the gazetteer does not list become it: RUNX1-PRDM16, RUNX1/PRDM16."""
     joined: list[Span] = []
     marks = ("::", "-", "/") if _FUSION.search(text) else ("::",)
     for span in spans:
@@ -154,7 +154,8 @@ _VALUE = re.compile(
     rf"""(?:\s\([A-Za-z]{{2,6}}\))?(?:\s(?:counts?|levels?|values?|concentrations?|percentages?))?
     (?:\s(?:at\s(?:diagnosis|presentation|admission)|in\s(?:the\s)?(?:bone\smarrow|peripheral\sblood|marrow|blood)))?
     (?:\s?[:=,(]\s?|\s(?:was|were|is|of|equal\sto)\s|\s)?
-    (?P<sign>(?:<=|>=|[<>≤≥~]|(?:below|above|over|under|(?:less|greater|more)\sthan(?:\sor\sequal\sto)?|at\sleast|up\sto))\s?)?
+    (?P<sign>(?:<=|>=|[<>≤≥~]|below|above|over|under|at\sleast|up\sto
+      |(?:less|greater|more)\sthan(?:\sor\sequal\sto)?)\s?)?
     (?P<number>{_NUMBER})(?:\s?%?\s?(?P<between>-|to|±|\+/-)\s?(?P<high>{_NUMBER}))?\s?
     (?P<unit>[x×]\s?10\s?(?:\^|\(|\*\*?|E)?\s?\d{{1,2}}\)?\s?/\s?(?:L|l|[µμu][Ll]|mm\^?(?:3|\(3\))|m[lL])(?!\w)
       |(?:cells?\s?|[Kk]\s?|G(?:pt|iga)?\s?)?/\s?(?:mm\^?(?:3|\(3\))|[µμu][Ll]|microl|nL|L|l)(?!\w)

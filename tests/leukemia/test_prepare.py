@@ -205,7 +205,7 @@ def found(text: str) -> list[tuple[str, str, str]]:
         ("Acute Promyelocytic Leukaemia; AMLs", [("Acute Promyelocytic Leukaemia", "ICD-O:9866/3", "acute promyelocytic leukemia"),
                                                  ("AMLs", "ICD-O:9861/3", "acute myeloid leukemia")]),
         ("human T-cell leukemia virus type 1", [("human T-cell leukemia virus type 1", "NCBITaxon:11908", "human T-lymphotropic virus 1")]),
-        ("human T-cell leukemia viruses", [("human T-cell leukemia viruses", "NCBITaxon:194440", "primate T-lymphotropic viruses")]),
+        ("human T-cell leukemia viruses", [("human T-cell leukemia viruses", "NCBITaxon:11908 or 11909", "human T-lymphotropic virus")]),
         ("imatinib s effect", [("imatinib", "ATC:L01EA01", "imatinib")]),
         ("induction of apoptosis by STI571", [("STI571", "ATC:L01EA01", "imatinib")]),
         ("remission induction, phase II trial", [("remission induction", "phase:induction", "induction therapy"),
