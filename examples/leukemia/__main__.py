@@ -10,6 +10,7 @@ if HEEDS_CTRL_C:  # a stop while the rest is imported ends the process in silenc
 
 import argparse
 import importlib
+import io
 import os
 import sys
 from collections.abc import Sequence
@@ -172,6 +173,8 @@ def _parser(arguments: Sequence[str]) -> argparse.ArgumentParser:
 
 def _from_the_shell() -> int:
     """`main`, with both signals as exceptions while it runs, and in silence before and after."""
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # a terminal may lack β and ≥; stderr is so from the start
     try:
         if hasattr(signal, "setitimer"):  # Windows has none
             sys.unraisablehook = _ask_again

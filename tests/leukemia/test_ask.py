@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import os
 import re
 from pathlib import Path
 
@@ -694,6 +695,14 @@ def test_the_command(index: Index, capsys: pytest.CaptureFixture, monkeypatch) -
     assert code == 0 and "[PMID 11]" in out
     code, out = run(capsys, QUESTION, *line, "--quote", "--since", 2010)
     assert code == 0 and "No article of this index answers that" in out
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "cp1252"])
+def test_a_terminal_without_the_letters_of_an_abstract(index: Index, command, encoding: str) -> None:
+    index.add([Record("71", "", "Asciminib gave β ≥ 2 μmol.")])
+    environment = os.environ | {"PYTHONIOENCODING": encoding}
+    done = command("ask", "asciminib", "--quote", "--index", index.path, env=environment)
+    assert done.returncode == 0 and "\\u03b2 \\u2265 2 " in done.stdout and not done.stderr
 
 
 def test_bad_input(index: Index, tmp_path: Path, refused) -> None:
