@@ -28,7 +28,7 @@ from examples.leukemia.data import Record, UserError, read_abstracts
 from examples.leukemia.dense import Embedder, SentenceTransformerEmbedder, nearest, reciprocal_rank_fusion
 from examples.leukemia.gazetteer import LEUKEMIA, Gazetteer, load_gazetteer, words_of
 from examples.leukemia.notice import NOTICE
-from examples.leukemia.safety import mask_identifiers
+from examples.leukemia.safety import mask_record
 
 __all__ = ["Hit", "Index", "query_units", "readable"]
 
@@ -214,11 +214,12 @@ class Index:
         counts = Counter(dict.fromkeys(("added", "changed", "unchanged"), 0))
         with tqdm(total=len(records), desc="indexing", unit="article", disable=not progress) as bar:
             for start in range(0, len(records), BATCH):
-                rows = [self._row(record) for record in records[start : start + BATCH]]
+                batch = records[start : start + BATCH]
+                masked = [mask_record(record) for record in batch]
+                rows = [self._row(record) for record in masked]
                 try:
                     counts.update(self._write(rows))
-                    pairs = zip(rows, records[start : start + BATCH])
-                    counts.update("masked" for row, record in pairs if row["abstract"] != record.abstract)
+                    counts.update("masked" for before, after in zip(batch, masked) if before != after)
                 except sqlite3.Error as error:
                     raise UserError(f"{self.path} cannot be written ({error}): try again") from None
                 bar.update(len(rows))
@@ -267,12 +268,11 @@ class Index:
         return "changed" if found else "added"
 
     def _row(self, record: Record) -> dict[str, Any]:
-        title, abstract = mask_identifiers(record.title), mask_identifiers(record.abstract)
-        spans = annotate(f"{title}\n{abstract}", self.gazetteer)
+        spans = annotate(f"{record.title}\n{record.abstract}", self.gazetteer)
         return {
             "pubmed_id": record.pubmed_id,
-            "title": title,
-            "abstract": abstract,
+            "title": record.title,
+            "abstract": record.abstract,
             "names": "; ".join(sorted({span.name for span in spans})),
             "year": record.year,
             "journal": record.journal,

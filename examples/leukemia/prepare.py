@@ -28,7 +28,7 @@ from examples.leukemia.files import new_folder, write_json, write_lines
 from examples.leukemia.gazetteer import LEUKEMIA, Gazetteer, load_gazetteer
 from examples.leukemia.normalize import normalize
 from examples.leukemia.notice import NOTICE
-from examples.leukemia.safety import find_identifiers, mask_identifiers
+from examples.leukemia.safety import mask_record
 
 __all__ = [
     "Prepared",
@@ -118,14 +118,7 @@ def _read(
 
 def without_identifiers(records: Sequence[Record]) -> tuple[list[Record], dict[str, int]]:
     """The records with what looks like a patient's data masked, and how many articles had some."""
-    kept = []
-    for record in tqdm(records, desc="masking", unit=" article", delay=1):
-        texts = (record.title, record.abstract, *(text for _, text in record.sections))
-        if any(find_identifiers(text) for text in texts):
-            sections = tuple((label, mask_identifiers(text)) for label, text in record.sections)
-            title, abstract = mask_identifiers(record.title), mask_identifiers(record.abstract)
-            record = replace(record, title=title, abstract=abstract, sections=sections)
-        kept.append(record)
+    kept = [mask_record(record) for record in tqdm(records, desc="masking", unit=" article", delay=1)]
     masked = sum(before != after for before, after in zip(records, kept))
     return kept, {"articles in which a patient's data was masked": masked}
 

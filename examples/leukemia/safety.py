@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from examples.leukemia.annotate import annotate
+from examples.leukemia.data import Record, UserError
 from examples.leukemia.names import DATE, find_names
 
 __all__ = [
@@ -19,6 +20,7 @@ __all__ = [
     "asks_about_a_person",
     "find_identifiers",
     "mask_identifiers",
+    "mask_record",
     "reads_like_instruction",
     "states_diagnosis",
 ]
@@ -83,6 +85,28 @@ def mask_identifiers(text: str) -> str:
         parts += [text[place : each.start], f"[{each.kind}]"]
         place = each.end
     return "".join([*parts, text[place:]])
+
+
+_DOI = re.compile(r"10\.\d{4,9}/\S{1,200}")  # may hold what looks like a telephone's number, and names no one
+
+
+def mask_record(record: Record) -> Record:
+    """The article with every identifier masked, whichever column it stands in.
+
+    Raises:
+        UserError: its id holds one; masked, it could be the id of several articles.
+    """
+    if find_identifiers(record.pubmed_id) and not _DOI.fullmatch(record.pubmed_id):
+        masked = mask_identifiers(record.pubmed_id)
+        raise UserError(f"the id {masked!r} seems to hold a patient's data: give the article another one")
+    return replace(
+        record,
+        title=mask_identifiers(record.title),
+        abstract=mask_identifiers(record.abstract),
+        subtype=mask_identifiers(record.subtype) if record.subtype else None,
+        journal=mask_identifiers(record.journal),
+        sections=tuple((mask_identifiers(label), mask_identifiers(text)) for label, text in record.sections),
+    )
 
 
 def _is_nhs_number(text: str) -> bool:

@@ -81,6 +81,24 @@ def test_what_looks_like_a_patients_data_is_not_kept(index: Index) -> None:
     assert index.add([Record("7", "Case of Mr. John Smith", "Asciminib for him, MRN 1234567.")])["masked"] == 1
     (hit,) = index.search("asciminib")
     assert (hit.title, hit.abstract) == ("Case of [name]", "Asciminib for him, [record number].")
+    in_columns = [
+        Record("8", "Case of Mr. John Smith", "Ponatinib."),
+        Record("10.1002/(sici)555-123-4567", "", "Ponatinib.", journal="Mr. John Smith, MRN 1234567"),
+        Record("PMC1234567", "", "Ponatinib.", subtype="MRN 1234567", sections=(("MRN 1234567", "Ponatinib."),)),
+        Record("12345678", "", "Ponatinib.", journal="The Lancet"),
+    ]
+    assert index.add(in_columns)["masked"] == 3
+    hits = {hit.pubmed_id: hit for hit in index.search("ponatinib")}
+    assert hits[in_columns[1].pubmed_id].journal == "[name], [record number]"
+    assert hits["PMC1234567"].subtype == "[record number]" and hits["12345678"].journal == "The Lancet"
+
+
+def test_an_id_that_names_a_patient_is_refused(index: Index, tmp_path: Path, refused) -> None:
+    source = tmp_path / "a.csv"
+    source.write_text("pubmed_id,title,abstract\nJohn Smith MRN 12345678,On CML,Imatinib helps.\n")
+    for command in (["index", source, "--index", index.path], ["prepare", source, "--out", tmp_path / "out"]):
+        assert "the id '[name] [record number]' seems to hold a patient's data" in refused(*command)
+    assert len(index) == 5 and not (tmp_path / "out").exists()
 
 
 def test_readers_do_not_wait_for_a_writer(index: Index) -> None:
