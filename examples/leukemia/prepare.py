@@ -2,7 +2,7 @@
 
     OUT/articles.jsonl                    every article kept, with spans, normalized text, subtype and side
     OUT/train.jsonl, validation.jsonl, test.jsonl    the same by side, retracted ones left out; variants in train
-    OUT/counts.json                       what each step did
+    OUT/counts.json                       what each step did, and the command
 
 The same input gives the same bytes.
 """
@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import shlex
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -67,8 +68,17 @@ def prepare(paths: Sequence[Path], out: Path, options: argparse.Namespace) -> di
         for side in SPLITS:
             write_lines(folder / f"{side}.jsonl", sides[side])
         counts = {step: {name: number for name, number in sorted(row.items())} for step, row in counts.items()}
-        write_json(folder / "counts.json", counts)
+        write_json(folder / "counts.json", {"command": _command(paths, options), **counts})
     return counts
+
+
+def _command(paths: Sequence[Path], options: argparse.Namespace) -> str:
+    """The command line, for a report; without --out, since the same input gives the same bytes in any folder."""
+    given = {name: value for name, value in vars(options).items() if name not in ("abstracts", "command", "out")}
+    if options.gazetteer == LEUKEMIA:
+        del given["gazetteer"]
+    settings = [word for name, value in given.items() for word in (f"--{name.replace('_', '-')}", str(value))]
+    return shlex.join(["python", "-m", "examples.leukemia", "prepare", *map(str, paths), *settings])
 
 
 def prepare_records(
@@ -135,10 +145,18 @@ def without_repeats(records: Sequence[Record]) -> tuple[list[Record], dict[str, 
 
 @dataclass(frozen=True)
 class Prepared:
-    """What `prepare` wrote: the articles, the side of each by its id, and the variants, which are for train alone."""
+    """What `prepare` wrote: the articles, the side of each by its id, and the variants, which are for train alone.
+
+    Attributes:
+        counts: of reading the articles again.
+        steps: what each step of `prepare` counted.
+        command: that made the folder.
+    """
 
     records: list[Record]
     counts: dict[str, int]
+    steps: dict[str, dict[str, int]]
+    command: str
     sides: dict[str, str]
     variants: list[Record]
 
@@ -164,7 +182,18 @@ def read_prepared(folder: Path, cleaning: Counter[str]) -> Prepared:
     lost += [name for name, original in varied.items() if sides.get(original) != "train"]
     if lost:
         raise UserError(f"{folder}: {lost[0]} is on no side, or a variant of no article in train: prepare it again")
-    return Prepared(records, counts, sides, [record for record in of_train if record.pubmed_id in varied])
+    command, steps = _counted(folder / "counts.json")
+    variants = [record for record in of_train if record.pubmed_id in varied]
+    return Prepared(records, counts, steps, command, sides, variants)
+
+
+def _counted(path: Path) -> tuple[str, dict[str, dict[str, int]]]:
+    """The command and the counts of each step, as `prepare` wrote them."""
+    try:
+        steps = json.loads(path.read_text(encoding="utf-8"))
+        return steps.pop("command"), {step: dict(row) for step, row in steps.items()}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise UserError(f"{path} does not hold what prepare counted ({error!r}): prepare it again") from None
 
 
 def _rows(path: Path) -> list[dict[str, Any]]:

@@ -108,7 +108,7 @@ def run(settings: Settings) -> Path:
         metrics: dict[str, Any] = {
             "notice": NOTICE,
             "settings": {key: _plain(value) for key, value in asdict(settings).items()},
-            "made_with": _made_with(),
+            "made_with": {**_made_with(), "prepare_command": articles.prepare_command},
             "data": {
                 "steps": [*articles.steps, {"step": "questions", **_question_counts(knowledge.questions, items)}],
                 "articles": {name: len(rows) for name, rows in articles.sides.items()},
@@ -159,28 +159,36 @@ def _load(settings: Settings) -> tuple[Llama, Tokenizer]:
 
 @dataclass(frozen=True)
 class _Articles:
-    """The articles in the order of the file, and by side; variants of some in train; what each step of reading did."""
+    """The articles in the order of the file, and by side; variants of some in train; what each step of reading did.
+
+    `prepare_command` is what made a folder of `prepare`, and empty where there is none.
+    """
 
     all: list[Record]
     sides: dict[str, list[Record]]
     variants: list[Record]
     steps: list[dict[str, Any]]
+    prepare_command: str
 
 
 def _read(settings: Settings) -> _Articles:
     """The articles that can be used, cleaned and split, as `prepare` does it, without the files; or those it prepared."""
     cleaning: Counter[str] = Counter()
     variants: list[Record] = []
+    steps: list[dict[str, Any]] = []
+    prepare_command = ""
     if is_prepared(settings.abstracts):
         prepared = read_prepared(settings.abstracts, cleaning)
         records, counts = prepared.records, prepared.counts | {"variants, for train": len(prepared.variants)}
         sides, (variants, _) = prepared.sides, without_identifiers(prepared.variants)
+        steps = [{"step": f"prepare: {step}", **row} for step, row in prepared.steps.items()]
+        prepare_command = prepared.command
     else:
         records, counts = read_abstracts(settings.abstracts, cleaning=cleaning)
         sides = {record.pubmed_id: side_of(record.pubmed_id, settings.seed) for record in records}
     invented = sum(record.pubmed_id.startswith("SYN-") for record in records)
     kept = [record for record in records if not record.retracted]
-    steps: list[dict[str, Any]] = [
+    steps += [
         {"step": "read", **counts, "synthetic (invented)": invented},
         {"step": "clean", **dict(sorted(cleaning.items()))},
         {"step": "retracted", "left out": len(records) - len(kept)},
@@ -188,7 +196,8 @@ def _read(settings: Settings) -> _Articles:
     kept, masked = without_identifiers(kept)
     kept, repeated = without_repeats(kept)
     steps += [{"step": "identifiers", **masked}, {"step": "duplicates", **repeated}]
-    return _Articles(kept, {name: [r for r in kept if sides[r.pubmed_id] == name] for name in SPLITS}, variants, steps)
+    on_sides = {name: [r for r in kept if sides[r.pubmed_id] == name] for name in SPLITS}
+    return _Articles(kept, on_sides, variants, steps, prepare_command)
 
 
 def _knowledge(settings: Settings, reports: int) -> Knowledge:

@@ -294,8 +294,23 @@ def test_sides_and_variants_are_those_that_prepare_wrote(prepared_run) -> None:
         for item in varied:
             assert item["task"] != "text" or item["completion"] in variants[item["pubmed_id"]]
     data = metrics(out)["data"]
-    assert data["steps"][0]["variants, for train"] == len(variants)
+    steps = {step.pop("step"): step for step in data["steps"]}
+    assert steps["read"]["variants, for train"] == len(variants)
     assert sum(data["articles"].values()) == len(sides) and {path.name for path in out.iterdir()} <= MADE
+
+
+def test_the_report_has_the_counts_and_the_command_of_prepare(prepared_run) -> None:
+    prepared, out = prepared_run
+    counts = json.loads((prepared / "counts.json").read_text(encoding="utf-8"))
+    command = f"python -m examples.leukemia prepare {prepared.parent / 'some.csv'} "
+    assert (
+        counts["command"].startswith(command) and " --seed 5" in counts["command"] and "--out" not in counts["command"]
+    )
+    steps = {step.pop("step"): step for step in metrics(out)["data"]["steps"]}
+    for step in ("read", "clean", "identifiers", "duplicates", "annotate", "normalize", "split", "augment"):
+        assert steps[f"prepare: {step}"] == counts[step]
+    page = (out / "report.html").read_text(encoding="utf-8")
+    assert command in page and '<th scope="row">prepare: annotate</th>' in page
 
 
 def test_a_prepared_folder_with_an_article_on_no_side(prepared_run, tmp_path: Path, capsys) -> None:
@@ -306,6 +321,9 @@ def test_a_prepared_folder_with_an_article_on_no_side(prepared_run, tmp_path: Pa
     (edited / "articles.jsonl").write_text("".join(lines))
     words = f"{rows[3]['pubmed_id']} is on no side"
     refused(capsys, tmp_path, ["--abstracts", edited, "--out", tmp_path / "out"], words)
+    shutil.copy(prepared_run[0] / "articles.jsonl", edited)
+    (edited / "counts.json").write_text("[]")
+    refused(capsys, tmp_path, ["--abstracts", edited, "--out", tmp_path / "out"], "counts.json does not hold what")
     (edited / "train.jsonl").unlink()
     refused(capsys, tmp_path, ["--abstracts", edited, "--out", tmp_path / "out"], "train.jsonl cannot be read")
 
