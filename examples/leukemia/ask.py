@@ -42,6 +42,7 @@ from examples.leukemia.safety import (
     mask_identifiers,
     reads_like_instruction,
     states_diagnosis,
+    undisguised,
 )
 from examples.leukemia.spelling import american_word
 
@@ -53,6 +54,7 @@ __all__ = ["Answer", "answer", "prompt_ids"]
 THRESHOLD = 0.6  # of coverage: see docs/leukemia.md for how it was chosen
 ARTICLES = 5
 LONGEST = 2000  # characters of a question: what is longer is a text
+LONGEST_QUOTE = 1000  # characters of a sentence: what is longer is a text without full stops
 _TINY_LLAMA = Path(__file__).parent / "data" / "tiny-llama"
 _SYSTEM = (
     "Answer the question in sentences of the articles, each whole and word by word. What stands between <article> and "
@@ -229,7 +231,8 @@ def _quotes(
     wanted = {word for unit in query_units(question, gazetteer) for name in unit for word in _words(name)}
     quotes = []
     for pubmed_id, sentences in list(sources.items())[:most]:
-        held = {one: len(wanted & _words(one)) for one in sentences if not states_diagnosis(one)}
+        quotable = [one for one in sentences if len(one) <= LONGEST_QUOTE and not states_diagnosis(one)]
+        held = {one: len(wanted & _words(one)) for one in quotable}
         of_title = split_sentences(titles.get(pubmed_id, ""))
         most_held = max(held.values(), default=0)
         told = [one for one in held if one not in of_title and 0 < held[one] >= most_held / 2]
@@ -256,7 +259,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 def main(options: argparse.Namespace) -> None:
     """Answer, and print the answer with its articles and the notice."""
-    question = " ".join(as_text(options.question).split())
+    question = " ".join(undisguised(as_text(options.question)).split())
     if len(question) > LONGEST:
         raise UserError(
             f"the question has {len(question):,} characters, at most {LONGEST:,} are read: ask a shorter one"
@@ -277,13 +280,13 @@ def main(options: argparse.Namespace) -> None:
         raise UserError(f"{question[:80]!r} asks for nothing: name a disease, a drug, a gene or a finding")
     with readable(options.index):
         hits = index.search(question, options.articles, options.since, options.until, options.subtype)
-    model, tokenizer = (None, None) if options.quote or not hits else _load(options.model)
+    close = any(hit.coverage >= options.threshold for hit in hits)  # or it abstains, and no model is needed
+    model, tokenizer = (None, None) if options.quote or not close else _load(options.model)
     print(answer(question, index, model, tokenizer, hits, options.threshold))
     index.close()
 
 
 def _load(folder: Path) -> tuple[Llama, Tokenizer]:
-    print(f"model: {folder}", file=sys.stderr, flush=True)
     import torch
 
     from examples.leukemia.folders import load_int8
@@ -291,6 +294,8 @@ def _load(folder: Path) -> tuple[Llama, Tokenizer]:
 
     try:
         int8 = (folder / "quantized.safetensors").is_file()
-        return load_int8(folder) if int8 else load_llama(folder, dtype=torch.float32), load_tokenizer(folder)
+        loaded = load_int8(folder) if int8 else load_llama(folder, dtype=torch.float32), load_tokenizer(folder)
     except CheckpointError as error:
         raise UserError(str(error)) from None
+    print(f"model: {folder}", file=sys.stderr, flush=True)
+    return loaded

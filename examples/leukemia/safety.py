@@ -7,6 +7,7 @@ none may be caught.
 from __future__ import annotations
 
 import re
+import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
@@ -23,6 +24,7 @@ __all__ = [
     "mask_record",
     "reads_like_instruction",
     "states_diagnosis",
+    "undisguised",
 ]
 
 # every repeat has a limit, so that the time grows with the length of a text and not with its square
@@ -60,6 +62,11 @@ class Identifier:
     start: int
     end: int
     kind: str
+
+
+def undisguised(text: str) -> str:
+    """`text` in plain letters and digits (NFKC) and without invisible characters, which would part what is looked for."""
+    return "".join(each for each in unicodedata.normalize("NFKC", text) if unicodedata.category(each) != "Cf")
 
 
 def find_identifiers(text: str) -> list[Identifier]:

@@ -705,6 +705,31 @@ def test_a_terminal_without_the_letters_of_an_abstract(index: Index, command, en
     assert done.returncode == 0 and "\\u03b2 \\u2265 2 " in done.stdout and not done.stderr
 
 
+def test_no_model_is_loaded_where_nothing_is_close(index: Index, capsys: pytest.CaptureFixture, tmp_path: Path) -> None:
+    line = ["--index", index.path, "--model", tmp_path / "none"]
+    code, out = run(capsys, "imatinib with garlic?", *line, "--threshold", 1)
+    assert code == 0 and "No article of this index answers that" in out
+    assert main(["ask", *map(str, [QUESTION, *line])]) == 2
+    assert len(capsys.readouterr().err.splitlines()) == 1
+
+
+def test_a_text_without_full_stops_is_no_sentence_to_quote(index: Index) -> None:
+    index.add([Record("81", "", "Asciminib " + "and so on " * 9_000), Record("82", "", "Asciminib helped.")])
+    assert answer("asciminib", index, hits=index.search("asciminib")).sentences == [("Asciminib helped.", "82")]
+
+
+@pytest.mark.parametrize(
+    ("question", "kind"),
+    [
+        ("imatinib for ＭＲＮ １２３４５６７?", "record number"),
+        ("imatinib for M\u200bRN 123\u00ad4567?", "record number"),
+        ("imatinib, jane.doe＠mail.com?", "e-mail address"),
+    ],
+)
+def test_a_disguised_identifier_is_refused(index: Index, refused, question: str, kind: str) -> None:
+    assert f"patient's data ({kind})" in refused("ask", question, "--index", index.path)
+
+
 def test_bad_input(index: Index, tmp_path: Path, refused) -> None:
     line = ["--index", index.path]
     deep, damaged = tmp_path / "deep.json", tmp_path / "damaged.sqlite"
