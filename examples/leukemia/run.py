@@ -11,7 +11,7 @@ import random
 import shutil
 import sys
 import time
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import cache
@@ -221,7 +221,7 @@ def _prepare(
         )
     context = model.config.max_position_embeddings
     items: dict[str, list[Item]] = {name: [] for name in SPLITS}
-    left_out, taken = Counter[str](), set[str]()
+    left_out, taken = Counter[str](), defaultdict[str, set[str]](set)
     try:
         for name in reversed(SPLITS):  # of the sentences that articles share, the test has the first choice
             reports = [report for report in knowledge.reports if side_of(report[0], seed) == name]

@@ -15,7 +15,7 @@ end of the source, never from the completion; passages of text are parted, so th
 from __future__ import annotations
 
 import re
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 
@@ -83,7 +83,7 @@ def build_items(
     tokenizer: Tokenizer,
     context: int,
     left_out: Counter[str] | None = None,
-    taken: set[str] | None = None,
+    taken: defaultdict[str, set[str]] | None = None,
 ) -> list[Item]:
     """Every task's items of these records and of the lab reports, each fitted to `context` tokens.
 
@@ -91,10 +91,11 @@ def build_items(
 
     Args:
         left_out: gets, by task, how many items have a completion that does not fit even without any source.
-        taken: the sentences that plain items of other sides have (`same_words`), which none here gets; gets those of these.
+        taken: by task, what plain and summary items of other sides ask for (`same_words`), which none here asks for; gets
+            what these do.
     """
     left_out = Counter() if left_out is None else left_out
-    taken = set() if taken is None else taken
+    taken = defaultdict(set) if taken is None else taken
     labels = tuple(knowledge.gazetteer.labels)
     asked = by_article(knowledge.questions)
     items = []
@@ -116,25 +117,26 @@ def build_items(
 
 
 def _unfitted(
-    record: Record, knowledge: Knowledge, asked: Sequence[Question] | None, taken: set[str]
+    record: Record, knowledge: Knowledge, asked: Sequence[Question] | None, taken: defaultdict[str, set[str]]
 ) -> Iterator[Item]:
-    """The items of one article that ask for an answer, whole; the plain sentence is none that is taken, and then is."""
+    """The items of one article that ask for an answer, whole; plain sentence and summary are none taken, and then are."""
     names, gazetteer = record.pubmed_id, knowledge.gazetteer
     subtype = record.subtype or subtype_of(record.title, record.abstract, gazetteer)
     if subtype in gazetteer.labels:
         blanked = blank_subtypes(f"{record.title}\n{record.abstract}".strip(), gazetteer)
         which = f"Which {gazetteer.topic} is this abstract about: {', '.join(gazetteer.labels)}?"
         yield Item(names, "subtype", which, blanked, subtype)
-    if parts := part_conclusion(record):
-        yield Item(names, "summary", CONCLUDE, *parts)
-    elif record.title:
-        yield Item(names, "summary", ENTITLE, record.abstract, record.title)
+    parts = part_conclusion(record)
+    instruction, source, summary = (CONCLUDE, *parts) if parts else (ENTITLE, record.abstract, record.title)
+    if summary and same_words(summary) not in taken["summary"]:
+        taken["summary"].add(same_words(summary))
+        yield Item(names, "summary", instruction, source, summary)
     for question in asked or questions_from_names(record, gazetteer):
         yield Item(names, "question", question.question, record.abstract, question.answer)
     if terms := _listed(record.abstract, gazetteer):
         yield Item(names, "terms", TERMS_INSTRUCTION, record.abstract, terms)
-    if pair := plain_pair(record.abstract, knowledge.glossary, taken):
-        taken.add(same_words(pair[0]))
+    if pair := plain_pair(record.abstract, knowledge.glossary, taken["plain"]):
+        taken["plain"].add(same_words(pair[0]))
         yield Item(names, "plain", PLAINLY, *pair)
 
 

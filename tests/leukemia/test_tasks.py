@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import math
-from collections import Counter
+from collections import Counter, defaultdict
 from dataclasses import replace
 from pathlib import Path
 
@@ -275,10 +275,27 @@ def test_a_sentence_that_is_taken_is_passed_over() -> None:
     assert plain_pair(text, glossary, {same_words(easiest), same_words(next_best)}) is None
 
     records = [Record(str(n), "", text) for n in range(4)]
-    taken = {same_words(next_best)}
+    taken = defaultdict(set, plain={same_words(next_best)})
     items = build_items(records, Knowledge(GAZETTEER, glossary), TOKENIZER, 1024, taken=taken)
     assert [item.source for item in items if item.task == "plain"] == [easiest]
-    assert taken == {same_words(easiest), same_words(next_best)}
+    assert taken["plain"] == {same_words(easiest), same_words(next_best)}
+
+
+def test_a_conclusion_is_asked_for_once_on_whatever_side() -> None:
+    """The one who takes first has it; numbers and what leads in make no other."""
+    test = [Record("1", "", "Some came. In conclusion, it helped 3 of 40 patients.")]
+    train = [
+        Record("2", "", "Others came. CONCLUSION: It helped 12 of 70 patients."),
+        Record("3", "", "Few came. In conclusion, it harmed all patients."),
+    ]
+    taken = defaultdict(set)
+    summaries = [
+        item.pubmed_id
+        for side in (test, train)
+        for item in build_items(side, Knowledge(GAZETTEER, Glossary({"x": "y"})), TOKENIZER, 1024, taken=taken)
+        if item.task == "summary"
+    ]
+    assert summaries == ["1", "3"]
 
 
 @pytest.mark.parametrize(
@@ -508,4 +525,5 @@ def test_real_abstracts_give_items_of_every_task(file: str, real: Path, tmp_path
     items = build_items(records, replace(KNOWLEDGE, questions=()), TOKENIZER, 1024)
     counts = Counter(item.task for item in items)
     assert all(counts[task] > 0.3 * len(records) for task in TASKS if task != "lab"), counts
-    assert counts["summary"] == sum(bool(record.title or part_conclusion(record)) for record in records)
+    asked_for = {parts[1] if (parts := part_conclusion(record)) else record.title for record in records} - {""}
+    assert counts["summary"] == len({text.lower() for text in asked_for})  # articles may share a title
