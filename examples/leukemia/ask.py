@@ -120,14 +120,14 @@ def answer(
     sources = {hit.pubmed_id: sentences_of(hit) for hit in close}
     silenced = sum(len(all_of) - len(kept) for all_of, kept in sources.values())
     if silenced:
-        notes.append(f"{silenced} sentences that speak to a model were left out of the articles.")
+        notes.append(f"Sentences of the articles that were left out, as they speak to a model: {silenced}.")
     kept = {pubmed_id: sentences for pubmed_id, (_, sentences) in sources.items()}
     written: list[tuple[str, str]] = []
     if model is not None and tokenizer is not None:
         text = _generate(question, kept, model, tokenizer)
         written, dropped = _supported(text, kept, index.gazetteer)
         if dropped:
-            notes.append(f"{dropped} sentences of the model were dropped: no article says them word by word.")
+            notes.append(f"Sentences of the model that were dropped, as no article says them word by word: {dropped}.")
     if not written:
         if model is not None:
             notes.append(
