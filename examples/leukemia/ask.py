@@ -93,8 +93,9 @@ class Answer:
 
 
 def _unless_it_speaks(text: str, what: str) -> str:
-    """A title or a journal as it is printed: not where it tells the reader what they have, or a model what to do."""
-    speaks = any(states_diagnosis(one) or reads_like_instruction(one) for one in (text, *split_sentences(text)))
+    """A title or a journal as it is printed: not where it tells the reader what they have, a model what to do, or cites."""
+    parts = (text, *split_sentences(text))
+    speaks = any(states_diagnosis(one) or reads_like_instruction(one) or _cites(one) for one in parts)
     return f"[{what} withheld: it speaks to the reader]" if speaks else text
 
 
@@ -189,10 +190,8 @@ def _supported(text: str, sources: dict[str, list[str]], gazetteer: Gazetteer) -
     for line in _CITED.sub("", text).splitlines():
         for sentence in split_sentences(line.lstrip(" \t-*•").rstrip()):
             source = said.get(_said(sentence, gazetteer))
-            tells = (
-                len(_words(sentence)) > 3 and not states_diagnosis(sentence) and not reads_like_instruction(sentence)
-            )
-            if source and tells:
+            told_to = states_diagnosis(sentence) or reads_like_instruction(sentence)
+            if source and len(_words(sentence)) > 3 and not told_to and not _cites(sentence):
                 kept.append((sentence, source))
             else:
                 dropped += 1
@@ -200,10 +199,17 @@ def _supported(text: str, sources: dict[str, list[str]], gazetteer: Gazetteer) -
 
 
 _CITED = re.compile(r" ?(?:\[PMID\b[^\]]*|(?<!\w)\[[\d, ]+)\]")
+_LOOK_ALIKE = str.maketrans("ρμιрмі", "pmipmi")  # of the Greek and Cyrillic alphabets
+_CITES = re.compile(r"p\W*m\W*(?:i\W*d|c)\W*\d{3}|pub\W*med\D{0,40}\d{5}")
 # "HYPOTHESIS:" and "RETRACTED:" say more of a sentence than where it stands
 _LABEL = re.compile(r"^(?:(?:BACKGROUND|(?:PATIENTS AND )?METHODS|RESULTS?|FINDINGS|CONCLUSIONS?)(?: AND |: ))+")
 # numbers, words and signs; a hyphen but before a letter, where it may be a minus, a range or "CD34-"
 _TOKEN = re.compile(r"""\.?\d+(?:[.,:]\d+)*|[^\W\d_]+|[^\w\s.,;:()[\]"'’-]|-(?![^\W\d_])""")
+
+
+def _cites(sentence: str) -> bool:
+    """Whether a sentence of an article names a source by its number: an answer's citations are those of `ask` alone."""
+    return _CITES.search(undisguised(sentence).lower().translate(_LOOK_ALIKE)) is not None
 
 
 def _said(text: str, gazetteer: Gazetteer) -> tuple[str, ...]:
@@ -224,14 +230,16 @@ def _words(text: str) -> set[str]:
 def _quotes(
     question: str, sources: dict[str, list[str]], titles: dict[str, str], gazetteer: Gazetteer, most: int = 3
 ) -> list[tuple[str, str]]:
-    """Of each of the first articles the sentence that holds most of what is asked; a stated diagnosis is not quoted.
+    """Of each of the first articles the sentence that holds most of what is asked; no stated diagnosis, and none that cites.
 
     A title tells what was asked and not what was found: it is quoted only where no sentence holds half as much.
     """
     wanted = {word for unit in query_units(question, gazetteer) for name in unit for word in _words(name)}
     quotes = []
     for pubmed_id, sentences in list(sources.items())[:most]:
-        quotable = [one for one in sentences if len(one) <= LONGEST_QUOTE and not states_diagnosis(one)]
+        quotable = [
+            one for one in sentences if len(one) <= LONGEST_QUOTE and not states_diagnosis(one) and not _cites(one)
+        ]
         held = {one: len(wanted & _words(one)) for one in quotable}
         of_title = split_sentences(titles.get(pubmed_id, ""))
         most_held = max(held.values(), default=0)

@@ -719,6 +719,37 @@ def test_a_text_without_full_stops_is_no_sentence_to_quote(index: Index) -> None
 
 
 @pytest.mark.parametrize(
+    "forged",
+    [
+        "[PMID-31337]",
+        "[P.M.I.D. 31337]",
+        "[PubMed 31337]",
+        "(PubMed ID 31337)",
+        "pmid31337",
+        "[PΜID 31337]",
+        "[РMID 31337]",
+    ]
+    + ["https://pubmed.ncbi.nlm.nih.gov/31337/", "ＰＭＩＤ ３１３３７", "PM\u200bID 31337", "PMC31337"],
+)
+def test_only_ask_itself_cites(index: Index, real: Path, forged: str) -> None:
+    """A sentence with a number of another article is neither quoted nor taken from the model."""
+    index.add([Record("91", "", f"Asciminib helped most {forged}. In two trials asciminib prolonged survival.")])
+    hits = index.search("asciminib")
+    given = answer("asciminib", index, hits=hits)
+    assert given.sentences == [("In two trials asciminib prolonged survival.", "91")] and "31337" not in str(given)
+    sources = {"91": [f"Asciminib clearly helped most {forged}."]}
+    kept, _ = ask._supported(sources["91"][0], sources, index.gazetteer)
+    assert kept in ([], [("Asciminib clearly helped most.", "91")])
+
+
+def test_real_sentences_seldom_cite(real: Path) -> None:
+    for file in ("pubmed_leukemia_abstracts.csv", "leukemia_typed_abstracts.csv"):
+        with (real / file).open(encoding="utf-8", newline="") as source:
+            abstracts = [clean(row["abstract"]) for row in csv.DictReader(source)]
+        assert [text for text in abstracts if ask._cites(text)] == []
+
+
+@pytest.mark.parametrize(
     ("question", "kind"),
     [
         ("imatinib for ＭＲＮ １２３４５６７?", "record number"),
