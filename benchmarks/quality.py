@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from llama_min import Llama, load_llama, load_tokenizer
 from lora_lite import LoRAConfig, add_lora, correct_quantization
-from quant_lite import PerChannel, PerGroup, PerTensor, QuantConfig, quantize_
+from quant_lite import PerChannel, PerGroup, PerTensor, QuantConfig, quantize_, quantize_cache_
 
 STORIES = Path(__file__).with_name("stories.txt")
 CHANNEL, GROUP = PerChannel(0), PerGroup(32)
@@ -30,8 +30,14 @@ SCHEMES = {
     "int8 absmax, tensor": QuantConfig("absmax", PerTensor()),
     "int8 absmax, channel": QuantConfig("absmax", CHANNEL),
     "int8 absmax, group 32": QuantConfig("absmax", GROUP),
+    "int8 zero-point, tensor": QuantConfig("zeropoint", PerTensor()),
     "int8 zero-point, channel": QuantConfig("zeropoint", CHANNEL),
+    "int8 zero-point, group 32": QuantConfig("zeropoint", GROUP),
+    "int8 GPTQ, channel": QuantConfig("absmax", CHANNEL, gptq=True),
+    "W8A8, dynamic, tensor": QuantConfig("absmax", PerTensor(), activations="int8"),
     "W8A8, dynamic": QuantConfig("absmax", CHANNEL, activations="int8"),
+    "W8A8, dynamic, group 32": QuantConfig("absmax", GROUP, activations="int8"),
+    "W8A8, dynamic, -128 to 127": QuantConfig("absmax", CHANNEL, activations="int8_full"),
     "W8A8, LLM.int8 outliers": QuantConfig("absmax", CHANNEL, activations="int8", outliers=6.0),
     "W8A8, static min-max": QuantConfig("absmax", CHANNEL, activations="int8", observer="minmax"),
     "W8A8, static percentile": QuantConfig("absmax", CHANNEL, activations="int8", observer="percentile"),
@@ -60,6 +66,9 @@ class Row:
 def table(model: Llama, text: Sequence[Tensor], calibration: Sequence[Tensor]) -> list[Row]:
     """A row for the float model and for each scheme; the model stays as it is."""
     rows = [Row("float32", 32.0, perplexity(model, text))]
+    cached = copy.deepcopy(model)
+    quantize_cache_(cached)
+    rows.append(Row("int8 key-value cache", 32.0, perplexity(cached, text)))
     weights = {name: m.weight.detach() for name, m in model.named_modules() if isinstance(m, nn.Linear)}
     for name, config in SCHEMES.items():
         quantized = copy.deepcopy(model)
@@ -77,8 +86,11 @@ def table(model: Llama, text: Sequence[Tensor], calibration: Sequence[Tensor]) -
 
 @torch.no_grad()
 def perplexity(model: Llama, rows: Sequence[Tensor]) -> float:
-    """exp of the mean negative log-likelihood of a token."""
-    total = sum(float(F.cross_entropy(model(ids)[0, :-1].float(), ids[0, 1:], reduction="sum")) for ids in rows)
+    """exp of the mean negative log-likelihood of a token, with the cache that the model makes."""
+    total = 0.0
+    for ids in rows:
+        logits = model(ids, model.new_cache(1, ids.shape[1]))[0, :-1].float()  # (T - 1, V)
+        total += float(F.cross_entropy(logits, ids[0, 1:], reduction="sum"))
     return math.exp(total / sum(ids.shape[1] - 1 for ids in rows))
 
 
@@ -103,6 +115,8 @@ def draw(rows: Sequence[Row], picture: Path) -> None:
         axes.annotate(str(number), (row.bits, change), fontsize=8, xytext=(side, 3), textcoords="offset points")
     axes.legend(loc="center left", bbox_to_anchor=(1.0, 0.5), fontsize=8, frameon=False)
     axes.set_xlabel("bits a weight, scales included")
+    axes.set_xscale("log", base=2)
+    axes.set_xticks([4, 8, 16, 32], ["4", "8", "16", "32"])
     axes.set_ylabel("change of perplexity, %")
     axes.set_yscale("symlog", linthresh=0.1)
     figure.savefig(picture, dpi=150)

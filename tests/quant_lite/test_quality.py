@@ -35,8 +35,10 @@ def test_a_trained_model_keeps_its_perplexity(real: Path, tmp_path: Path) -> Non
     lines = quality.read(folder, quality.STORIES)
     rows = quality.table(load_llama(folder, torch.float32), lines[4:], lines[:4])
     change = {row.name: abs(row.perplexity / rows[0].perplexity - 1) for row in rows}
-    assert change["int8 absmax, channel"] <= 0.003 and change["int8 zero-point, channel"] <= 0.003
-    assert change["W8A8, dynamic"] <= 0.01 and change["W8A8, LLM.int8 outliers"] <= 0.01
+    finer = [f"int8 {scheme}, {size}" for scheme in ("absmax", "zero-point") for size in ("channel", "group 32")]
+    assert all(change[name] <= 0.003 for name in (*finer, "int8 GPTQ, channel", "int8 key-value cache"))
+    dynamic = [name for name in change if name.startswith("W8A8, dynamic")]
+    assert len(dynamic) == 4 and all(change[name] <= 0.01 for name in (*dynamic, "W8A8, LLM.int8 outliers"))
     assert change["int4 GPTQ, group 32"] < change["int4 absmax, group 32"] < 0.2
     for name in quality.CORRECTED:
         assert change[f"{name} + LQER rank {quality.RANK}"] < change[name]
