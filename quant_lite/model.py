@@ -51,6 +51,7 @@ class QuantConfig:
             calibration, in place of one for each row as it comes.
         smoothing: alpha of SmoothQuant, from 0 to 1, found in calibration; None for none.
         gptq: whether the integers are chosen by GPTQ in calibration, and not each by rounding.
+        embeddings: whether embeddings that no head shares become int8, too; those that a head shares always go with it.
         skip: fnmatch patterns on full layer names that stay in float, such as `"*.down_proj"`.
     """
 
@@ -62,6 +63,7 @@ class QuantConfig:
     observer: str | None = None
     smoothing: float | None = None
     gptq: bool = False
+    embeddings: bool = False
     skip: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
@@ -83,6 +85,8 @@ class QuantConfig:
             raise ValueError(f"gptq=True needs scheme='absmax', not {self.scheme!r}")
         if self.smoothing is not None and (self.bits != 8 or self.scheme not in ("absmax", "zeropoint")):
             raise ValueError(f"smoothing= needs an int8 scheme, not {self.scheme!r} with bits={self.bits}")
+        if self.embeddings and (self.bits != 8 or self.scheme not in ("absmax", "zeropoint")):
+            raise ValueError(f"embeddings=True needs an int8 scheme, not {self.scheme!r} with bits={self.bits}")
 
     @property
     def calibrated(self) -> bool:
@@ -189,13 +193,13 @@ def quantize_(model: nn.Module, config: QuantConfig | None = None, calibration: 
     """Replace every `nn.Linear` of `model`, in place and one by one, by a layer of the config's scheme.
 
     A head that is tied to an embedding is quantized with it: both read one int8 copy (with 4 bits they stay in float, and
-    in bfloat16 they share what is bfloat16 already). A weight that others share stays in float, and so do matrices that
-    are no `nn.Linear`'s (convolutions, experts in one tensor, an embedding that no head shares) and layers whose module
-    reads `self.<layer>.weight` by itself, as its source says (transformers' Mamba): the report names them. The float
-    layer inside an adapter is quantized like any other; the adapter stays in float, with what it trains whole
-    (`modules_to_save`), and so does a layer with a `forward` other than `nn.Linear`'s, be it a subclass's or its own, or
-    with a hook of `register_backward_hook`; other hooks go on. A layer whose weight is read in another way, from afar,
-    needs to be in `skip`.
+    in bfloat16 they share what is bfloat16 already). An embedding alone becomes int8 where the config says so. A weight
+    that others share stays in float, and so do matrices that are no `nn.Linear`'s (convolutions, experts in one tensor)
+    and layers whose module reads `self.<layer>.weight` by itself, as its source says (transformers' Mamba): the report
+    names them. The float layer inside an adapter is quantized like any other; the adapter stays in float, with what it
+    trains whole (`modules_to_save`), and so does a layer with a `forward` other than `nn.Linear`'s, be it a subclass's or
+    its own, or with a hook of `register_backward_hook`; other hooks go on. A layer whose weight is read in another way,
+    from afar, needs to be in `skip`.
 
     A weight that is computed (`torch.nn.utils.parametrize`) is quantized as it is now, for good; one that was trained with
     `fake_quantize` and the config's scheme becomes the integers that it was trained with.
@@ -278,9 +282,9 @@ class _Seen:
         self, model: nn.Module, chosen: Sequence[Sequence[str]], config: QuantConfig, calibration: Sequence[Any]
     ) -> None:
         self.model, self.calibration, self.config = model, calibration, config
-        names = [group[0] for group in chosen]
+        names = [group[0] for group in chosen if isinstance(model.get_submodule(group[0]), nn.Linear)]
         # a head's weight that is an embedding, too, is neither smoothed nor chosen for the head's inputs alone
-        self.alone = [group[0] for group in chosen if len(group) == 1]
+        self.alone = [group[0] for group in chosen if len(group) == 1 and group[0] in names]
         self.smooth: dict[str, Tensor] = {}  # (K,) of each layer
         self.input_scale: dict[str, float] = {}
         if config.smoothing is not None:
@@ -391,9 +395,11 @@ def _logits(output: Any) -> Tensor | None:
 def _choose(model: nn.Module, config: QuantConfig) -> tuple[list[list[str]], dict[str, str]]:
     """Names of layers to quantize, those together that share a weight, and names of those that stay, with the reason."""
     linear = {name: layer for name, layer in model.named_modules() if isinstance(layer, nn.Linear)}
-    idle = [pattern for pattern in config.skip if not fnmatch.filter(linear, pattern)]
+    tables = {name: m for name, m in model.named_modules() if isinstance(m, nn.Embedding) and is_plain_embedding(m)}
+    candidates = [*linear, *(tables if config.embeddings else [])]
+    idle = [pattern for pattern in config.skip if not fnmatch.filter(candidates, pattern)]
     if idle:
-        raise ValueError(f"skip pattern {idle[0]!r} matches no linear layer: have {', '.join(list(linear)[:8])}")
+        raise ValueError(f"skip pattern {idle[0]!r} matches no linear layer: have {', '.join(candidates[:8])}")
     owners: dict[int, list[str]] = {}
     for path, parameter in model.named_parameters(remove_duplicate=False):
         owners.setdefault(id(parameter), []).append(path)
@@ -420,6 +426,20 @@ def _choose(model: nn.Module, config: QuantConfig) -> tuple[list[list[str]], dic
             chosen.append([name, *(embeddings if config.scheme != "bfloat16" else [])])
     if not chosen:
         raise ValueError(_nothing_to_quantize(kept))
+    for name, table in tables.items() if config.embeddings else ():
+        if name in named:  # a head shares it: it was chosen or kept with that
+            continue
+        named.add(name)
+        reason = reason_to_stay(model, name)
+        if any(fnmatch.fnmatchcase(name, pattern) for pattern in config.skip):
+            kept[name] = _SKIPPED
+        elif len(owners[id(table.weight)]) > 1:
+            kept[name] = _SHARED
+        elif reason is not None:
+            kept[name] = reason
+        else:
+            _check_weight(name, table)
+            chosen.append([name])
     return chosen, kept | _other_matrices(model, named)
 
 
@@ -433,7 +453,7 @@ def _nothing_to_quantize(kept: Mapping[str, str]) -> str:
     return f"the model has no float linear layer to quantize, each has to stay in float: {few}{more}; {ways}"
 
 
-def _check_weight(name: str, layer: nn.Linear) -> None:
+def _check_weight(name: str, layer: nn.Linear | nn.Embedding) -> None:
     """Refuse what no scheme can read."""
     if is_lazy(layer.weight) or layer.weight.is_meta:
         raise ValueError(f"{name}: its weight holds no numbers yet: load or initialize the model first")
@@ -463,7 +483,7 @@ def _can_share(head: nn.Linear, config: QuantConfig) -> bool:
 def _replace(model: nn.Module, names: list[str], config: QuantConfig, seen: _Seen) -> LayerReport:
     """Put a quantized layer in the place of the first name, and embeddings that read its weight in those of the others."""
     old = model.get_submodule(names[0])
-    assert isinstance(old, nn.Linear)
+    assert isinstance(old, (nn.Linear, nn.Embedding))
     weight, size = old.weight.detach(), _bytes(old)
     try:
         layer, error = _layer(old, config, names[0], seen)
@@ -481,10 +501,13 @@ def _replace(model: nn.Module, names: list[str], config: QuantConfig, seen: _See
 
 
 def _layer(
-    old: nn.Linear, config: QuantConfig, name: str, seen: _Seen
-) -> tuple[Int8Linear | Int4Linear | BFloat16Linear, _Error]:
+    old: nn.Linear | nn.Embedding, config: QuantConfig, name: str, seen: _Seen
+) -> tuple[Int8Linear | Int4Linear | BFloat16Linear | Int8Embedding, _Error]:
     """The layer that takes the place of `old`, and what its weight lost."""
     weight = old.weight.detach()
+    if isinstance(old, nn.Embedding):
+        table = config.quantize(weight)
+        return Int8Embedding(table), _error(weight, lambda rows: table.rows(rows).dequantize(), largest_bound(table))
     if config.scheme == "bfloat16":
         largest = _largest(weight)
         if not math.isfinite(largest):

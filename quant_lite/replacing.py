@@ -48,11 +48,12 @@ def put_layer(model: nn.Module, name: str, layer: nn.Module) -> None:
 
 
 def reason_to_stay(model: nn.Module, name: str) -> str | None:
-    """Why no other layer can take the place of a linear one, a key of `WAYS_OUT`; None where one can."""
+    """Why no other layer can take the place of a linear one, or a plain embedding, a key of `WAYS_OUT`; None where one can."""
     layer = model.get_submodule(name)
     if any(part.startswith("lora_") or part == "modules_to_save" for part in name.split(".")):
         return _ADAPTER
-    if type(layer).forward is not nn.Linear.forward or "forward" in vars(layer):  # a subclass's, or patched
+    plain = isinstance(layer, nn.Embedding) or type(layer).forward is nn.Linear.forward
+    if not plain or "forward" in vars(layer):  # a subclass's, or patched
         return _FORWARD
     if isinstance(layer, NonDynamicallyQuantizableLinear) or _has_dora_of_peft(model, name) or _reads(model, name):
         return _READ

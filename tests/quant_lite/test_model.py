@@ -200,6 +200,40 @@ def test_a_tied_head_and_its_embedding_are_one_int8_copy(scheme: str, granularit
     assert report.bytes_after == int8 + scales + zeros + floats and floats >= 4 * down
 
 
+@pytest.mark.parametrize("scheme", ["absmax", "zeropoint"])
+def test_an_embedding_without_a_head_is_int8_where_asked(scheme: str, tmp_path: Path) -> None:
+    """Looked up it is its own dequantization; smoothing looks at linear layers alone; files have it, and skip= keeps it."""
+    torch.manual_seed(0)
+    ids = torch.tensor([[3, 0], [7, 3]])
+    model, again, kept = (Llama(SMALL) for _ in range(3))
+    table = model.model.embed_tokens.weight.detach().clone()
+    config = QuantConfig(scheme, embeddings=True, smoothing=0.5)
+    report = quantize_(model, config, [ids])
+    quantizer = absmax_quantize if scheme == "absmax" else zeropoint_quantize
+    q = quantizer(table, PerChannel(0))
+    embedding = model.model.embed_tokens
+    assert isinstance(embedding, Int8Embedding) and torch.equal(embedding(ids), q.dequantize()[ids])
+    row = report.layers[-1]
+    assert (row.name, row.shape, row.bytes_before) == ("model.embed_tokens", tuple(table.shape), table.nbytes)
+    assert row.max_error == float((table - q.dequantize()).abs().max()) <= row.bound
+    assert not report.kept and report.bytes_after < 0.4 * report.bytes_before
+    save_quantized(model, tmp_path)
+    load_quantized(again, tmp_path)
+    assert torch.equal(again(ids), model(ids))
+
+    assert quantize_(kept, dataclasses.replace(config, skip=("*embed*",)), [ids]).kept == {
+        "model.embed_tokens": "skipped by the config"
+    }
+    for other in (QuantConfig(embeddings=False), QuantConfig()):
+        assert quantize_(Llama(SMALL), other).kept == {"model.embed_tokens": "no linear layer: Embedding"}
+    for wrong in ({"bits": 4}, {"scheme": "nf4"}, {"scheme": "bfloat16"}):
+        with pytest.raises(ValueError, match="embeddings=True needs an int8 scheme"):
+            QuantConfig(embeddings=True, **wrong)
+    shared = nn.ModuleList([nn.Embedding(5, 4), nn.Embedding(5, 4), nn.Linear(4, 4)])
+    shared[1].weight = shared[0].weight
+    assert set(quantize_(shared, QuantConfig(embeddings=True)).kept) == {"0", "1"}
+
+
 @pytest.mark.parametrize("scheme", ["nf4", "bfloat16"])
 def test_what_shares_a_weight_and_cannot_be_one_copy_is_kept_and_named(scheme: str) -> None:
     model = Llama(dataclasses.replace(SMALL, tie_word_embeddings=True))
