@@ -7,6 +7,7 @@ import os
 import shutil
 import tempfile
 import zlib
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -102,7 +103,9 @@ def load_quantized(model: nn.Module, folder: str | Path) -> None:
 
     plain = {name: t for name, t in model.state_dict().items() if name.rpartition(".")[0] not in about}
     rest = {name: t for name, t in tensors.items() if name.rpartition(".")[0] not in about}
-    problems += differences(model, plain, rest)
+    problems += differences(model, plain, rest) + _other_ties(
+        model, shared, {*tensors, *(f"{name}.weight" for name in about)}
+    )
     if problems:
         raise QuantizedFileError(f"{path} does not fit the model: {'; '.join(sorted(problems))}")
     for name, layer in layers.items():
@@ -275,6 +278,24 @@ def differences(model: nn.Module, needed: dict[str, Tensor], given: dict[str, Te
         if given[name].dtype in _FLOATS and not is_finite(given[name])
     ]
     return problems
+
+
+def _other_ties(model: nn.Module, shared: dict[str, str], names: Collection[str]) -> list[str]:
+    """Parameters of these names that are one in the model and two in the file, or the other way round."""
+    parameters = {name: id(p) for name, p in model.named_parameters(remove_duplicate=False) if name in names}
+    first: dict[int, str] = {}
+    problems = []
+    for name, parameter in parameters.items():
+        known = first.setdefault(parameter, name)
+        if known != name and shared.get(name, name) != shared.get(known, known):
+            problems.append(
+                f"{name} and {known} are one in the model and two in the file: part them in the model first"
+            )
+    return problems + [
+        f"{name} and {known} are two in the model and one in the file: tie them in the model first"
+        for name, known in shared.items()
+        if name in parameters and known in parameters and parameters[name] != parameters[known]
+    ]
 
 
 def _same_kind(one: Tensor, other: Tensor) -> bool:

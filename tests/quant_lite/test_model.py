@@ -457,6 +457,19 @@ def saved(
     return path, {name: tensor.clone() for name, tensor in load_file(path).items()}, header
 
 
+@pytest.mark.parametrize("config", [QuantConfig(), QuantConfig(bits=4)], ids=str)
+@pytest.mark.parametrize("tied", [False, True])
+def test_a_file_of_other_ties_is_refused(tmp_path: Path, tied: bool, config: QuantConfig) -> None:
+    quantize_(model := Llama(dataclasses.replace(SMALL, tie_word_embeddings=tied)), config)
+    save_quantized(model, tmp_path)
+    other = Llama(dataclasses.replace(SMALL, tie_word_embeddings=not tied))
+    before = copy.deepcopy(other.state_dict())
+    words = "are two in the model and one in the file" if tied else "are one in the model and two in the file"
+    with pytest.raises(QuantizedFileError, match=rf"lm_head.weight and model.embed_tokens.weight {words}"):
+        load_quantized(other, tmp_path)
+    assert all(torch.equal(tensor, before[name]) for name, tensor in other.state_dict().items())
+
+
 @pytest.mark.parametrize("config", CONFIGS, ids=str)
 def test_what_is_loaded_lies_in_the_file(tmp_path: Path, config: QuantConfig) -> None:
     """Mapped, 4 bits too: nothing is unpacked on the way."""
