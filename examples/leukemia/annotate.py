@@ -128,7 +128,7 @@ def _excluded(lowered: str, gazetteer: Gazetteer) -> set[str]:
 
 
 _FUSION = re.compile(r"fusion|fused|translocat|rearrange|transcript|chim(?:a)?er|t\(\d", re.IGNORECASE)
-NEAR = 60  # characters
+_IS_FUSION = re.compile(r"\s(?:fusion|chim(?:a)?er)", re.IGNORECASE)
 
 
 def _joined_fusions(text: str, spans: list[Span], gazetteer: Gazetteer) -> list[Span]:
@@ -138,10 +138,10 @@ def _joined_fusions(text: str, spans: list[Span], gazetteer: Gazetteer) -> list[
     for span in spans:
         first = joined[-1] if joined else span
         mark = text[first.end : span.start]
-        near = mark != "/" or _FUSION.search(
-            text, first.start - NEAR, span.end + NEAR
-        )  # it also parts a list: Bcl-2/Bax
-        if mark in marks and near and first.type == span.type == "gene":
+        told = mark != "/" or _IS_FUSION.match(
+            text, span.end
+        )  # it also parts a list: Bcl-2/Bax, MYC/BCL2 rearrangements
+        if mark in marks and told and first.type == span.type == "gene":
             ids, name = f"{first.id}::{span.id}", f"{first.name}::{span.name}"
             joined[-1] = Span(first.start, span.end, text[first.start : span.end], "fusion", ids, name)
         else:
@@ -160,8 +160,12 @@ _VALUE = re.compile(
     (?P<unit>[x×]\s?10\s?(?:\^|\(|\*\*?|E)?\s?\d{{1,2}}\)?\s?/\s?(?:L|l|[µμu][Ll]|mm\^?(?:3|\(3\))|m[lL])(?!\w)
       |(?:cells?\s?|[Kk]\s?|G(?:pt|iga)?\s?)?/\s?(?:mm\^?(?:3|\(3\))|[µμu][Ll]|microl|nL|L|l)(?!\w)
       |(?:g|mg|ng|[µμ]g|ug|pg|IU|U|[µμ]mol|mmol)\s?/\s?(?:dL|dl|L|l|mL|ml)(?!\w)|%)
-    (?!\s(?:lower|higher|less|more|fewer|greater|below|above)\b)""",  # a difference is no value
+    (?!\s(?:lower|higher|less|more|fewer|greater|below|above
+      |increase|rise|gain|improvement|change|difference|decrease|decline|drop|fall|reduction)\b)""",  # a difference is no value
     re.VERBOSE,
+)
+_CHANGE = re.compile(
+    r"\b(?:increase|rise|gain|improvement|change|difference|decrease|decline|drop|fall|reduction)s?\s(?:in|of)\s(?:\w+\s)?$"
 )
 _COUNT = re.compile(
     r"(?:[x×]10[*eE]*(?P<power>\d+)|(?P<many>[Kk]|G|Gpt|Giga)|cells?)?/(?P<volume>[lL]|m[lL]|u[lL]|nL|mm3|microl)"
@@ -181,8 +185,10 @@ _SIGNS |= {"less than or equal to": "<=", "more than or equal to": ">=", "greate
 def _lab_value(text: str, span: Span, gazetteer: Gazetteer) -> Span | None:
     """The span of an analyte with the value behind it, in the gazetteer's unit; None where no value follows."""
     match = _VALUE.match(text, span.end)
-    if match is None:
+    if match is None or _CHANGE.search(text[max(0, span.start - 40) : span.start]):
         return None
+    if match["high"] and re.search(r"\d[, ]\d", match["high"]) and not re.search(r"[., ]", match["number"]):
+        return None  # 5-10,000 may be from 5 or from 5,000
     unit = gazetteer.by_id[span.id].unit
     factor = _factor(match["unit"], unit)
     if factor is None:

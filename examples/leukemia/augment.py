@@ -101,4 +101,6 @@ def _drop(row: dict[str, Any], gazetteer: Gazetteer, rng: random.Random) -> str:
 
 
 def _template(row: dict[str, Any], gazetteer: Gazetteer, rng: random.Random) -> str:
+    if not row["title"]:
+        return row["abstract"]  # which is no variant
     return rng.choice(_TEMPLATES).format(title=row["title"], abstract=row["abstract"])

@@ -15,6 +15,7 @@ _TAGS = re.compile(rf"</?(?:i|b|u|em|strong|span|italic|bold|mml:\w+|jats:\w+){_
 _BLOCKS = re.compile(rf"</?(?:p|br|sec|title|abstract|jats:p|jats:sec|jats:title){_ATTRIBUTES}>", re.IGNORECASE)
 _BEHIND = re.compile(r"<publisher>[^<]*(?:</publisher>|$)", re.IGNORECASE)  # where a record was cut out of XML
 _LEVELS = re.compile(rf"<(/?)(?:jats:)?(su[bp]){_ATTRIBUTES}>", re.IGNORECASE)
+_ROWS = re.compile(rf"</?mml:mrow{_ATTRIBUTES}>\s*", re.IGNORECASE)  # MathML's, which only hold parts together
 _MATHML = re.compile(r"<mml:msup[^>]*>\s*<mml:mn>(\d+)</mml:mn>(.{0,300}?)</mml:msup>", re.IGNORECASE | re.DOTALL)
 # only 10 has a space before its exponent: "2 <sup>14</sup>C" is an isotope
 _POWER = re.compile(r"(?:(?<=\d)|(?<=\b10)\s)<sup>\s*([-−–+]?)\s*([\dΔ∆].{0,30}?)\s*</sup>", re.IGNORECASE)
@@ -89,9 +90,9 @@ _CITATIONS = re.compile(
 )
 # what stands before a result in brackets, as in 5 days[2-7]; a short one behind a colon always is
 _MEASURED = re.compile(
-    r"\b(?:days?|weeks?|months?|years?|hours?|range|median|mean|IQR|CI|interval|scores?|grades?)[,=]?$"
+    r"\b(?:days?|weeks?|wks?|months?|mos?|years?|yrs?|hours?|hrs?|mg|[mµμ]?g|range|median|mean|IQR|CI|interval|scores?|grades?)[,=]?$"
 )
-_SPREAD = re.compile(r"\d|interval|range|median|mean")  # close before [2, 6]: its limits
+_SPREAD = re.compile(r"\d.{0,19}$|interval|range|median|mean")  # before [2, 6] in its sentence: its limits
 
 
 def clean(text: str, counts: Counter[str] | None = None) -> str:
@@ -118,7 +119,8 @@ def _markup(text: str) -> str:
     """Drop tags and keep their text."""
     if "<" not in text:
         return text
-    text = _MATHML.sub(r"\1<sup>\2</sup>", _LEVELS.sub(r"<\1\2>", _BEHIND.sub("", text)))
+    text = _LEVELS.sub(r"<\1\2>", _ROWS.sub("", _BEHIND.sub("", text)))
+    text = _MATHML.sub(r"\1<sup>\2</sup>", text)
     return on_one_line(_TAGS.sub("", _BLOCKS.sub(" ", text)))
 
 
@@ -145,8 +147,8 @@ def _boilerplate(text: str) -> str:
 
 def _closing(text: str) -> str:
     """Drop copyright lines, and the other lines that close an abstract: one may hide the next."""
-    while (shorter := _END.sub("", _COPYRIGHT.sub("", text)).rstrip()) != text:
-        text = shorter
+    while (shorter := _END.sub("", _COPYRIGHT.sub("", text))) != text:
+        text = shorter.rstrip()
     return text
 
 
@@ -154,7 +156,7 @@ def _references(text: str) -> str:
     """Drop pointers to a list of references, and a journal's citation of itself."""
 
     def kept(match: re.Match[str]) -> str:
-        before = text[max(0, match.start() - 20) : match.start()]
+        before = re.split(r"[.?!]\s", text[max(0, match.start() - 80) : match.start()])[-1]  # of its sentence
         spread = match[0].startswith("[") and "," in match[0] and before[-1:] == " " and _SPREAD.search(before)
         return match[0] if spread or _MEASURED.search(before.rstrip()) else ""
 

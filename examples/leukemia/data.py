@@ -32,6 +32,9 @@ __all__ = [
 
 SPLITS = ("train", "validation", "test")
 NO_TITLE = ("[Not Available].", "[Not Available]")  # what PubMed writes where an article has none
+NO_ABSTRACT = re.compile(
+    r"(?:no abstract(?: (?:is )?available)?|abstract not available|n/?a|nan|none)?\.?", re.IGNORECASE
+)
 _COLUMNS = ("pubmed_id", "title", "abstract")
 _RETRACTED = re.compile(r"\W{0,3}(?:retracted|withdrawn)(?:\sarticle)?\s?[:\])]", re.IGNORECASE)  # "RETRACTED: a title"
 
@@ -104,7 +107,7 @@ def read_abstracts(
 def _cleaned(raw: Record, counts: Counter[str] | None) -> Record:
     """The record with clean texts; the abstract of a labelled one is made of its clean sections."""
     sections = tuple((label, text) for label, part in raw.sections if (text := clean(part, counts)))
-    abstract = clean(raw.abstract, None if sections else counts)
+    abstract = "" if NO_ABSTRACT.fullmatch(raw.abstract.strip()) else clean(raw.abstract, None if sections else counts)
     title = "" if raw.title.strip() in NO_TITLE else clean(raw.title, counts)
     return replace(
         raw,

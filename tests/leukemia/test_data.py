@@ -242,3 +242,12 @@ def test_shipped_abstracts_are_synthetic_and_reproducible() -> None:
     for row in rows:  # the label that the generator gave is the one that the text names, and blanking hides it
         assert subtype_of(row["title"], row["abstract"]) == row["subtype"]
         assert not find_subtypes(blank_subtypes(f"{row['title']}\n{row['abstract']}"))
+
+
+@pytest.mark.parametrize("text", ["No abstract", "No abstract available.", "N/A", "nan", "None."])
+def test_a_placeholder_is_no_abstract(tmp_path: Path, text: str) -> None:
+    path = tmp_path / "a.csv"
+    path.write_text(f"pubmed_id,title,abstract\n1,A,{text}\n2,B,No abstract thinking is needed.\n")
+    records, counts = read_abstracts(path)
+    assert [record.pubmed_id for record in records] == ["2"]
+    assert counts["left out: no pubmed_id or no abstract"] == 1

@@ -238,6 +238,9 @@ def test_terms_are_the_gazetteers() -> None:
         map(str.lower, key_terms(text, GAZETTEER))
     )
     assert read_terms(" ; .") == set()
+    assert read_terms("imatinib; t(9;22); t(8;21) and t(15;17);FLT3") == {
+        "imatinib", "t(9;22)", "t(8;21) and t(15;17)", "flt3"
+    }  # fmt: skip
 
 
 def test_plain_words_by_the_glossary() -> None:
