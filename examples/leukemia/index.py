@@ -202,7 +202,8 @@ class Index:
             yield
             self._database.execute("COMMIT")
         except BaseException:
-            self._database.execute("ROLLBACK")
+            if self._database.in_transaction:  # a signal may come right behind COMMIT
+                self._database.execute("ROLLBACK")
             raise
 
     def add(self, records: Sequence[Record], progress: bool = False) -> Counter[str]:

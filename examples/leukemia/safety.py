@@ -64,9 +64,15 @@ class Identifier:
     kind: str
 
 
+_UNSEEN = re.compile(
+    "[\u034f\u115f\u1160\u180b-\u180d\u2800\u3164\ufe00-\ufe0f]"
+)  # shown as nothing, besides category Cf
+
+
 def undisguised(text: str) -> str:
-    """`text` in plain letters and digits (NFKC) and without invisible characters, which would part what is looked for."""
-    return "".join(each for each in unicodedata.normalize("NFKC", text) if unicodedata.category(each) != "Cf")
+    """`text` in plain letters, digits and hyphens (NFKC), without invisible characters, which part what is looked for."""
+    kinds = ((each, unicodedata.category(each)) for each in _UNSEEN.sub("", unicodedata.normalize("NFKC", text)))
+    return "".join("-" if kind == "Pd" or each == "\u2212" else each for each, kind in kinds if kind != "Cf")
 
 
 def find_identifiers(text: str) -> list[Identifier]:
@@ -94,7 +100,9 @@ def mask_identifiers(text: str) -> str:
     return "".join([*parts, text[place:]])
 
 
-_DOI = re.compile(r"10\.\d{4,9}/\S{1,200}")  # may hold what looks like a telephone's number, and names no one
+_DOI = re.compile(
+    r"(?:doi:\s?|https?://(?:dx\.)?doi\.org/)?10\.\d{4,9}/\S{1,200}"
+)  # may hold what looks like a telephone's number, and names no one
 
 
 def mask_record(record: Record) -> Record:
@@ -103,7 +111,8 @@ def mask_record(record: Record) -> Record:
     Raises:
         UserError: its id holds one; masked, it could be the id of several articles.
     """
-    if find_identifiers(record.pubmed_id) and not _DOI.fullmatch(record.pubmed_id):
+    kinds = {each.kind for each in find_identifiers(record.pubmed_id)}
+    if kinds - {"NHS number"} and not _DOI.fullmatch(record.pubmed_id):  # one of eleven numbers could be of the NHS
         masked = mask_identifiers(record.pubmed_id)
         raise UserError(f"the id {masked!r} seems to hold a patient's data: give the article another one")
     return replace(
@@ -111,9 +120,14 @@ def mask_record(record: Record) -> Record:
         title=mask_identifiers(record.title),
         abstract=mask_identifiers(record.abstract),
         subtype=mask_identifiers(record.subtype) if record.subtype else None,
-        journal=mask_identifiers(record.journal),
+        journal=mask_identifiers(record.journal) if _is_no_journal(record.journal) else record.journal,
         sections=tuple((mask_identifiers(label), mask_identifiers(text)) for label, text in record.sections),
     )
+
+
+def _is_no_journal(text: str) -> bool:
+    """Whether what stands as a journal holds a patient's data: a name alone is a journal's, Henry Ford Hosp Med J."""
+    return any(each.kind != "name" for each in find_identifiers(text))
 
 
 def _is_nhs_number(text: str) -> bool:

@@ -755,6 +755,8 @@ def test_real_sentences_seldom_cite(real: Path) -> None:
         ("imatinib for ＭＲＮ １２３４５６７?", "record number"),
         ("imatinib for M\u200bRN 123\u00ad4567?", "record number"),
         ("imatinib, jane.doe＠mail.com?", "e-mail address"),
+        ("Should SSN 123–45–6789 take imatinib?", "social security number"),
+        ("Is 123\ufe0f-45\u2011678\u115f9 on imatinib?", "social security number"),
     ],
 )
 def test_a_disguised_identifier_is_refused(index: Index, refused, question: str, kind: str) -> None:

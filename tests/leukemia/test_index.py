@@ -227,3 +227,17 @@ def test_files_that_are_no_index(tmp_path: Path, refused) -> None:
         assert not path.is_file() or path.read_bytes() == before
     with pytest.raises(UserError, match="does not exist: make it with"):
         Index(tmp_path / "none.sqlite")
+
+
+def test_a_stop_right_behind_a_commit_is_a_stop(index: Index) -> None:
+    """A signal may be heard when the transaction has ended: there is nothing to take back then, and all is written."""
+    with pytest.raises(KeyboardInterrupt), index._writing():
+        index._database.execute("COMMIT")
+        raise KeyboardInterrupt
+
+
+def test_a_journal_that_is_named_after_someone_stays(index: Index) -> None:
+    journals = ["Hong Kong Med J", "Austin J Cancer Clin Res", "Dalton Trans", "Henry Ford Hosp Med J", "Jordan Med J"]
+    ids = ["1234567881", "0306406152", "doi: 10.1016/j.123-456-7890", "https://doi.org/10.1056/123-456-7890", "5"]
+    index.add([Record(one, "", "Ponatinib.", journal=journal) for one, journal in zip(ids, journals)])
+    assert {hit.pubmed_id: hit.journal for hit in index.search("ponatinib")} == dict(zip(ids, journals))

@@ -70,7 +70,7 @@ def share(error: Tensor, bound: Tensor) -> float:
 def test_search_never_passes_the_bound_and_reaches_it(scheme: str) -> None:
     best = 0.0
 
-    @search(max_examples=300)
+    @search(max_examples=200)
     @given(tensors() | normal(), st.data())
     def look(x: Tensor, data: st.DataObject) -> None:
         nonlocal best

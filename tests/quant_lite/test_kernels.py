@@ -274,10 +274,9 @@ def test_what_was_built_serves_where_there_is_no_compiler_any_more(tmp_path: Pat
     assert run(tmp_path, **lost).communicate(timeout=120) == expected
     assert run(tmp_path, QUANT_LITE_KERNELS="c", **lost).communicate(timeout=120) == expected
     whole = built.read_bytes()
-    for damaged in (whole[:5000], b""):
-        built.write_bytes(damaged)
-        out, errors = run(tmp_path, **lost).communicate(timeout=120)
-        assert out.startswith("torch torch ") and errors.count("no C kernels") == 1
+    built.write_bytes(whole[:5000])
+    out, errors = run(tmp_path, **lost).communicate(timeout=120)
+    assert out.startswith("torch torch ") and errors.count("no C kernels") == 1
     built.write_bytes(whole)
     of_another = built.with_name(built.name.replace("kernels-", "kernels-0", 1))  # source, flags or processor
     built.rename(of_another)
