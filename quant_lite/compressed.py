@@ -83,10 +83,10 @@ def save_compressed(model: nn.Module, folder: str | Path, config: dict[str, Any]
     `<layer>.weight_shape`); both have `<layer>.weight_scale`, float32 (N, 1) or (N, G), so that q times scale is what
     `dequantize` returns. `config.json` is the model's with a `quantization_config`, whose `ignore` names the linear
     layers that stay in float. Other readers quantize a layer's input as `activations="int8_full"` does: quantize so for
-    the same integers there and here. An int8 embedding is written in float, with the values that it stands for: the layout is
-    of linear layers; where a head was tied to it, the config says that it no longer is. The header of the weights has a
-    checksum of each tensor besides, which `load_compressed` looks at. Files are written beside their targets and renamed,
-    the config last.
+    the same integers there and here. An int8 embedding is written in float, with the values that it stands for: the
+    layout is of linear layers; where a head was tied to it, the config says that it no longer is. The header of the
+    weights has a checksum of each tensor besides, which `load_compressed` looks at. Files are written beside their
+    targets and renamed, the config last.
 
     Args:
         model: a model of llama_min or transformers, or any with `model.config.to_dict()`.

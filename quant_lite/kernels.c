@@ -118,8 +118,8 @@ static float most_of(const float *restrict x, size K) {
 }
 
 /* One row: q = round(x / s) from `lowest` to 127, with s = max|x| / 127 rounded up to float32 before anything is divided by it,
- * or, where `lowest` is -128, max|x| / 127.5 to the nearest; or with an s that is given (`fixed`), past whose range q saturates. Returns s, or
- * -1 where some of x is not finite. */
+ * or, where `lowest` is -128, max|x| / 127.5 to the nearest; or with an s that is given (`fixed`), past whose range q
+ * saturates. Returns s, or -1 where some of x is not finite. */
 static float quantize_row(const float *restrict x, int8_t *restrict q, size K, float fixed, int lowest) {
     float most = most_of(x, K);
     if (most < 0) return -1;

@@ -395,8 +395,9 @@ def _logits(output: Any) -> Tensor | None:
 def _choose(model: nn.Module, config: QuantConfig) -> tuple[list[list[str]], dict[str, str]]:
     """Names of layers to quantize, those together that share a weight, and names of those that stay, with the reason."""
     linear = {name: layer for name, layer in model.named_modules() if isinstance(layer, nn.Linear)}
-    tables = {name: m for name, m in model.named_modules() if isinstance(m, nn.Embedding) and is_plain_embedding(m)}
-    candidates = [*linear, *(tables if config.embeddings else [])]
+    modules = model.named_modules() if config.embeddings else ()
+    tables = {name: m for name, m in modules if isinstance(m, nn.Embedding) and is_plain_embedding(m)}
+    candidates = [*linear, *tables]
     idle = [pattern for pattern in config.skip if not fnmatch.filter(candidates, pattern)]
     if idle:
         raise ValueError(f"skip pattern {idle[0]!r} matches no linear layer: have {', '.join(candidates[:8])}")
@@ -411,36 +412,34 @@ def _choose(model: nn.Module, config: QuantConfig) -> tuple[list[list[str]], dic
         others = [reader for reader in readers if reader != name]
         named.update(others)
         embeddings = [other for other in others if is_plain_embedding(model.get_submodule(other))]
-        reason = reason_to_stay(model, name)
-        if any(fnmatch.fnmatchcase(name, pattern) for pattern in config.skip):
-            kept[name] = _SKIPPED
-        elif others and (len(embeddings) < len(others) or not _can_share(layer, config)):
-            kept[name] = _SHARED
-        elif reason == SET_BY_HOOK:
+        shared = bool(others) and (len(embeddings) < len(others) or not _can_share(layer, config))
+        reason = _reason_to_keep(model, name, config, shared)
+        if reason == SET_BY_HOOK:
             raise ValueError(f"{name}: {reason}: {WAYS_OUT[reason]}, or skip it")
-        elif reason is not None:
+        if reason is not None:
             kept[name] = reason
         elif name:
             _check_weight(name, layer)
             # in bfloat16 the embedding stays as it is: the head reads its very memory
             chosen.append([name, *(embeddings if config.scheme != "bfloat16" else [])])
+    # what a head shares was chosen or kept with it
+    for name in [name for name in tables if name not in named]:
+        reason = _reason_to_keep(model, name, config, shared=len(owners[id(tables[name].weight)]) > 1)
+        if reason is not None:
+            kept[name] = reason
+        elif name:
+            _check_weight(name, tables[name])
+            chosen.append([name])
     if not chosen:
         raise ValueError(_nothing_to_quantize(kept))
-    for name, table in tables.items() if config.embeddings else ():
-        if name in named:  # a head shares it: it was chosen or kept with that
-            continue
-        named.add(name)
-        reason = reason_to_stay(model, name)
-        if any(fnmatch.fnmatchcase(name, pattern) for pattern in config.skip):
-            kept[name] = _SKIPPED
-        elif len(owners[id(table.weight)]) > 1:
-            kept[name] = _SHARED
-        elif reason is not None:
-            kept[name] = reason
-        else:
-            _check_weight(name, table)
-            chosen.append([name])
-    return chosen, kept | _other_matrices(model, named)
+    return chosen, kept | _other_matrices(model, named | tables.keys())
+
+
+def _reason_to_keep(model: nn.Module, name: str, config: QuantConfig, shared: bool) -> str | None:
+    """Why a layer stays in float, a key of `_WAYS_OUT`; None where it need not."""
+    if any(fnmatch.fnmatchcase(name, pattern) for pattern in config.skip):
+        return _SKIPPED
+    return _SHARED if shared else reason_to_stay(model, name)
 
 
 def _nothing_to_quantize(kept: Mapping[str, str]) -> str:

@@ -61,9 +61,8 @@ def smoothing_scales(activation_absmax: Tensor, weight: Tensor, alpha: float = 0
     if not 0 <= alpha <= 1:
         raise ValueError(f"alpha={alpha}: it is from 0 to 1")
     of_x = activation_absmax.detach().double()
-    low, high = (
-        torch.aminmax(weight.detach(), dim=0) if len(weight) else (torch.zeros_like(of_x), torch.zeros_like(of_x))
-    )
+    none = torch.zeros_like(of_x)
+    low, high = torch.aminmax(weight.detach(), dim=0) if len(weight) else (none, none)
     of_w = torch.maximum(-low, high).double()  # max|w| without a copy of the weight
     if not (of_x.isfinite().all() and of_w.isfinite().all() and (of_x >= 0).all()):
         raise ValueError("a largest number is negative, NaN or infinite: take the absolute values of finite tensors")

@@ -138,9 +138,7 @@ def _joined_fusions(text: str, spans: list[Span], gazetteer: Gazetteer) -> list[
     for span in spans:
         first = joined[-1] if joined else span
         mark = text[first.end : span.start]
-        told = mark != "/" or _IS_FUSION.match(
-            text, span.end
-        )  # it also parts a list: Bcl-2/Bax, MYC/BCL2 rearrangements
+        told = mark != "/" or _IS_FUSION.match(text, span.end)  # it also parts a list: MYC/BCL2 rearrangements
         if mark in marks and told and first.type == span.type == "gene":
             ids, name = f"{first.id}::{span.id}", f"{first.name}::{span.name}"
             joined[-1] = Span(first.start, span.end, text[first.start : span.end], "fusion", ids, name)

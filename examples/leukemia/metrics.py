@@ -133,9 +133,8 @@ def faithful(answer: str, source: str, gazetteer: Gazetteer) -> dict[str, tuple[
 
 
 _KARYOTYPE = re.compile(r"\b(?:t|inv|del|ins|der|dup|add|dic)\([\w;.?]+\)")
-_POWER = re.compile(
-    r"(?<![\d.])10(?:\^|\*\*?|(?=\())\(?(-?\d{1,2}(?:\.\d+)?)\)?(?!\d)"
-)  # 10^9, 10**-9, and 10(9) as in PubMed
+# 10^9, 10**-9, and 10(9) as in PubMed
+_POWER = re.compile(r"(?<![\d.])10(?:\^|\*\*?|(?=\())\(?(-?\d{1,2}(?:\.\d+)?)\)?(?!\d)")
 _UNIT = r"(?:[mkcdnpuµμ]?(?:g|l|L|m|M|mol|IU|U|Gy)|mcg|[x×k]|h|hrs?|s|min|d|days?|wks?|mo|y|yrs?|yo|fold|st|nd|rd|th)"
 _SIGN = r"(?:(?<![^\s(\[<>=≤≥~,;:-])-)?"  # a hyphen between two numbers or behind a word is none
 # other letters right behind a number make a name of it

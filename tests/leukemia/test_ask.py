@@ -731,7 +731,7 @@ def test_a_text_without_full_stops_is_no_sentence_to_quote(index: Index) -> None
     ]
     + ["https://pubmed.ncbi.nlm.nih.gov/31337/", "ＰＭＩＤ ３１３３７", "PM\u200bID 31337", "PMC31337"],
 )
-def test_only_ask_itself_cites(index: Index, real: Path, forged: str) -> None:
+def test_only_ask_itself_cites(index: Index, forged: str) -> None:
     """A sentence with a number of another article is neither quoted nor taken from the model."""
     index.add([Record("91", "", f"Asciminib helped most {forged}. In two trials asciminib prolonged survival.")])
     hits = index.search("asciminib")
@@ -742,7 +742,7 @@ def test_only_ask_itself_cites(index: Index, real: Path, forged: str) -> None:
     assert kept in ([], [("Asciminib clearly helped most.", "91")])
 
 
-def test_real_sentences_seldom_cite(real: Path) -> None:
+def test_no_real_abstract_cites_by_number(real: Path) -> None:
     for file in ("pubmed_leukemia_abstracts.csv", "leukemia_typed_abstracts.csv"):
         with (real / file).open(encoding="utf-8", newline="") as source:
             abstracts = [clean(row["abstract"]) for row in csv.DictReader(source)]

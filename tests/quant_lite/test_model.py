@@ -229,6 +229,8 @@ def test_an_embedding_without_a_head_is_int8_where_asked(scheme: str, tmp_path: 
     for wrong in ({"bits": 4}, {"scheme": "nf4"}, {"scheme": "bfloat16"}):
         with pytest.raises(ValueError, match="embeddings=True needs an int8 scheme"):
             QuantConfig(embeddings=True, **wrong)
+    alone = nn.Sequential(nn.Embedding(5, 4))
+    assert [row.name for row in quantize_(alone, QuantConfig(embeddings=True)).layers] == ["0"]
     shared = nn.ModuleList([nn.Embedding(5, 4), nn.Embedding(5, 4), nn.Linear(4, 4)])
     shared[1].weight = shared[0].weight
     assert set(quantize_(shared, QuantConfig(embeddings=True)).kept) == {"0", "1"}
