@@ -28,6 +28,7 @@ from examples.leukemia.gazetteer import Gazetteer
 from examples.leukemia.lab import LAB_INSTRUCTION
 from examples.leukemia.plain import Glossary, plain_pair, same_words
 from examples.leukemia.questions import Question, by_article, questions_from_names
+from examples.leukemia.reading import sentences_of
 from examples.leukemia.terms import TERMS_INSTRUCTION, key_terms
 from llama_min import Tokenizer
 from lora_lite import Example
@@ -90,17 +91,22 @@ def build_items(
     An article gives no item of a task for which it has no label: the text names several subtypes, say, or no key term.
 
     Args:
-        left_out: gets, by task, how many items have a completion that does not fit even without any source.
+        left_out: gets, by task, how many items have a completion that does not fit even without any source; of text, how
+            many sentences are left out because another side is to conclude with them.
         taken: by task, what plain and summary items of other sides ask for (`same_words`), which none here asks for; gets
-            what these do.
+            what these do. Under "text", the sentences of conclusions.
     """
     left_out = Counter() if left_out is None else left_out
     taken = defaultdict(set) if taken is None else taken
     labels = tuple(knowledge.gazetteer.labels)
     asked = by_article(knowledge.questions)
+    held_out = frozenset(taken["text"])
     items = []
     for record in tqdm(records, desc="building items", unit="article", delay=1):
-        passages = _passages(record.abstract, tokenizer, context)
+        sentences = sentences_of(record.abstract)
+        kept = [sentence for sentence in sentences if same_words(sentence) not in held_out]
+        left_out["text"] += len(sentences) - len(kept)
+        passages = _passages(" ".join(kept), tokenizer, context) if kept else []
         items += [Item(record.pubmed_id, "text", "", "", passage) for passage in passages]
         for item in _unfitted(record, knowledge, asked.get(record.pubmed_id), taken):
             fitted = fit_item(item, tokenizer, context, labels if item.task == "subtype" else ())
@@ -130,6 +136,7 @@ def _unfitted(
     instruction, source, summary = (CONCLUDE, *parts) if parts else (ENTITLE, record.abstract, record.title)
     if summary and same_words(summary) not in taken["summary"]:
         taken["summary"].add(same_words(summary))
+        taken["text"].update(map(same_words, sentences_of(summary)))
         yield Item(names, "summary", instruction, source, summary)
     for question in asked or questions_from_names(record, gazetteer):
         yield Item(names, "question", question.question, record.abstract, question.answer)

@@ -301,6 +301,21 @@ def test_a_conclusion_is_asked_for_once_on_whatever_side() -> None:
     assert summaries == ["1", "3"]
 
 
+def test_what_one_side_is_to_conclude_is_no_text_of_another() -> None:
+    """A model that read the test's conclusions as text would have seen the answers."""
+    test = [Record("1", "", "Some came. It was late. In conclusion, it helped 3 of 40 patients. More are needed.")]
+    train = [Record("2", "", "Others came. It helped 12 of 70 patients. They left. CONCLUSION: More are needed.")]
+    taken, left_out = defaultdict(set), Counter()
+    texts = {
+        item.pubmed_id: item.completion
+        for side in (test, train)
+        for item in build_items(side, Knowledge(GAZETTEER, Glossary({"x": "y"})), TOKENIZER, 1024, left_out, taken)
+        if item.task == "text"
+    }
+    assert texts == {"1": test[0].abstract, "2": "Others came. They left."}
+    assert left_out["text"] == 2
+
+
 @pytest.mark.parametrize(
     "same",
     [
