@@ -12,8 +12,9 @@ import hashlib
 import html
 import json
 import sqlite3
+import sys
 from collections import Counter, defaultdict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -36,6 +37,9 @@ DIMENSIONS = {
     "trust": "Would you rely on it?",
 }
 VALUES = range(1, 6)
+LONGEST = 10_000  # bytes of a rating
+DRAINED = 1_000_000  # bytes of something else that are still read, so that its sender hears what is wrong
+PATIENCE = 30.0  # seconds for what was begun to be sent
 
 
 @dataclass(frozen=True)
@@ -251,38 +255,60 @@ def make_server(ratings: Ratings, raters: Sequence[str], port: int = 0) -> Threa
     """A server on this machine's own address; nobody else can reach it, and no other page may write to it."""
 
     class Handler(BaseHTTPRequestHandler):
+        timeout = PATIENCE
+
         def do_GET(self) -> None:
+            self._answer(*self._heeded(self._page))
+
+        def do_POST(self) -> None:
+            self._answer(*self._heeded(self._store))
+
+        def _heeded(self, request: Callable[[], tuple[int, str]]) -> tuple[int, str]:
+            """The status and the text of an answer, of whatever was sent."""
+            try:
+                return request()
+            except (ValueError, KeyError, TypeError, RecursionError, TimeoutError) as error:
+                return 400, f"not understood: {_one_line(error)}"
+            except sqlite3.Error as error:
+                return 500, f"the ratings cannot be used: {_one_line(error)}"
+
+        def _page(self) -> tuple[int, str]:
             url = urlsplit(self.path)
             rater = parse_qs(url.query).get("rater", [""])[0]
             if not self._is_ours():
-                self._answer(403, "only from this machine")
-            elif url.path == "/":
-                self._answer(200, _choose(raters), page=True)
-            elif url.path == "/rate" and rater in raters:
-                self._answer(200, _rate(ratings, rater), page=True)
-            else:
-                self._answer(404, "there is no such page")
+                return 403, "only from this machine"
+            if url.path == "/":
+                return 200, _choose(raters)
+            if url.path == "/rate" and rater in raters:
+                return 200, _rate(ratings, rater)
+            return 404, "there is no such page"
 
-        def do_POST(self) -> None:
-            try:
-                body = self.rfile.read(min(int(self.headers.get("Content-Length", 0)), 10_000))
-                row = json.loads(body)
-                json_sent = self.headers.get("Content-Type") == "application/json"
-                if not self._is_ours() or not json_sent or self.path != "/rating" or row["rater"] not in raters:
-                    return self._answer(403, "not from here, or no such rater")
-                ratings.put(row["rater"], row["item"], row["place"], row["dimension"], row["value"])
-            except (ValueError, KeyError, TypeError) as error:
-                return self._answer(400, f"no rating: {error}")
-            except sqlite3.Error as error:
-                return self._answer(500, f"not stored: {error}")
-            return self._answer(200, "stored")
+        def _store(self) -> tuple[int, str]:
+            row = json.loads(self._body())
+            json_sent = self.headers.get("Content-Type") == "application/json"
+            if not self._is_ours() or not json_sent or self.path != "/rating" or row["rater"] not in raters:
+                return 403, "not from here, or no such rater"
+            ratings.put(row["rater"], row["item"], row["place"], row["dimension"], row["value"])
+            return 200, "stored"
+
+        def _body(self) -> bytes:
+            """What was sent; more than is read would be cut off, and whoever sends it would not hear why."""
+            told = self.headers.get("Content-Length", "")
+            if not (told.isascii() and told.isdecimal()):
+                raise ValueError(f"Content-Length is {told!r}, not the number of bytes")
+            length = int(told)
+            body = self.rfile.read(min(length, DRAINED))
+            if length > LONGEST or len(body) < length:
+                raise ValueError(f"{len(body)} of {told} bytes came, at most {LONGEST} are read")
+            return body
 
         def _is_ours(self) -> bool:
             """Called by its own name, and by its own page: another site's page sends another Origin or Host."""
             host = f"127.0.0.1:{self.server.server_address[1]}"
             return self.headers.get("Host") == host and self.headers.get("Origin", f"http://{host}") == f"http://{host}"
 
-        def _answer(self, status: int, text: str, page: bool = False) -> None:
+        def _answer(self, status: int, text: str) -> None:
+            page = self.command == "GET" and status == 200
             body = (_PAGE.format(body=text, notice=NOTICE) if page else text).encode()
             self.send_response(status)
             self.send_header("Content-Type", f"text/{'html' if page else 'plain'}; charset=utf-8")
@@ -294,7 +320,18 @@ def make_server(ratings: Ratings, raters: Sequence[str], port: int = 0) -> Threa
         def log_message(self, *arguments: object) -> None:
             """Say nothing: the terminal shows the address."""
 
-    return ThreadingHTTPServer(("127.0.0.1", port), Handler)
+    return _Server(("127.0.0.1", port), Handler)
+
+
+class _Server(ThreadingHTTPServer):
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        """Say nothing of whoever hung up before the answer; anything else is a fault of ours."""
+        if not isinstance(sys.exc_info()[1], (ConnectionError, TimeoutError)):
+            super().handle_error(request, client_address)
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split())[:150]
 
 
 def report_table(report: dict[str, Any]) -> str:
@@ -320,7 +357,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 def main(options: argparse.Namespace) -> None:
     """Serve the page until Ctrl-C, or print the report."""
-    raters = list(dict.fromkeys(name.strip() for name in options.raters.split(",") if name.strip()))
+    raters = list(dict.fromkeys(as_text(name).strip() for name in options.raters.split(",") if name.strip()))
     if len(raters) < 2:
         raise UserError(f"--raters {options.raters!r} names {len(raters)}: agreement needs two or more, as in anna,ben")
     ratings = Ratings(options.ratings, read_pairs(options.pairs))

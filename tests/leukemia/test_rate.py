@@ -6,10 +6,14 @@ import html
 import json
 import re
 import signal
+import socket
+import struct
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from http.client import HTTPConnection
 from pathlib import Path
 
@@ -66,6 +70,7 @@ def rate_shown(port: int, rater: str, value: int) -> None:
     """Give `value` to everything on the page that the rater is shown, as its script does."""
     page = ask(port, "GET", f"/rate?rater={rater}")[1]
     item = re.search(r'data-item="([^"]+)"', page)[1]
+    rater = re.search(r'data-rater="([^"]+)"', page)[1]
     for name in sorted(set(re.findall(r'name="(\[[^"]+\])"', page))):
         place, dimension = json.loads(html.unescape(name))
         row = {"rater": rater, "item": item, "place": place, "dimension": dimension, "value": value}
@@ -155,6 +160,112 @@ def test_what_is_no_rating_is_refused(served) -> None:
     assert ratings.all() == []
 
 
+def send_raw(port: int, request: bytes) -> bytes:
+    """What the server answers to these very bytes, after which nothing more is sent."""
+    with socket.create_connection(("127.0.0.1", port), timeout=30) as connection:
+        connection.sendall(request)
+        connection.shutdown(socket.SHUT_WR)
+        with connection.makefile("rb") as answer:
+            return answer.read()
+
+
+def post_raw(port: int, body: bytes, *headers: str) -> bytes:
+    """POST a body; without headers, its length is told."""
+    lines = ["POST /rating HTTP/1.1", f"Host: 127.0.0.1:{port}", "Content-Type: application/json"]
+    return send_raw(port, "\r\n".join([*lines, *(headers or (f"Content-Length: {len(body)}",)), "", ""]).encode() + body)
+
+
+GOOD = {"rater": "anna", "item": "q0", "place": 0, "dimension": "trust", "value": 3}
+MALFORMED = {
+    "nested too deeply": (b"[" * 9_000,),
+    "nested objects": (b'{"a":' * 1_800,),
+    "no JSON": (b"anna",),
+    "empty": (b"",),
+    "not UTF-8": (b'{"rater": "\xff\xfe"}',),
+    "half a character": (json.dumps(GOOD | {"item": "\ud800", "place": "\ud800"}).encode(),),
+    "too many digits": (b'{"rater": "anna", "value": ' + b"9" * 5_000 + b"}",),
+    "a list for an item": (json.dumps(GOOD | {"item": ["q0"]}).encode(),),
+    "an object for a dimension": (json.dumps(GOOD | {"dimension": {}}).encode(),),
+    "no number": (json.dumps(GOOD | {"value": float("nan")}).encode(),),
+    "a negative length": (b"{}", "Content-Length: -1"),
+    "a length that is no number": (b"{}", "Content-Length: two"),
+    "digits of another script": (b"{}", "Content-Length: \u0662"),
+    "a length longer than the body": (json.dumps(GOOD).encode()[:-1], "Content-Length: 5000"),
+    "a huge length": (json.dumps(GOOD).encode(), f"Content-Length: {10**30}"),
+    "two lengths": (json.dumps(GOOD).encode(), "Content-Length: 2", f"Content-Length: {len(json.dumps(GOOD))}"),
+    "no length": (json.dumps(GOOD).encode(), "Accept: */*"),
+    "chunked": (b"2\r\n{}\r\n0\r\n\r\n", "Transfer-Encoding: chunked"),
+    "more than any rating has": (json.dumps(GOOD).encode() + b" " * 100_000,),
+}
+
+
+@pytest.mark.parametrize("case", MALFORMED)
+def test_a_malformed_request_is_answered_in_a_line(case: str, served, capfd: pytest.CaptureFixture) -> None:
+    """With 400; nothing is on the server's terminal, nothing is stored, and the next rating is."""
+    ratings, port = served
+    body, *headers = MALFORMED[case]
+    head, _, text = post_raw(port, body, *headers).partition(b"\r\n\r\n")
+    assert head.startswith(b"HTTP/1.0 400 ") and text.startswith(b"not understood: ") and len(text.splitlines()) == 1
+    assert len(text) < 200 and capfd.readouterr().err == "" and ratings.all() == []
+    assert ask(port, "POST", "/rating", GOOD) == (200, "stored")
+
+
+@pytest.mark.parametrize("path", ["http://[/", "/rate?rater=%ff", "/" + "a" * 70_000, "*", "/rate?rater=anna&rater=eve"])
+def test_a_malformed_address_is_answered(path: str, served, capfd: pytest.CaptureFixture) -> None:
+    _, port = served
+    answer = send_raw(port, f"GET {path} HTTP/1.1\r\nHost: 127.0.0.1:{port}\r\n\r\n".encode())
+    assert answer.startswith(b"HTTP/1.0 ") and capfd.readouterr().err == ""
+    assert ask(port, "GET", "/")[0] == 200
+
+
+def test_who_hangs_up_is_not_waited_for_and_not_reported(served, capfd: pytest.CaptureFixture) -> None:
+    """In the middle of a body, and before the answer is read; closed with a reset, as by a browser that is killed."""
+    ratings, port = served
+    page = f"GET /rate?rater=anna HTTP/1.1\r\nHost: 127.0.0.1:{port}\r\n\r\n"
+    half = f"POST /rating HTTP/1.1\r\nHost: 127.0.0.1:{port}\r\nContent-Length: 500\r\n\r\n{{"
+    before = threading.active_count()
+    for request in [page, half] * 20:
+        with socket.create_connection(("127.0.0.1", port)) as connection:
+            connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+            connection.sendall(request.encode())
+    deadline = time.monotonic() + 30
+    while threading.active_count() > before and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert threading.active_count() == before and capfd.readouterr().err == "" and ratings.all() == []
+    assert ask(port, "POST", "/rating", GOOD) == (200, "stored")
+
+
+def test_a_body_that_never_comes_is_given_up(monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> None:
+    monkeypatch.setattr("examples.leukemia.rate.PATIENCE", 0.2)
+    _, port = request.getfixturevalue("served")
+    sent = f"POST /rating HTTP/1.1\r\nHost: 127.0.0.1:{port}\r\nContent-Length: 500\r\n\r\n{{"
+    with socket.create_connection(("127.0.0.1", port), timeout=30) as connection:
+        connection.sendall(sent.encode())
+        assert connection.recv(1000).startswith(b"HTTP/1.0 400 ")
+
+
+def test_ratings_that_are_taken_away_while_the_page_is_served(served, capfd: pytest.CaptureFixture) -> None:
+    ratings, port = served
+    ratings.path.write_bytes(b"no database at all, and longer than SQLite's header is" * 100)
+    assert ask(port, "GET", "/rate?rater=anna")[0] == 500 and ask(port, "POST", "/rating", GOOD)[0] == 500
+    assert ask(port, "GET", "/")[0] == 200 and capfd.readouterr().err == ""
+
+
+def test_two_raters_at_once(served) -> None:
+    """Each in a thread of their own, all that both say is stored."""
+    ratings, port = served
+    said = [
+        GOOD | {"rater": rater, "item": pair.id, "place": place, "dimension": dimension}
+        for pair in PAIRS
+        for place in (0, 1)
+        for dimension in DIMENSIONS
+        for rater in ("anna", "ben")
+    ]
+    with ThreadPoolExecutor(8) as pool:
+        assert set(pool.map(lambda row: ask(port, "POST", "/rating", row), said)) == {(200, "stored")}
+    assert len(ratings.all()) == len(said)
+
+
 def pairs_file(path: Path) -> Path:
     path.write_text("".join(json.dumps(vars(pair)) + "\n" for pair in PAIRS))
     return path
@@ -172,6 +283,19 @@ def test_ratings_outlive_a_kill_and_the_report_shows_them(tmp_path: Path, root: 
     assert len(Ratings(path, PAIRS).all()) == 4 * len(DIMENSIONS)
     done = command("rate", pairs, "--ratings", path, "--raters", "anna,ben", "--report")
     assert done.returncode == 0 and re.search(r"trust +- +4  base 4.00, tuned 4.00", done.stdout), done.stdout
+
+
+def test_a_raters_name_that_is_not_utf_8(tmp_path: Path, root: Path) -> None:
+    """Such as a terminal of another encoding sends: half a character is shown as a question mark, and all is stored."""
+    line = [sys.executable, "-m", "examples.leukemia", "rate", str(pairs_file(tmp_path / "p.jsonl")), "--port", "0"]
+    line += ["--ratings", str(tmp_path / "r.sqlite"), "--raters", b"J\xfcrgen,ben"]
+    process = subprocess.Popen(line, cwd=root, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    port = int(re.search(r":(\d+)/ for J\?rgen, ben", process.stdout.readline())[1])
+    assert "J?rgen" in ask(port, "GET", "/")[1]
+    rate_shown(port, "J%3Frgen", 4)
+    process.terminate()
+    assert process.communicate(timeout=60)[1].count("\n") == 1 and process.returncode == 143
+    assert {rater for rater, *_ in Ratings(tmp_path / "r.sqlite", PAIRS).all()} == {"J?rgen"}
 
 
 def test_ctrl_c_ends_it(tmp_path: Path, root: Path) -> None:
