@@ -206,7 +206,7 @@ def counts_table(counts: dict[str, dict[str, int]]) -> str:
     """The counts as lines of text, a block a step."""
     lines = []
     for step, row in counts.items():
-        lines += [step, *(f"{number:10,}  {name}" for name, number in row.items())]
+        lines += [step, *(f"{number:10,}  {name}" for name, number in (row or {"found nothing": 0}).items())]
     return "\n".join(lines)
 
 

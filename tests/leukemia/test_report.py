@@ -13,6 +13,7 @@ import pytest
 
 from examples.leukemia import report
 from examples.leukemia.notice import NOTICE
+from examples.leukemia.prepare import counts_table
 from examples.leukemia.report import claim, write_report
 
 EVIL = "<script>alert('x')</script> & \"quoted\""
@@ -242,6 +243,24 @@ def test_the_page_stands_alone_and_texts_stay_text(written) -> None:
     _, text = written
     assert not Page(text).all("script") and "&lt;script&gt;" in text
     assert "http" not in re.sub(r"base64,[^\"]*", "", text) and not Page(text).all("link")
+
+
+def test_a_step_that_found_nothing_says_so(tmp_path: Path) -> None:
+    """It was done all the same: neither the page nor the screen leaves it out, or without a count."""
+    changed = copy.deepcopy(METRICS)
+    changed["data"]["steps"] = [{"step": "read", "rows": 1234}, {"step": "clean"}, {"step": "retracted", "left out": 0}]
+    write_report(changed, tmp_path)
+    words = " ".join(Page((tmp_path / "report.html").read_text(encoding="utf-8")).text.split())
+    assert "read rows 1,234 clean found nothing 0 retracted left out 0 split" in words
+    told = counts_table({"read": {"rows": 1234}, "clean": {}, "duplicates": {"kept": 0}})
+    assert [line.split() for line in told.splitlines()] == [
+        ["read"],
+        ["1,234", "rows"],
+        ["clean"],
+        ["0", "found", "nothing"],
+        ["duplicates"],
+        ["0", "kept"],
+    ]
 
 
 def test_a_run_of_almost_nothing(tmp_path: Path) -> None:
