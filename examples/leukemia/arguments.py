@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import math
 
-__all__ = ["count", "positive", "rate", "scale", "share"]
+__all__ = ["count", "positive", "rate", "scale", "share", "year"]
 
 MOST = 2**31 - 1  # what a database and a tensor's size hold
 
@@ -48,6 +48,13 @@ def share(text: str) -> float:
     if not 0 <= value <= 1:
         raise argparse.ArgumentTypeError(f"{text!r} is not a number from 0 to 1")
     return value
+
+
+def year(text: str) -> int:
+    """A year of four digits: with one more or less, a filter finds nothing or everything."""
+    if not (text.isascii() and text.isdecimal() and len(text) == 4 and text[0] != "0"):
+        raise argparse.ArgumentTypeError(f"{text!r} is no year of four digits, such as 2020")
+    return int(text)
 
 
 def _is_whole(text: str) -> bool:

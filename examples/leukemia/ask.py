@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING
 from tqdm import tqdm
 
 from examples.leukemia.annotate import annotate
-from examples.leukemia.arguments import positive, share
+from examples.leukemia.arguments import positive, share, year
 from examples.leukemia.data import UserError, as_text
 from examples.leukemia.dense import SentenceTransformerEmbedder
 from examples.leukemia.gazetteer import LEUKEMIA, Gazetteer, load_gazetteer, words_of
@@ -257,8 +257,8 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--model", type=Path, default=_TINY_LLAMA, help="Llama folder, or an int8 one of run")
     parser.add_argument("--quote", action="store_true", help="no model: answer in the articles' own sentences")
     parser.add_argument("--articles", type=positive, default=ARTICLES, help="to answer from, at the most")
-    parser.add_argument("--since", type=positive, help="first year of publication")
-    parser.add_argument("--until", type=positive, help="last year of publication")
+    parser.add_argument("--since", type=year, help="first year; leaves out articles of unknown year")
+    parser.add_argument("--until", type=year, help="last year; leaves out articles of unknown year")
     parser.add_argument("--subtype", help="only articles about this one, such as AML")
     parser.add_argument("--threshold", type=share, default=THRESHOLD, help="of coverage, below which it abstains")
     parser.add_argument("--mask", action="store_true", help="mask what looks like a patient's data, not refuse it")
@@ -290,7 +290,12 @@ def main(options: argparse.Namespace) -> None:
         hits = index.search(question, options.articles, options.since, options.until, options.subtype)
     close = any(hit.coverage >= options.threshold for hit in hits)  # or it abstains, and no model is needed
     model, tokenizer = (None, None) if options.quote or not close else _load(options.model)
-    print(answer(question, index, model, tokenizer, hits, options.threshold))
+    given = answer(question, index, model, tokenizer, hits, options.threshold)
+    if given.abstained:
+        with readable(options.index):
+            left = index.left_by(options.since, options.until, options.subtype)
+        given.notes.extend([left] if left else [])
+    print(given)
     index.close()
 
 

@@ -121,8 +121,8 @@ class Index:
         dense: makes vectors of the articles that are added, and of questions.
 
     Raises:
-        UserError: the file is something else, cannot be opened, stays locked by another writer, or holds vectors of
-            another model, or none where it is not to be made.
+        UserError: the file is something else, of another gazetteer's topic, cannot be opened, stays locked by another
+            writer, or holds vectors of another model, or none where it is not to be made.
     """
 
     def __init__(
@@ -154,14 +154,32 @@ class Index:
         """Set the file up, or see that it is one of ours."""
         with self._writing() if create else nullcontext():
             mark = self._pragma("application_id")
-            if create and mark == 0 and self._database.execute("SELECT count(*) FROM sqlite_master").fetchone()[0] == 0:
+            empty = self._database.execute("SELECT count(*) FROM sqlite_master").fetchone()[0] == 0
+            new = create and mark == 0 and empty
+            if not new and (mark, self._pragma("user_version")) != (_MARK, _VERSION):
+                earlier = " or of an earlier version" if mark == _MARK else ""
+                raise sqlite3.DatabaseError(f"it is another kind of database{earlier}")
+            self._open_topic(create)
+            if new:
                 for statement in _statements(_SCHEMA):
                     self._database.execute(statement)
                 self._database.execute(f"PRAGMA application_id = {_MARK}")
                 self._database.execute(f"PRAGMA user_version = {_VERSION}")
-            elif (mark, self._pragma("user_version")) != (_MARK, _VERSION):
-                earlier = " or of an earlier version" if mark == _MARK else ""
-                raise sqlite3.DatabaseError(f"it is another kind of database{earlier}")
+
+    def _open_topic(self, create: bool) -> None:
+        """Let the file be of the gazetteer's topic, or see that it is."""
+        topic = self.gazetteer.topic
+        if create:
+            self._database.execute("CREATE TABLE IF NOT EXISTS about (topic TEXT NOT NULL)")
+        named = self._database.execute("SELECT 1 FROM sqlite_master WHERE name = 'about'").fetchone()
+        held = self._database.execute("SELECT topic FROM about").fetchone() if named else None
+        if held is None and create:
+            self._database.execute("INSERT INTO about VALUES (?)", (topic,))
+        elif held is not None and held["topic"] != topic:
+            raise UserError(
+                f"{self.path} was made with a gazetteer of {held['topic']}, not {topic}: give that as --gazetteer, or "
+                "another --index"
+            )
 
     def _open_dense(self, dense: Embedder, create: bool) -> None:
         """Let the file hold vectors, or see that those it holds are of this model."""
@@ -301,14 +319,7 @@ class Index:
         units = query_units(question, self.gazetteer)
         if not units:
             return []
-        conditions, values = ["1"], []
-        for condition, value in (("a.year >= ?", since), ("a.year <= ?", until), ("a.subtype = ?", subtype)):
-            if value is not None:
-                conditions.append(condition)
-                values.append(value)
-        if not retracted:
-            conditions.append("a.retracted = 0")
-        where = _Where(" AND ".join(conditions), tuple(values))
+        where = _where(since, until, subtype, retracted)
         if self.dense is None:
             scores = self._by_words(units, where, count)
         else:
@@ -316,6 +327,20 @@ class Index:
             scores = reciprocal_rank_fusion(rankings)
         best = sorted(scores, key=lambda pubmed_id: (-scores[pubmed_id], pubmed_id))[:count]
         return self._hits(best, scores, units)
+
+    def left_by(self, since: int | None = None, until: int | None = None, subtype: str | None = None) -> str:
+        """In words, how many articles the filters of `search` leave, and how many they could not judge; "" without any."""
+        given = [("--since", since), ("--until", until), ("--subtype", subtype)]
+        filters = " ".join(f"{name} {value}" for name, value in given if value is not None)
+        if not filters:
+            return ""
+        left, valid = self._count(_where(since, until, subtype)), _where()
+        text = f"{filters} leaves {left:,} of {self._count(valid):,} articles"
+        unknown = 0 if since is until is None else self._count(_Where(f"{valid.sql} AND a.year IS NULL"))
+        return f"{text}; {unknown:,} of unknown year." if unknown else f"{text}."
+
+    def _count(self, where: _Where) -> int:
+        return int(self._database.execute(f"SELECT count(*) FROM articles a WHERE {where.sql}", where.values).fetchone()[0])
 
     def _by_words(self, units: Units, where: _Where, count: int) -> dict[str, float]:
         """{PubMed id: BM25}, the best first."""
@@ -358,6 +383,16 @@ class Index:
             for row in self._database.execute(within, (query,)):
                 covered[row["rowid"]] += weight
         return {place: weight / whole if whole else 0.0 for place, weight in covered.items()}
+
+
+def _where(
+    since: int | None = None, until: int | None = None, subtype: str | None = None, retracted: bool = False
+) -> _Where:
+    """The condition of the filters that are given."""
+    given = [("a.year >= ?", since), ("a.year <= ?", until), ("a.subtype = ?", subtype)]
+    conditions = [condition for condition, value in given if value is not None]
+    values = tuple(value for _, value in given if value is not None)
+    return _Where(" AND ".join([*conditions, "1" if retracted else "a.retracted = 0"]), values)
 
 
 @contextmanager

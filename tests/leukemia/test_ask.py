@@ -695,6 +695,9 @@ def test_the_command(index: Index, capsys: pytest.CaptureFixture, monkeypatch) -
     assert code == 0 and "[PMID 11]" in out
     code, out = run(capsys, QUESTION, *line, "--quote", "--since", 2010)
     assert code == 0 and "No article of this index answers that" in out
+    assert f"--since 2010 leaves 0 of 3 articles; 2 of unknown year.\n" in out
+    code, out = run(capsys, QUESTION, *line, "--quote", "--subtype", "CML")
+    assert code == 0 and "[PMID 11]" in out and "leaves" not in out
 
 
 @pytest.mark.parametrize("encoding", ["ascii", "cp1252"])
@@ -768,7 +771,7 @@ def test_bad_input(index: Index, tmp_path: Path, refused) -> None:
     deep, damaged = tmp_path / "deep.json", tmp_path / "damaged.sqlite"
     deep.write_text("[" * 100_000)
     content = index.path.read_bytes()
-    damaged.write_bytes(content[:4096] + b"\xff" * (len(content) - 4096))
+    damaged.write_bytes(content[:8192] + b"\xff" * (len(content) - 8192))
     cases = [
         (
             ["imatinib for Mr. John Smith, born 1 May 1970?", *line],

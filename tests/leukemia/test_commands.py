@@ -170,6 +170,16 @@ def test_what_else_is_raised_in_a_callback_is_said(capsys: pytest.CaptureFixture
     assert "ZeroDivisionError" in capsys.readouterr().err and reference() is None
 
 
+@pytest.mark.parametrize("year", ["0", "20", "198", "20240", "-2020", "2020.0", "year", "２０２０", ""])
+@pytest.mark.parametrize("option", ["--since", "--until"])
+def test_years_that_are_none_are_refused(option: str, year: str, capsys: pytest.CaptureFixture) -> None:
+    """A digit too many finds nothing, one too few everything: both would look like an answer."""
+    with pytest.raises(SystemExit) as caught:
+        main(["ask", "imatinib", f"{option}={year}"])
+    (line,) = capsys.readouterr().err.splitlines()
+    assert caught.value.code == 2 and f"{year!r} is no year of four digits, such as 2020" in line
+
+
 @pytest.mark.parametrize("name", COMMANDS)
 def test_an_unknown_option_is_refused(name: str, capsys: pytest.CaptureFixture) -> None:
     with pytest.raises(SystemExit) as caught:
@@ -179,10 +189,9 @@ def test_an_unknown_option_is_refused(name: str, capsys: pytest.CaptureFixture) 
 
 
 def test_numbers_that_no_index_can_hold_are_refused(capsys: pytest.CaptureFixture) -> None:
-    for option in ("--since", "--articles"):
-        with pytest.raises(SystemExit) as caught:
-            main(["ask", "imatinib", option, "9" * 30])
-        assert caught.value.code == 2 and "is not a whole number" in capsys.readouterr().err
+    with pytest.raises(SystemExit) as caught:
+        main(["ask", "imatinib", "--articles", "9" * 30])
+    assert caught.value.code == 2 and "is not a whole number" in capsys.readouterr().err
 
 
 def test_a_stop_while_a_command_is_imported_is_one_line(monkeypatch, capsys: pytest.CaptureFixture) -> None:

@@ -15,8 +15,11 @@ import pytest
 
 from examples.leukemia.__main__ import main
 from examples.leukemia.data import Record, UserError
-from examples.leukemia.gazetteer import load_gazetteer
+from examples.leukemia.gazetteer import Entity, load_gazetteer
 from examples.leukemia.index import Index, query_units
+from examples.leukemia.synthetic import LYMPHOMA as LYMPHOMA_DATA
+
+LYMPHOMA = LYMPHOMA_DATA / "gazetteer.json"
 
 ARTICLES = [
     Record("1", "Imatinib in chronic myeloid leukemia", "Imatinib gave deep responses.", year=2003, journal="Blood"),
@@ -51,6 +54,40 @@ def test_filters(index: Index) -> None:
     assert ids(index.search("imatinib venetoclax ibrutinib", subtype="AML")) == ["2"]
     assert ids(index.search("marrow", since=1900)) == []  # of no known year
     assert len(index.search("imatinib venetoclax ibrutinib", count=2)) == 2
+
+
+def test_what_the_filters_leave_is_counted(index: Index) -> None:
+    """Of five articles one is retracted, and one of no known year."""
+    assert index.left_by(since=2004) == "--since 2004 leaves 2 of 4 articles; 1 of unknown year."
+    assert index.left_by(since=2004, until=2015) == "--since 2004 --until 2015 leaves 1 of 4 articles; 1 of unknown year."
+    assert index.left_by(subtype="AML") == "--subtype AML leaves 1 of 4 articles."
+    assert index.left_by() == ""
+
+
+def test_an_index_is_of_one_topic(tmp_path: Path, refused) -> None:
+    """Else half of it would hold names and subtypes of another gazetteer; the same one may learn new names."""
+    path, lymphoma = tmp_path / "a.sqlite", load_gazetteer(LYMPHOMA)
+    index = Index(path, lymphoma, create=True)
+    index.add([Record("1", "Rituximab in DLBCL", "Rituximab helped.")])
+    index.close()
+    csv = tmp_path / "a.csv"
+    csv.write_text("pubmed_id,title,abstract\n1,Rituximab in DLBCL,Rituximab helped.\n2,t,imatinib\n")
+    before = path.read_bytes()
+    words = "was made with a gazetteer of lymphoma, not leukemia: give that as --gazetteer, or another --index"
+    assert words in refused("index", csv, "--index", path)
+    assert words in refused("ask", "rituximab?", "--index", path, "--quote")
+    assert path.read_bytes() == before
+    assert main(["index", str(csv), "--index", str(path), "--gazetteer", str(LYMPHOMA)]) == 0
+    more = replace(lymphoma, entities=(*lymphoma.entities, Entity("x", "drug", "imatinib", ("imatinib",))))
+    assert Index(path, more, create=True).add([Record("2", "t", "imatinib")]) == {"added": 0, "changed": 1, "unchanged": 0}
+
+
+def test_an_index_from_before_topics_takes_that_of_its_next_writer(index: Index) -> None:
+    index._database.execute("DROP TABLE about")
+    assert ids(Index(index.path, load_gazetteer(LYMPHOMA)).search("ibrutinib")) == ["3"]
+    assert len(Index(index.path, load_gazetteer(), create=True)) == 5
+    with pytest.raises(UserError, match="of leukemia, not lymphoma"):
+        Index(index.path, load_gazetteer(LYMPHOMA))
 
 
 def test_coverage_is_the_share_of_inverse_document_frequency(index: Index) -> None:
