@@ -90,9 +90,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         finally:
             if sys.stdout is not None:
                 sys.stdout.flush()
-            if _held:
-                signal.setitimer(signal.ITIMER_REAL, 0)
-                raise KeyboardInterrupt(_held.pop())
+            if _asked:
+                raise KeyboardInterrupt(_end_of_stop())
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python says at its end that it cannot flush
         return 141
@@ -112,6 +111,7 @@ def _refused(message: str) -> int:
 
 
 _held: list[int] = []  # the stop that came while a module was imported, until it can be raised
+_asked: list[int] = []  # the stop that was asked for: what C++ makes of its exception is no other error
 
 
 def _stop(number: int, frame: FrameType | None) -> None:
@@ -119,6 +119,7 @@ def _stop(number: int, frame: FrameType | None) -> None:
     if _held:  # asked again: the import takes long
         signal.signal(number, signal.SIG_DFL)
         signal.raise_signal(number)
+    _asked[:] = [number]
     if hasattr(signal, "setitimer") and any(each.f_code.co_filename == _IMPORTS for each, _ in walk_stack(frame)):
         _later(number)
     else:
@@ -129,6 +130,14 @@ def _later(number: int) -> None:
     _held[:] = [number]
     signal.signal(signal.SIGALRM, lambda _, frame: _stop(_held.pop(), frame) if _held else None)
     signal.setitimer(signal.ITIMER_REAL, 0.05)
+
+
+def _end_of_stop() -> int:
+    """The signal of a stop, which is not raised again."""
+    if _held:
+        _held.clear()
+        signal.setitimer(signal.ITIMER_REAL, 0)
+    return _asked.pop()
 
 
 def _ask_again(lost: sys.UnraisableHookArgs) -> None:

@@ -123,6 +123,35 @@ def test_a_stop_in_a_callback_is_not_lost(sent: signal.Signals, root: Path) -> N
     assert done.returncode == 128 + sent and done.stderr == "stopped; every rating is kept; --report prints them\n"
 
 
+LOST_ON_THE_WAY = """
+import runpy, signal, sys
+signal.signal(signal.SIGINT, signal.default_int_handler)
+from examples.leukemia import rate
+from examples.leukemia.data import UserError
+
+def main(options):
+    try:
+        signal.raise_signal(int(sent))
+    except BaseException:
+        pass
+    {then}
+
+rate.main = main
+*_, sent = sys.argv
+sys.argv = ["leukemia", "rate", "pairs"]
+runpy.run_module("examples.leukemia", run_name="__main__")
+"""
+
+
+@pytest.mark.parametrize("then", ["raise ValueError('no shape')", "raise UserError('no model')", "raise OSError", "pass"])
+@pytest.mark.parametrize("sent", [signal.SIGINT, signal.SIGTERM])
+def test_a_stop_that_c_code_loses_is_still_a_stop(sent: signal.Signals, then: str, root: Path) -> None:
+    """PyTorch's C++ may clear the exception of a stop and raise another one, or none; nothing else is then to blame."""
+    line = [sys.executable, "-c", LOST_ON_THE_WAY.format(then=then), str(int(sent))]
+    done = subprocess.run(line, cwd=root, capture_output=True, text=True, check=False)
+    assert done.returncode == 128 + sent and done.stderr == "stopped; every rating is kept; --report prints them\n"
+
+
 STOPPED_IN_A_BRITTLE_IMPORT = """
 import runpy, signal, sys, time
 signal.signal(signal.SIGINT, signal.default_int_handler)
