@@ -162,12 +162,12 @@ def prompt_ids(question: str, sources: dict[str, list[str]], tokenizer: Tokenize
 
 
 def _generate(question: str, sources: dict[str, list[str]], model: Llama, tokenizer: Tokenizer) -> str:
-    from llama_min import generate
+    from llama_min import stream
 
     context = model.config.max_position_embeddings
     new = answer_room(context)
     ids = prompt_ids(question, sources, tokenizer, context - new)
-    tokens = generate(model, ids, new, eos_ids=tokenizer.eos_ids)
+    tokens = stream(model, ids, new, eos_ids=tokenizer.eos_ids)
     return tokenizer.decode(
         [int(token) for token in tqdm(tokens, "answering", new, unit=" token", delay=1, leave=False)]
     )
@@ -300,15 +300,19 @@ def main(options: argparse.Namespace) -> None:
 
 
 def _load(folder: Path) -> tuple[Llama, Tokenizer]:
-    import torch
+    with tqdm(total=3, desc="loading", unit=" part", leave=False, disable=None) as bar:  # on a terminal alone
+        import torch
 
-    from examples.leukemia.folders import load_int8
-    from llama_min import CheckpointError, load_llama, load_tokenizer
+        from examples.leukemia.folders import load_int8
+        from llama_min import CheckpointError, load_llama, load_tokenizer
 
-    try:
-        int8 = (folder / "quantized.safetensors").is_file()
-        loaded = load_int8(folder) if int8 else load_llama(folder, dtype=torch.float32), load_tokenizer(folder)
-    except CheckpointError as error:
-        raise UserError(str(error)) from None
+        bar.update()
+        try:
+            int8 = (folder / "quantized.safetensors").is_file()
+            model = load_int8(folder) if int8 else load_llama(folder, dtype=torch.float32)
+            bar.update()
+            tokenizer = load_tokenizer(folder)
+        except CheckpointError as error:
+            raise UserError(str(error)) from None
     print(f"model: {folder}", file=sys.stderr, flush=True)
-    return loaded
+    return model, tokenizer

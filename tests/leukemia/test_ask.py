@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import os
 import re
+import time
 from pathlib import Path
 
 import pytest
@@ -706,6 +707,34 @@ def test_a_terminal_without_the_letters_of_an_abstract(index: Index, command, en
     environment = os.environ | {"PYTHONIOENCODING": encoding}
     done = command("ask", "asciminib", "--quote", "--index", index.path, env=environment)
     assert done.returncode == 0 and "\\u03b2 \\u2265 2 " in done.stdout and not done.stderr
+
+
+def test_a_slow_model_shows_how_far_its_answer_is(index: Index, capsys: pytest.CaptureFixture, monkeypatch) -> None:
+    """While it writes: 4 tokens or more are chosen in the second before the bar, of 128 at the most."""
+    import torch
+
+    model, tokenizer = ask._load(TINY_LLAMA)
+    wrote = []
+
+    def slow(*_: object) -> None:
+        wrote.append(capsys.readouterr().err)
+        time.sleep(0.25)
+
+    model.register_forward_pre_hook(slow)
+    sources = {"11": ["Imatinib prolonged survival in chronic myeloid leukemia."]}
+    with torch.inference_mode():
+        ask._generate(QUESTION, sources, model, tokenizer)
+    shown = [int(count) for text in wrote for count in re.findall(r"answering: +\d+%\S* +\S* *(\d+)/", text)]
+    assert len(shown) > 1 and shown == sorted(shown) and 1 < shown[0] < shown[-1]
+
+
+def test_loading_a_model_shows_a_bar_on_a_terminal_and_nothing_elsewhere(capsys, monkeypatch) -> None:
+    ask._load(TINY_LLAMA)
+    assert capsys.readouterr().err == f"model: {TINY_LLAMA}\n"
+    monkeypatch.setattr("sys.stderr.isatty", lambda: True)
+    ask._load(TINY_LLAMA)
+    err = capsys.readouterr().err
+    assert "loading:   0%" in err and err.endswith(f"model: {TINY_LLAMA}\n")
 
 
 def test_no_model_is_loaded_where_nothing_is_close(index: Index, capsys: pytest.CaptureFixture, tmp_path: Path) -> None:
