@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from tqdm import tqdm
 
 from examples.leukemia.folders import copy_tokenizer
 from llama_min import Llama, save_llama
@@ -49,7 +50,7 @@ def inference_times(models: Mapping[str, Llama], length: int, new: int, rounds: 
     samples: dict[str, dict[str, list[float]]] = {
         name: {"prefill_ms": [], "decode_ms_per_token": []} for name in models
     }
-    for turn in range(rounds + 1):
+    for turn in tqdm(range(rounds + 1), desc="timing", unit=" round", delay=1):
         for name, model in models.items():
             prompt = torch.arange(length)[None] % model.config.vocab_size
             cache = model.new_cache(1, length + new)

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import base64
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from tqdm import tqdm
 
 from examples.leukemia.evaluate import MAX_ANSWER_TOKENS
 
@@ -91,9 +93,10 @@ def write_report(metrics: dict[str, Any], out: Path) -> None:
         loader=FileSystemLoader(Path(__file__).parent), autoescape=True, trim_blocks=True, lstrip_blocks=True
     )
     environment.filters |= {"number": _number, "metric": _metric, "score": _score}
+    charts = tqdm(_charts(metrics, out), desc="drawing", unit=" chart", delay=1)
     page = environment.get_template("report.html.jinja").render(
         m=metrics,
-        charts=_charts(metrics, out),
+        charts={chart.path.stem: chart for chart in charts},
         tables={task: _table(metrics["scores"], task) for task in TASKS},
         claim=claim(metrics),
         tasks=TASKS,
@@ -168,26 +171,24 @@ def _references(rows: Mapping[str, Mapping[str, Any]], metric: str) -> dict[str,
     return {names[name]: row[name] for row in rows.values() for name in names if row.get(name) is not None}
 
 
-def _charts(metrics: dict[str, Any], out: Path) -> dict[str, Chart]:
-    """Draw every chart, {its file's stem: chart}."""
+def _charts(metrics: dict[str, Any], out: Path) -> Iterator[Chart]:
+    """Draw one chart after the other."""
     scores, times = metrics["scores"], metrics["inference"]
     sizes = {name: metrics["size_bytes"][name] / 2**20 for name in times}
-    charts = [
-        _items(out / "items.png", metrics["data"]["items"]),
-        _bars(out / "model_size.png", "Weights on disk", "MiB", sizes),
-        _bars(out / "prefill_time.png", "Time to read a prompt", "ms", _column(times, "prefill_ms")),
-        _bars(out / "decode_time.png", "Time to write a token", "ms", _column(times, "decode_ms_per_token")),
-    ]
+    yield _items(out / "items.png", metrics["data"]["items"])
+    yield _bars(out / "model_size.png", "Weights on disk", "MiB", sizes)
+    yield _bars(out / "prefill_time.png", "Time to read a prompt", "ms", _column(times, "prefill_ms"))
+    yield _bars(out / "decode_time.png", "Time to write a token", "ms", _column(times, "decode_ms_per_token"))
     for stem, (task, names, label) in SCORE_CHARTS.items():
         rows = {model: row.get(task) or {} for model, row in scores.items()}
         there = [name for name in names if any(row.get(name) is not None for row in rows.values())]
         if there:
-            charts.append(_grouped(out / f"{stem}.png", TASKS[task], label, rows, there))
+            yield _grouped(out / f"{stem}.png", TASKS[task], label, rows, there)
     confusions = {name: row["subtype"]["confusion"] for name, row in scores.items() if row.get("subtype")}
     if confusions:
-        charts.append(_confusions(out / "confusion.png", confusions))
-    charts += [_curve(out / f"training_{stage}.png", stage, steps) for stage, steps in metrics["training"].items()]
-    return {chart.path.stem: chart for chart in charts}
+        yield _confusions(out / "confusion.png", confusions)
+    for stage, steps in metrics["training"].items():
+        yield _curve(out / f"training_{stage}.png", stage, steps)
 
 
 def _axes(title: str, label: str, width: float = 5.2, columns: int = 1) -> Any:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import re
+import time
 from html.parser import HTMLParser
 from itertools import pairwise
 from pathlib import Path
@@ -261,6 +262,13 @@ def test_a_step_that_found_nothing_says_so(tmp_path: Path) -> None:
         ["duplicates"],
         ["0", "kept"],
     ]
+
+
+def test_drawing_shows_a_bar_where_it_takes_over_a_second(tmp_path: Path, monkeypatch, capsys) -> None:
+    draw = report._grouped
+    monkeypatch.setattr(report, "_grouped", lambda *given: time.sleep(0.4) or draw(*given))
+    write_report(METRICS, tmp_path)
+    assert re.search(r"drawing: +\d+ chart", capsys.readouterr().err)
 
 
 def test_a_run_of_almost_nothing(tmp_path: Path) -> None:

@@ -24,6 +24,7 @@ from examples.leukemia.files import new_folder
 from examples.leukemia.folders import copy_tokenizer, load_int8, training_folder
 from examples.leukemia.gazetteer import LEUKEMIA, load_gazetteer
 from examples.leukemia.index import Index
+from examples.leukemia.measure import inference_times
 from examples.leukemia.plain import load_glossary
 from examples.leukemia.pretrain import DOCUMENTS, NUMBER_DOCUMENTS, TINY_LLAMA, pretrain
 from examples.leukemia.rate import read_pairs
@@ -350,6 +351,14 @@ def test_indexing_shows_a_bar_where_it_takes_over_a_second(tmp_path: Path, monke
     record = Record("1", "On CML", "CML.")
     _retriever([record], load_gazetteer(LEUKEMIA), Settings(tmp_path, tmp_path, tmp_path), None, None, tmp_path)
     assert "indexing: 100%" in capsys.readouterr().err
+
+
+def test_timing_shows_a_bar_where_it_takes_over_a_second(capsys: pytest.CaptureFixture) -> None:
+    """Of a model of billions of parameters the rounds take minutes."""
+    model = load_llama(TINY_LLAMA, dtype=torch.float32)
+    model.register_forward_pre_hook(lambda *_: time.sleep(0.3))
+    inference_times({"float32": model}, length=4, new=1, rounds=3)  # two passes a round
+    assert re.search(r"timing: +\d+%.* [23]/4 ", capsys.readouterr().err)
 
 
 def test_a_second_run_replaces_the_first_whole(prepared_run, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
