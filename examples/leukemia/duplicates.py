@@ -34,7 +34,7 @@ FEWEST = (
 def near_duplicates(texts: Sequence[str], threshold: float = ALIKE) -> dict[int, int]:
     """{place of a text: place of the earlier one that it nearly repeats}; the earlier is none of the repeats itself."""
     ids: dict[str, int] = {}
-    sets = [shingles(text, ids) for text in texts]
+    sets = [shingles(text, ids) for text in tqdm(texts, desc="shingling", unit=" article", delay=1)]
     frequency = Counter(shingle for each in sets for shingle in each)
     of_all: defaultdict[int, list[int]] = defaultdict(list)
     of_first: defaultdict[int, list[int]] = defaultdict(list)

@@ -8,11 +8,13 @@ import json
 import os
 import random
 import re
+import time
 from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from examples.leukemia import duplicates
 
 from examples.leukemia.__main__ import main
 from examples.leukemia.annotate import annotate, subtype_of
@@ -670,3 +672,11 @@ def test_bad_input(tmp_path: Path, refused) -> None:
             (tmp_path / name).write_text(content)
         assert words in refused("prepare", tmp_path / name, "--out", tmp_path / "out")
     assert not (tmp_path / "out").exists()
+
+
+def test_looking_for_duplicates_shows_bars_where_it_takes_over_a_second(monkeypatch, capsys) -> None:
+    """Of 10,000 abstracts, to part them into shingles takes three."""
+    part = duplicates.shingles
+    monkeypatch.setattr(duplicates, "shingles", lambda *given: time.sleep(0.4) or part(*given))
+    near_duplicates(["One text.", "Another one.", "A third.", "A fourth."])
+    assert re.search(r"shingling: +\d+%", capsys.readouterr().err)
