@@ -783,7 +783,8 @@ class Trainer:
         def ask(number: int, _: object) -> None:
             self._stop_signal = number
             signal.signal(number, before[number])  # asked again, end at once
-            if before[number] in (signal.SIG_DFL, signal.default_int_handler):  # a caller's own says itself what it does
+            # a handler of the caller's says itself what it does
+            if before[number] in (signal.SIG_DFL, signal.default_int_handler):
                 print(f"\n{signal.Signals(number).name}: saving, then stopping", file=sys.stderr, flush=True)
 
         if self.out is not None and threading.current_thread() is threading.main_thread():

@@ -340,7 +340,8 @@ class Index:
         return f"{text}; {unknown:,} of unknown year." if unknown else f"{text}."
 
     def _count(self, where: _Where) -> int:
-        return int(self._database.execute(f"SELECT count(*) FROM articles a WHERE {where.sql}", where.values).fetchone()[0])
+        query = f"SELECT count(*) FROM articles a WHERE {where.sql}"
+        return int(self._database.execute(query, where.values).fetchone()[0])
 
     def _by_words(self, units: Units, where: _Where, count: int) -> dict[str, float]:
         """{PubMed id: BM25}, the best first."""

@@ -696,7 +696,7 @@ def test_the_command(index: Index, capsys: pytest.CaptureFixture, monkeypatch) -
     assert code == 0 and "[PMID 11]" in out
     code, out = run(capsys, QUESTION, *line, "--quote", "--since", 2010)
     assert code == 0 and "No article of this index answers that" in out
-    assert f"--since 2010 leaves 0 of 3 articles; 2 of unknown year.\n" in out
+    assert "--since 2010 leaves 0 of 3 articles; 2 of unknown year.\n" in out
     code, out = run(capsys, QUESTION, *line, "--quote", "--subtype", "CML")
     assert code == 0 and "[PMID 11]" in out and "leaves" not in out
 

@@ -143,7 +143,9 @@ runpy.run_module("examples.leukemia", run_name="__main__")
 """
 
 
-@pytest.mark.parametrize("then", ["raise ValueError('no shape')", "raise UserError('no model')", "raise OSError", "pass"])
+@pytest.mark.parametrize(
+    "then", ["raise ValueError('no shape')", "raise UserError('no model')", "raise OSError", "pass"]
+)
 @pytest.mark.parametrize("sent", [signal.SIGINT, signal.SIGTERM])
 def test_a_stop_that_c_code_loses_is_still_a_stop(sent: signal.Signals, then: str, root: Path) -> None:
     """PyTorch's C++ may clear the exception of a stop and raise another one, or none; nothing else is then to blame."""

@@ -59,7 +59,8 @@ def test_filters(index: Index) -> None:
 def test_what_the_filters_leave_is_counted(index: Index) -> None:
     """Of five articles one is retracted, and one of no known year."""
     assert index.left_by(since=2004) == "--since 2004 leaves 2 of 4 articles; 1 of unknown year."
-    assert index.left_by(since=2004, until=2015) == "--since 2004 --until 2015 leaves 1 of 4 articles; 1 of unknown year."
+    both = "--since 2004 --until 2015 leaves 1 of 4 articles; 1 of unknown year."
+    assert index.left_by(since=2004, until=2015) == both
     assert index.left_by(subtype="AML") == "--subtype AML leaves 1 of 4 articles."
     assert index.left_by() == ""
 
@@ -79,7 +80,7 @@ def test_an_index_is_of_one_topic(tmp_path: Path, refused) -> None:
     assert path.read_bytes() == before
     assert main(["index", str(csv), "--index", str(path), "--gazetteer", str(LYMPHOMA)]) == 0
     more = replace(lymphoma, entities=(*lymphoma.entities, Entity("x", "drug", "imatinib", ("imatinib",))))
-    assert Index(path, more, create=True).add([Record("2", "t", "imatinib")]) == {"added": 0, "changed": 1, "unchanged": 0}
+    assert Index(path, more, create=True).add([Record("2", "t", "imatinib")])["changed"] == 1
 
 
 def test_an_index_from_before_topics_takes_that_of_its_next_writer(index: Index) -> None:

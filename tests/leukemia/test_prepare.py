@@ -14,8 +14,8 @@ from pathlib import Path
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from examples.leukemia import duplicates
 
+from examples.leukemia import duplicates
 from examples.leukemia.__main__ import main
 from examples.leukemia.annotate import annotate, subtype_of
 from examples.leukemia.augment import augment

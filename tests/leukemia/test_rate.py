@@ -172,7 +172,8 @@ def send_raw(port: int, request: bytes) -> bytes:
 def post_raw(port: int, body: bytes, *headers: str) -> bytes:
     """POST a body; without headers, its length is told."""
     lines = ["POST /rating HTTP/1.1", f"Host: 127.0.0.1:{port}", "Content-Type: application/json"]
-    return send_raw(port, "\r\n".join([*lines, *(headers or (f"Content-Length: {len(body)}",)), "", ""]).encode() + body)
+    lines += [*(headers or (f"Content-Length: {len(body)}",)), "", ""]
+    return send_raw(port, "\r\n".join(lines).encode() + body)
 
 
 GOOD = {"rater": "anna", "item": "q0", "place": 0, "dimension": "trust", "value": 3}
@@ -210,7 +211,9 @@ def test_a_malformed_request_is_answered_in_a_line(case: str, served, capfd: pyt
     assert ask(port, "POST", "/rating", GOOD) == (200, "stored")
 
 
-@pytest.mark.parametrize("path", ["http://[/", "/rate?rater=%ff", "/" + "a" * 70_000, "*", "/rate?rater=anna&rater=eve"])
+@pytest.mark.parametrize(
+    "path", ["http://[/", "/rate?rater=%ff", "/" + "a" * 70_000, "*", "/rate?rater=anna&rater=eve"]
+)
 def test_a_malformed_address_is_answered(path: str, served, capfd: pytest.CaptureFixture) -> None:
     _, port = served
     answer = send_raw(port, f"GET {path} HTTP/1.1\r\nHost: 127.0.0.1:{port}\r\n\r\n".encode())
