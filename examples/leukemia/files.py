@@ -51,9 +51,13 @@ def new_folder(target: Path, made: Collection[str], mark: str = "metrics.json") 
         yield work
         if target.exists():
             old = Path(tempfile.mkdtemp(prefix=f".{target.name}.replaced-", dir=target.parent))
-            os.replace(target, old / target.name)
-            os.replace(work, target)
-            shutil.rmtree(old)
+            try:
+                os.replace(target, old / target.name)
+                os.replace(work, target)
+            finally:
+                if not target.exists():  # a stop between the two
+                    os.replace(old / target.name, target)
+                shutil.rmtree(old, ignore_errors=True)
         else:
             os.replace(work, target)
     finally:

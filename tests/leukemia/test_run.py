@@ -487,6 +487,26 @@ def test_what_a_killed_process_left_is_removed(tmp_path: Path) -> None:
     assert (tmp_path / "out" / "a").read_text() == "earlier"
 
 
+@pytest.mark.parametrize("stopped_at", [1, 2])
+def test_a_stop_between_the_two_renames_keeps_the_earlier_outcome(tmp_path: Path, monkeypatch, stopped_at: int) -> None:
+    """A signal is heard when the system's call has returned: of the first rename, or of the second."""
+    target, rename, calls = tmp_path / "out", os.replace, []
+    target.mkdir()
+    (target / "metrics.json").write_text("old")
+
+    def stop(source: Path, place: Path) -> None:
+        rename(source, place)
+        calls.append(place)
+        if len(calls) == stopped_at:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr("examples.leukemia.files.os.replace", stop)
+    with pytest.raises(KeyboardInterrupt), new_folder(target, MADE) as work:
+        (work / "metrics.json").write_text("new")
+    assert (target / "metrics.json").read_text() == ("old" if stopped_at == 1 else "new")
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
 def test_read_only_parent(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     locked = tmp_path / "locked"
     locked.mkdir(mode=0o555)
