@@ -51,8 +51,14 @@ def find_subtypes(text: str, gazetteer: Gazetteer | None = None) -> set[str]:
     return found - {gazetteer.labels[label] for label in found}
 
 
-def subtype_of(title: str, abstract: str, gazetteer: Gazetteer | None = None) -> str | None:
-    """The one label that an article is about: that of its title, else of its abstract; None where it is not one."""
+def subtype_of(title: str, abstract: str, gazetteer: Gazetteer | None = None, given: str | None = None) -> str | None:
+    """The one label that an article is about: that of its title, else of its abstract; None where it is not one.
+
+    Args:
+        given: what people say; it is taken as it is, but for the capitals of a label.
+    """
+    if given:
+        return (gazetteer or load_gazetteer()).label_of(given)
     for text in (title, abstract):
         found = find_subtypes(text, gazetteer)
         if found:

@@ -280,20 +280,21 @@ def main(options: argparse.Namespace) -> None:
         raise UserError(f"the question seems to hold a patient's data ({kinds}): leave it out, or give --mask")
     question = mask_identifiers(question)
     gazetteer = load_gazetteer(options.gazetteer)
-    if options.subtype is not None and options.subtype not in gazetteer.labels:
-        raise UserError(f"{options.subtype!r} is no subtype: take {', '.join(gazetteer.labels)}")
+    subtype = None if options.subtype is None else gazetteer.label_of(options.subtype)
+    if subtype is not None and subtype not in gazetteer.labels:
+        raise UserError(f"{subtype!r} is no subtype: take {', '.join(gazetteer.labels)}")
     dense = SentenceTransformerEmbedder(options.dense) if options.dense else None
     index = Index(options.index, gazetteer, dense=dense)
     if not query_units(question, gazetteer):
         raise UserError(f"{question[:80]!r} asks for nothing: name a disease, a drug, a gene or a finding")
     with readable(options.index):
-        hits = index.search(question, options.articles, options.since, options.until, options.subtype)
+        hits = index.search(question, options.articles, options.since, options.until, subtype)
     close = any(hit.coverage >= options.threshold for hit in hits)  # or it abstains, and no model is needed
     model, tokenizer = (None, None) if options.quote or not close else _load(options.model)
     given = answer(question, index, model, tokenizer, hits, options.threshold)
     if given.abstained:
         with readable(options.index):
-            left = index.left_by(options.since, options.until, options.subtype)
+            left = index.left_by(options.since, options.until, subtype)
         given.notes.extend([left] if left else [])
     print(given)
     index.close()

@@ -53,6 +53,10 @@ class Gazetteer:
     entities: tuple[Entity, ...]
     spellings: dict[str, str]
 
+    def label_of(self, given: str) -> str:
+        """The label that is written so, whatever its capitals; else what is given."""
+        return next((label for label in self.labels if label.casefold() == given.casefold()), given)
+
     @cached_property
     def by_id(self) -> dict[str, Entity]:
         """Each entity by its id."""

@@ -295,7 +295,7 @@ class Index:
             "names": "; ".join(sorted({span.name for span in spans})),
             "year": record.year,
             "journal": record.journal,
-            "subtype": record.subtype or subtype_of(record.title, record.abstract, self.gazetteer),
+            "subtype": subtype_of(record.title, record.abstract, self.gazetteer, record.subtype),
             "labelled": int(record.subtype is not None),
             "retracted": int(record.retracted),
         }

@@ -90,7 +90,7 @@ def prepare_records(
     rows = []
     for record in tqdm(records, desc="annotating", unit="article"):
         spans = {field: annotate(getattr(record, field), gazetteer) for field in ("title", "abstract")}
-        subtype = record.subtype or subtype_of(record.title, record.abstract, gazetteer)
+        subtype = subtype_of(record.title, record.abstract, gazetteer, record.subtype)
         found.update(span.type for each in spans.values() for span in each)
         found[f"subtype {subtype or 'none or several'}"] += 1
         found["subtype from the file"] += record.subtype is not None

@@ -127,7 +127,7 @@ def _unfitted(
 ) -> Iterator[Item]:
     """The items of one article that ask for an answer, whole; plain sentence and summary are none taken, and then are."""
     names, gazetteer = record.pubmed_id, knowledge.gazetteer
-    subtype = record.subtype or subtype_of(record.title, record.abstract, gazetteer)
+    subtype = subtype_of(record.title, record.abstract, gazetteer, record.subtype)
     if subtype in gazetteer.labels:
         blanked = blank_subtypes(f"{record.title}\n{record.abstract}".strip(), gazetteer)
         which = f"Which {gazetteer.topic} is this abstract about: {', '.join(gazetteer.labels)}?"

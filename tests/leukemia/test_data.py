@@ -170,6 +170,8 @@ def test_title_decides_and_two_subtypes_are_none() -> None:
     assert subtype_of("Imatinib in CML", "unlike AML") == "CML"
     assert subtype_of("Imatinib", "CML, unlike AML") is None
     assert subtype_of("Imatinib", "nothing here") is None
+    given = {"apl": "APL", "Other": "other", "Burkitt": "Burkitt", "": "CML"}
+    assert {each: subtype_of("Imatinib in CML", "", given=each) for each in given} == given
 
 
 @pytest.mark.parametrize(

@@ -56,6 +56,17 @@ def test_filters(index: Index) -> None:
     assert len(index.search("imatinib venetoclax ibrutinib", count=2)) == 2
 
 
+def test_a_label_in_other_letters_is_the_label(index: Index, capsys: pytest.CaptureFixture) -> None:
+    """In a file and in a filter; what is no label stays as people gave it."""
+    index.add(
+        [Record("6", "Ponatinib", "Ponatinib.", subtype="aml"), Record("7", "More", "Ponatinib.", subtype="Burkitt")]
+    )
+    assert ids(index.search("ponatinib", subtype="AML")) == ["6"]
+    assert {hit.subtype for hit in index.search("ponatinib")} == {"AML", "Burkitt"}
+    assert main(["ask", "ponatinib?", "--quote", "--index", str(index.path), "--subtype", "aml"]) == 0
+    assert "PMID 6" in capsys.readouterr().out
+
+
 def test_what_the_filters_leave_is_counted(index: Index) -> None:
     """Of five articles one is retracted, and one of no known year."""
     assert index.left_by(since=2004) == "--since 2004 leaves 2 of 4 articles; 1 of unknown year."
