@@ -7,13 +7,13 @@ on the length of the text and not on how many names there are.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 from examples.leukemia.gazetteer import Entity, Gazetteer, load_gazetteer, words_of
 from examples.leukemia.spelling import american_word
 
-__all__ = ["Span", "annotate", "blank_subtypes", "find_subtypes", "subtype_of"]
+__all__ = ["Span", "annotate", "blank_subtypes", "find_subtypes", "subtype_of", "subtype_of_spans"]
 
 
 @dataclass(frozen=True)
@@ -47,7 +47,11 @@ def annotate(text: str, gazetteer: Gazetteer | None = None) -> list[Span]:
 def find_subtypes(text: str, gazetteer: Gazetteer | None = None) -> set[str]:
     """The labels that `text` names; one that another found one is part of does not count (APL, not AML)."""
     gazetteer = gazetteer or load_gazetteer()
-    found = {gazetteer.by_id[span.id].label for span in annotate(text, gazetteer) if span.type == "subtype"}
+    return _labels(annotate(text, gazetteer), gazetteer)
+
+
+def _labels(spans: Sequence[Span], gazetteer: Gazetteer) -> set[str]:
+    found = {gazetteer.by_id[span.id].label for span in spans if span.type == "subtype"}
     return found - {gazetteer.labels[label] for label in found}
 
 
@@ -57,10 +61,16 @@ def subtype_of(title: str, abstract: str, gazetteer: Gazetteer | None = None, gi
     Args:
         given: what people say; it is taken as it is, but for the capitals of a label.
     """
+    gazetteer = gazetteer or load_gazetteer()
+    return subtype_of_spans((annotate(text, gazetteer) for text in (title, abstract)), gazetteer, given)
+
+
+def subtype_of_spans(texts: Iterable[Sequence[Span]], gazetteer: Gazetteer, given: str | None = None) -> str | None:
+    """`subtype_of`, from the spans of the title and those of the abstract."""
     if given:
-        return (gazetteer or load_gazetteer()).label_of(given)
-    for text in (title, abstract):
-        found = find_subtypes(text, gazetteer)
+        return gazetteer.label_of(given)
+    for spans in texts:
+        found = _labels(spans, gazetteer)
         if found:
             return found.pop() if len(found) == 1 else None
     return None
@@ -93,8 +103,12 @@ def _matches(text: str, gazetteer: Gazetteer, denied: bool = False) -> Iterator[
     excluded = _excluded(lowered, gazetteer)  # once a text: looking for these words takes time
     keys = [american_word(word.lower()) for word, _ in words]
     place = 0
+    trie = gazetteer.trie
     while place < len(words):
-        node, start, found = gazetteer.trie, words[place][1], None
+        if keys[place] not in trie and keys[place].removesuffix("s") not in trie:  # most words start no name
+            place += 1
+            continue
+        node, start, found = trie, words[place][1], None
         for position in range(place, len(words)):
             key, end = keys[position], words[position][1] + len(words[position][0])
             singular = key.removesuffix("s") or key  # a lone s is no plural of nothing

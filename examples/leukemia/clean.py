@@ -8,6 +8,8 @@ import unicodedata
 from collections import Counter
 from collections.abc import Callable
 
+from examples.leukemia.sieve import Sieve, folded
+
 __all__ = ["CLEANING", "clean", "on_one_line"]
 
 _ATTRIBUTES = r"""(?:\s+[\w:.-]+\s*=\s*(?:"[^"<>]*"|'[^'<>]*'|[^\s<>"']+))*\s*/?"""
@@ -25,15 +27,43 @@ _CHARACTERS = str.maketrans(
 _TRADEMARKS = str.maketrans("", "", "™®℠")
 _INVISIBLE = re.compile(r"[\u00ad\u200b-\u200f\u202a-\u202e\u2060-\u2064\ufeff]|[\x00-\x08\x0e-\x1b\x7f]")
 _NAME_WORD = r"(?:[A-Z&][\w&'-]{0,20}|the|of|and|for)"
-_BOILERPLATE = re.compile(
-    r"\(?ABSTRACT TRUNCATED AT \d+ WORDS\)?|\(ABSTRACT TRUNCATED\)|\[(?:Figure|Table|Formula): see text\]|\(PsycINFO Database Record[^()]{0,80}\)"
-    r"|\bThis article is protected by copyright\.(?: All rights reserved\.?)?|\bThis article has been retracted\."
-    r"|\bThis is an open[ -]access article(?:[^.]|\.(?=\d)){0,300}\.|\bAll rights reserved\.?\s?$|(?<=\.\s)All rights reserved\.(?=\s)"
-    rf"|(?:(?<=[.?!]\s)|^)(?-i:(?:Published|{_NAME_WORD}(?: {_NAME_WORD}){{1,9}} published) by {_NAME_WORD}(?:,? {_NAME_WORD}){{0,9}}(?: on behalf of [^.]{{0,150}})?)\.(?=\s|$)"
-    r"|\bFor permissions,? (?:please )?(?:contact|e-?mail):? ?[\w.@-]{0,80}|\bSee rights and permissions\."
-    r"|(?:(?<=[.?!]\s)|^)Re-?use permitted under CC[ -]BY[^.]{0,20}(?:\.\d[^.]{0,20})?\.|(?:(?<=[.?!]\s)|^)No commercial re-?use\."
-    r"|(?<=\.\s)Published by Elsevier (?:B\.?V|Inc|Ltd|Masson|on behalf)[^.]{0,40}\.(?: All rights reserved\.)?"
-    r"|\bTheir Commentary is available[^.]{0,100}\.",
+_BOILERPLATE = Sieve(
+    (
+        (("abstract truncated",), r"\(?ABSTRACT TRUNCATED AT \d+ WORDS\)?|\(ABSTRACT TRUNCATED\)"),
+        (("see text]",), r"\[(?:Figure|Table|Formula): see text\]"),
+        (("psycinfo",), r"\(PsycINFO Database Record[^()]{0,80}\)"),
+        (
+            ("protected by copyright",),
+            r"\bThis article is protected by copyright\.(?: All rights reserved\.?)?",
+        ),
+        (("article has been retracted",), r"\bThis article has been retracted\."),
+        (("access article",), r"\bThis is an open[ -]access article(?:[^.]|\.(?=\d)){0,300}\."),
+        (
+            ("rights reserved",),
+            r"\bAll rights reserved\.?\s?$|(?<=\.\s)All rights reserved\.(?=\s)",
+        ),
+        (
+            ("published by",),
+            (
+                rf"(?:(?<=[.?!]\s)|^)(?-i:(?:Published|{_NAME_WORD}(?: {_NAME_WORD}){{1,9}} published) by "
+                rf"{_NAME_WORD}(?:,? {_NAME_WORD}){{0,9}}(?: on behalf of [^.]{{0,150}})?)\.(?=\s|$)"
+            ),
+        ),
+        (
+            ("permissions",),
+            r"\bFor permissions,? (?:please )?(?:contact|e-?mail):? ?[\w.@-]{0,80}|\bSee rights and permissions\.",
+        ),
+        (
+            ("use permitted under",),
+            r"(?:(?<=[.?!]\s)|^)Re-?use permitted under CC[ -]BY[^.]{0,20}(?:\.\d[^.]{0,20})?\.",
+        ),
+        (("no commercial re",), r"(?:(?<=[.?!]\s)|^)No commercial re-?use\."),
+        (
+            ("published by elsevier",),
+            r"(?<=\.\s)Published by Elsevier (?:B\.?V|Inc|Ltd|Masson|on behalf)[^.]{0,40}\.(?: All rights reserved\.)?",
+        ),
+        (("their commentary",), r"\bTheir Commentary is available[^.]{0,100}\."),
+    ),
     re.IGNORECASE,
 )
 _YEAR = r"(?:19|20)\d\d\b"
@@ -49,15 +79,22 @@ _OWNERS = (
 )
 # a sentence of its own that has the mark or the word with a year or a publisher, to its end and no further: a trial's
 # registration may follow. Within a sentence a mark is a product's, unless a year is right behind it and ends the text.
-_COPYRIGHT = re.compile(
-    r"(?:(?<=[.?!])|(?<=[.?!)\]]\s)|^)(?:"
-    rf"(?:(?:(?:Crown\s)?[Cc]opyright:?\s?)?©(?:[^.]|(?<=\s[A-Z])\.){{0,60}}?(?:\b{_YEAR}|\b{_PUBLISHER})"
-    rf"|(?:Crown\s)?(?i:copyright(?:\s\(c\))?|\(c\)),?\s(?:by\s)?{_YEAR}{_OWNERS}"
-    rf"|Copyright\s(?:[A-Z&][\w&'-]{{0,20}},?\s){{1,6}}{_YEAR}"
-    rf"|Copyright:\s[^.]{{0,60}}?\b{_PUBLISHER}|The\sAuthor(?:s|\(s\)),\sunder\sexclusive\slicen[cs]e\sto\b)"
-    r".{0,150}?(?:(?<!\s[A-Z])(?<!\s[A-Z]\.[A-Z])\.(?=\s+[A-Z(\[]|\s*$)|$)"
-    rf"|The\sAuthor(?:s|\(s\))(?:\s{_YEAR})?\.(?=\s|$))"
-    rf"|(?<=\s)(?:[Cc]opyright:?\s?)?©\s?{_YEAR}[^.]{{0,150}}\.?\s?$"
+_COPYRIGHT = Sieve(
+    [
+        (
+            ("©", "(c)", "copyright", "author"),
+            (
+                r"(?:(?<=[.?!])|(?<=[.?!)\]]\s)|^)(?:"
+                rf"(?:(?:(?:Crown\s)?[Cc]opyright:?\s?)?©(?:[^.]|(?<=\s[A-Z])\.){{0,60}}?(?:\b{_YEAR}|\b{_PUBLISHER})"
+                rf"|(?:Crown\s)?(?i:copyright(?:\s\(c\))?|\(c\)),?\s(?:by\s)?{_YEAR}{_OWNERS}"
+                rf"|Copyright\s(?:[A-Z&][\w&'-]{{0,20}},?\s){{1,6}}{_YEAR}"
+                rf"|Copyright:\s[^.]{{0,60}}?\b{_PUBLISHER}|The\sAuthor(?:s|\(s\)),\sunder\sexclusive\slicen[cs]e\sto\b)"
+                r".{0,150}?(?:(?<!\s[A-Z])(?<!\s[A-Z]\.[A-Z])\.(?=\s+[A-Z(\[]|\s*$)|$)"
+                rf"|The\sAuthor(?:s|\(s\))(?:\s{_YEAR})?\.(?=\s|$))"
+                rf"|(?<=\s)(?:[Cc]opyright:?\s?)?©\s?{_YEAR}[^.]{{0,150}}\.?\s?$"
+            ),
+        )
+    ]
 )
 _JOURNAL = r"[A-Z][A-Za-z.]*(?:\s(?:[A-Z][A-Za-z.]*|of|and|the|in|&)){0,6}"
 _PAGES = r"[A-Z]?\d+(?:\s?-\s?[A-Z]?\d+)?"
@@ -78,15 +115,31 @@ _CLOSING = (
     r"(?i:key ?words):\s[^.?!]{1,300}",
 )
 _END = re.compile(rf"(?<=[.?!)\]])\s?(?:{'|'.join(_CLOSING)})\.?\s*$")
-_CITATIONS = re.compile(
-    r"\((?:[A-Z][A-Za-z&]{0,30}\.?\s){1,6}(?:19|20)\d\d;\s?\d+(?:\(\d+\))?:\s?\w+(?:-\w+)?\.?\)"  # (Blood. 2004;104:1234-40)
-    r"|(?<=[a-z.,;])\[\d{1,5}(?:\s?[,-]\s?\d{1,5})*\](?!\w)"  # word[12], as opposed to a range: median [2-7]
-    r"|(?<=:)\[\d{4,5}\](?!\w)"  # such as:[7046]: no result has so many digits and stands alone
-    r"|(?<=[a-z,;]\s)\[\d{1,3}\](?=[.,;:)]|$)|(?<=[a-z]\s)\[\d{1,3}(?:,\s?\d{1,3}){1,9}\](?=\.(?:\s|$))"  # word [1]
-    r"|\((?i:refs?|references?)\.?\s\d{1,3}(?:\s?[,-]\s?\d{1,3}){0,9}\)"
-    r"|(?:(?<=[.?!]\s)|(?<=[.?!]))(?:REFERENCES|References)\s?:?\s\[?1[.)\]]\s"
-    r"(?=[A-Z][\w'-]{1,30},?\s[A-Z]{1,3}\b)(?s:.{0,5000})$"  # the list itself, which begins with an author
-    r"|\[?\(?PMID:?\s?\d{1,8}\)?\]?"
+_CITATIONS = Sieve(
+    (
+        (  # (Blood. 2004;104:1234-40)
+            (";",),
+            r"\((?:[A-Z][A-Za-z&]{0,30}\.?\s){1,6}(?:19|20)\d\d;\s?\d+(?:\(\d+\))?:\s?\w+(?:-\w+)?\.?\)",
+        ),
+        (
+            ("[",),
+            (
+                r"(?<=[a-z.,;])\[\d{1,5}(?:\s?[,-]\s?\d{1,5})*\](?!\w)"  # word[12], as opposed to a range: median [2-7]
+                r"|(?<=:)\[\d{4,5}\](?!\w)"  # such as:[7046]: no result has so many digits and stands alone
+                r"|(?<=[a-z,;]\s)\[\d{1,3}\](?=[.,;:)]|$)"  # word [1]
+                r"|(?<=[a-z]\s)\[\d{1,3}(?:,\s?\d{1,3}){1,9}\](?=\.(?:\s|$))"
+            ),
+        ),
+        (("(ref",), r"\((?i:refs?|references?)\.?\s\d{1,3}(?:\s?[,-]\s?\d{1,3}){0,9}\)"),
+        (  # the list itself, which begins with an author
+            ("references",),
+            (
+                r"(?:(?<=[.?!]\s)|(?<=[.?!]))(?:REFERENCES|References)\s?:?\s\[?1[.)\]]\s"
+                r"(?=[A-Z][\w'-]{1,30},?\s[A-Z]{1,3}\b)(?s:.{0,5000})$"
+            ),
+        ),
+        (("pmid",), r"\[?\(?PMID:?\s?\d{1,8}\)?\]?"),
+    )
 )
 # what stands before a result in brackets, as in 5 days[2-7]; a short one behind a colon always is
 _MEASURED = re.compile(
@@ -142,12 +195,12 @@ def _unicode(text: str) -> str:
 
 def _boilerplate(text: str) -> str:
     """Drop what publishers and databases add."""
-    return _BOILERPLATE.sub("", text)
+    return _BOILERPLATE.pattern(folded(text)).sub("", text)
 
 
 def _closing(text: str) -> str:
     """Drop copyright lines, and the other lines that close an abstract: one may hide the next."""
-    while (shorter := _END.sub("", _COPYRIGHT.sub("", text))) != text:
+    while (shorter := _END.sub("", _COPYRIGHT.pattern(folded(text)).sub("", text))) != text:
         text = shorter.rstrip()
     return text
 
@@ -160,7 +213,7 @@ def _references(text: str) -> str:
         spread = match[0].startswith("[") and "," in match[0] and before[-1:] == " " and _SPREAD.search(before)
         return match[0] if spread or _MEASURED.search(before.rstrip()) else ""
 
-    return _CITATIONS.sub(kept, text)
+    return _CITATIONS.pattern(folded(text)).sub(kept, text)
 
 
 def _spacing(text: str) -> str:

@@ -35,13 +35,15 @@ def near_duplicates(texts: Sequence[str], threshold: float = ALIKE) -> dict[int,
     """{place of a text: place of the earlier one that it nearly repeats}; the earlier is none of the repeats itself."""
     ids: dict[str, int] = {}
     sets = [shingles(text, ids) for text in tqdm(texts, desc="shingling", unit=" article", delay=1)]
-    frequency = Counter(shingle for each in sets for shingle in each)
+    frequency: Counter[int] = Counter()
+    for each in sets:
+        frequency.update(each)
     of_all: defaultdict[int, list[int]] = defaultdict(list)
     of_first: defaultdict[int, list[int]] = defaultdict(list)
     repeats: dict[int, int] = {}
     needed = min(2 * threshold / (1 + threshold), CONTAINED)  # share of the smaller set
     for place, each in enumerate(tqdm(sets, desc="comparing", unit=" article", delay=1)):
-        ordered = sorted(each, key=lambda shingle: (frequency[shingle], shingle))
+        ordered = sorted(sorted(each), key=frequency.__getitem__)  # of the same frequency by number
         first = ordered[: len(each) - math.ceil(needed * len(each)) + 1]
         smaller = {other for shingle in ordered if shingle in of_first for other in of_first[shingle]}
         candidates = sorted(smaller.union(*(of_all[shingle] for shingle in first if shingle in of_all)))
@@ -62,8 +64,8 @@ def shingles(text: str, ids: dict[str, int]) -> set[int]:
     Python's hash of a tuple of whole numbers is the same in every process, that of a string is not.
     """
     words = [ids.setdefault(word, len(ids)) for word in re.findall(r"\w+", text.lower())]
-    runs = [tuple(words[start : start + WIDTH]) for start in range(max(1, len(words) - WIDTH + 1))]
-    return {hash(run) for run in runs}
+    runs = zip(*(words[start:] for start in range(WIDTH))) if len(words) >= WIDTH else [tuple(words)]
+    return set(map(hash, runs))
 
 
 def _repeats(a: set[int], b: set[int], threshold: float) -> bool:

@@ -140,4 +140,4 @@ def load_gazetteer(path: Path = LEUKEMIA) -> Gazetteer:
 
 def words_of(text: str) -> list[tuple[str, int]]:
     """(word or mark, where it starts) of a text, hyphens left out: "T-cell" and "T cell" are the same words."""
-    return [(match.group(), match.start()) for match in _WORD.finditer(text) if match.group() != "-"]
+    return [(word, match.start()) for match in _WORD.finditer(text) if (word := match[0]) != "-"]

@@ -6,6 +6,8 @@ import re
 from functools import cache
 from pathlib import Path
 
+from examples.leukemia.sieve import Sieve
+
 __all__ = ["DATE", "find_names"]
 
 _MONTH = r"(?:Jan|Feb|Mar|Apr|May|Jun|Jul|Aug|Sep|Oct|Nov|Dec)[a-z]{0,6}"
@@ -28,35 +30,67 @@ _ANY_CASE = rf"(?:[A-Za-z]\.\s?){{0,2}}{_WORD}(?:,?\s{_WORD}){{0,2}}"
 _SCAN = r"(?!(?i:imag|spect|angio|scan|data|anal))"
 _RELATIVE = "man|woman|boy|girl|baby|mother|father|son|daughter|wife|husband|brother|sister|friend"
 _SOMEONE = rf"{_RELATIVE}|child|person|client|patient|pt"
+_ILL_SOON = re.compile(r" (?:s|ha[sd]|have|got) (?:an? )?(?:acute|chronic|leuk|lymphom|[acm][a-z]{2,3} )")
+_NAMED = (" named ", " called ")
+# each with the words that a text must have for it; _HAS_IT as words is _ILL_SOON
 _SAYS = (  # a title or the word name: what follows is one, whatever it is
     (
-        rf"\b(?:[Mm]rs?|[Mm]me|[Mm]ister|[Hh]err|[Ff]rau"
-        rf"|(?<!\d)(?<!\d\s)[Mm]s)\b\.?\s{_SCAN}(?:[A-Z]\.\s?){{0,2}}(?:{_CAPITAL}(?:\s{_CAPITAL}){{0,3}}"
-        rf"|{_WORD}(?:\s{_WORD})?)"
+        (" mr ", " mrs ", " ms ", " mme ", " mister ", " herr ", " frau "),
+        (
+            rf"\b(?:[Mm]rs?|[Mm]me|[Mm]ister|[Hh]err|[Ff]rau"
+            rf"|(?<!\d)(?<!\d\s)[Mm]s)\b\.?\s{_SCAN}(?:[A-Z]\.\s?){{0,2}}(?:{_CAPITAL}(?:\s{_CAPITAL}){{0,3}}"
+            rf"|{_WORD}(?:\s{_WORD})?)"
+        ),
     ),
-    rf"\bMRS?\b\.?\s{_SCAN}(?=[A-Z]{{4}}){_WORD}(?:\s(?=[A-Z]{{2}}){_WORD})?",  # but MR CML: molecular response
-    rf"\b(?:Miss|Master(?!\s(?:Protocol|Regulator|Clinical|Trial|Switch)))\s{_CAPITAL}(?:\s{_CAPITAL})?",
-    rf"\b[Mm]y\sname(?:\sis|'s)\s{_ANY_CASE}|\b(?i:(?:patient|pt)(?:'s)?\sname)(?:\sis)?\s?[:=]?\s?{_ANY_CASE}",
-    rf"(?:^|(?<=[,;.(]\s)|(?<=\n)|\b(?i:full|first|last|family|given|sur)\s?)(?i:name)(?:\s?[:=]\s?|\s-\s){_ANY_CASE}",
-    rf"^(?i:patient)\s?[:=]\s?{_WORD}\s{_WORD}(?=[,.;]|$)",
+    (  # but MR CML: molecular response
+        (" mr ", " mrs "),
+        rf"\bMRS?\b\.?\s{_SCAN}(?=[A-Z]{{4}}){_WORD}(?:\s(?=[A-Z]{{2}}){_WORD})?",
+    ),
     (
-        rf"\b[A-Z]{{2,20}},?\s[A-Z]{{2,20}}(?=,?\s\(?(?:born|DOB|{DATE}))|\b{_CAPITAL},\s{_CAPITAL}(?=,?\s\(?(?:born"
-        rf"|DOB|{DATE}))"
+        (" miss ", " master "),
+        rf"\b(?:Miss|Master(?!\s(?:Protocol|Regulator|Clinical|Trial|Switch)))\s{_CAPITAL}(?:\s{_CAPITAL})?",
+    ),
+    (
+        (" name",),
+        rf"\b[Mm]y\sname(?:\sis|'s)\s{_ANY_CASE}|\b(?i:(?:patient|pt)(?:'s)?\sname)(?:\sis)?\s?[:=]?\s?{_ANY_CASE}",
+    ),
+    (
+        ("name ",),
+        (
+            r"(?:^|(?<=[,;.(]\s)|(?<=\n)|\b(?i:full|first|last|family|given|sur)\s?)"
+            rf"(?i:name)(?:\s?[:=]\s?|\s-\s){_ANY_CASE}"
+        ),
+    ),
+    ((" patient ",), rf"^(?i:patient)\s?[:=]\s?{_WORD}\s{_WORD}(?=[,.;]|$)"),
+    (
+        (),
+        (
+            rf"\b[A-Z]{{2,20}},?\s[A-Z]{{2,20}}(?=,?\s\(?(?:born|DOB|{DATE}))|\b{_CAPITAL},\s{_CAPITAL}(?=,?\s\(?(?:born"
+            rf"|DOB|{DATE}))"
+        ),
     ),
 )
 _HAS_IT = r"(?:'s|\s(?:has|had|have|got))\s(?:an?\s)?(?:acute|chronic|leuk|lymphom|[ACM][A-Z]{2,3}\b)"
 _SUGGESTS = (  # capitals where a person is spoken of, unless they name something else
-    rf"\b(?:[Pp]atient|[Pp]t)\b\.?\s?[:=]\s?{_NAME}|\b(?:[Pp]t\b\.?|[Ii]\sam|[Ii]'m)\s{_NAME}",
+    ((" patient ", " pt "), rf"\b(?:[Pp]atient|[Pp]t)\b\.?\s?[:=]\s?{_NAME}"),
+    ((" pt ", " i am ", " i m "), rf"\b(?:[Pp]t\b\.?|[Ii]\sam|[Ii]'m)\s{_NAME}"),
     (
-        rf"\b(?i:my|our|your|his|her)\s(?i:{_RELATIVE}),?\s{_NAME}|\b(?i:{_SOMEONE})\s(?:(?:is|was)\s)?(?:named"
-        rf"|called)\s{_NAME}"
+        tuple(f" {word} " for word in _RELATIVE.split("|")),
+        rf"\b(?i:my|our|your|his|her)\s(?i:{_RELATIVE}),?\s{_NAME}",
     ),
-    rf"(?:\b(?:[Hh]is|[Hh]er|[Tt]heir|[Ww]hose)|'s)\sname(?:\sis|\swas|'s)\s{_CAPITAL}(?:\s{_CAPITAL}){{0,3}}",
-    rf"\b(?:{_NAME}|[A-Z]\.\s?{_CAPITAL})(?={_HAS_IT})",
-    rf"\b{_NAME}(?=,?\s\(?(?:born|DOB|{DATE}))",
+    (_NAMED, rf"\b(?i:{_SOMEONE})\s(?:(?:is|was)\s)?(?:named|called)\s{_NAME}"),
     (
-        rf"\b{_NAME}(?=,?\s(?:\(?aged?\s|an?\s)?\d{{1,3}}(?:,\s(?:is|has|was|had|with|who|male|female)\b|\syears?\sold"
-        rf"|-year-old|\s?y/?o\b|$))"
+        (" name ",),
+        rf"(?:\b(?:[Hh]is|[Hh]er|[Tt]heir|[Ww]hose)|'s)\sname(?:\sis|\swas|'s)\s{_CAPITAL}(?:\s{_CAPITAL}){{0,3}}",
+    ),
+    (_ILL_SOON, rf"\b(?:{_NAME}|[A-Z]\.\s?{_CAPITAL})(?={_HAS_IT})"),
+    ((), rf"\b{_NAME}(?=,?\s\(?(?:born|DOB|{DATE}))"),
+    (
+        (),
+        (
+            rf"\b{_NAME}(?=,?\s(?:\(?aged?\s|an?\s)?\d{{1,3}}(?:,\s(?:is|has|was|had|with|who|male|female)\b|\syears?\sold"
+            rf"|-year-old|\s?y/?o\b|$))"
+        ),
     ),
 )
 # what a name can stand before and be no person: a place of work, or a thing named after someone
@@ -89,16 +123,24 @@ _NO_PERSON = re.compile(  # of capitals that no given name tells from these
     re.IGNORECASE,
 )
 _NO_SURNAME_WORD = re.compile(_NO_SURNAME, re.IGNORECASE)
-_SAYS_NAME, _SUGGESTS_NAME = (re.compile("|".join(patterns)) for patterns in (_SAYS, _SUGGESTS))
+_SAYS_NAME, _SUGGESTS_NAME = Sieve(_SAYS), Sieve(_SUGGESTS)
 
 _FIRST = re.compile(rf"\b[A-ZÀ-ÞĀ-ž]{_SMALL}{{2,20}}\b|\b[A-Z]{{4,20}}\b")
 _SURNAME = r"(?:\s[A-Z]\b\.?){0,2}(?:\s(?:de|la|van|von|der|den|del|di|da|al|bin|el)){0,2}\s(?P<surname>%s)(?![\w-])"
 _IN_SMALL = re.compile(rf"(?:-{_CAPITAL})?" + _SURNAME % rf"{_OPENING}{_CAPITAL}|[A-Z]{{4,20}}")
 _IN_CAPITALS = re.compile(_SURNAME % "[A-Z]{3,20}")
-_CALLED = re.compile(
-    rf"\b(?:{_SOMEONE})\s(?:(?:is|was)\s)?(?:named|called)\s(?P<first>{_WORD})(?:,?\s{_WORD}){{0,2}}"
-    rf"|(?:(?<=\bpatient\s)(?P<of_patient>{_WORD})\s{_WORD}(?=\s(?:ha[sd]|is|was|with|takes|took)\b|,|$))"
-    rf"|\b(?P<ill>{_WORD})\s{_WORD}(?={_HAS_IT})",
+_CALLED = Sieve(
+    (
+        (
+            _NAMED,
+            rf"\b(?:{_SOMEONE})\s(?:(?:is|was)\s)?(?:named|called)\s(?P<first>{_WORD})(?:,?\s{_WORD}){{0,2}}",
+        ),
+        (
+            (" patient ",),
+            rf"(?:(?<=\bpatient\s)(?P<of_patient>{_WORD})\s{_WORD}(?=\s(?:ha[sd]|is|was|with|takes|took)\b|,|$))",
+        ),
+        (_ILL_SOON, rf"\b(?P<ill>{_WORD})\s{_WORD}(?={_HAS_IT})"),
+    ),
     re.IGNORECASE,
 )
 _BEFORE = re.compile(r"(?<!,\s)\b(?P<surname>[A-Z]{3,20}|[A-ZÀ-ÞĀ-ž][a-zà-ÿĀ-ž'-]{1,20}),\s$")
@@ -120,17 +162,17 @@ _DOES_RESEARCH = re.compile(
 )
 
 
-def find_names(text: str) -> list[tuple[int, int]]:
-    """(start, end) of what looks like a person's name; some overlap.
+def find_names(text: str, held: str) -> list[tuple[int, int]]:
+    """(start, end) of what looks like a person's name; some overlap. `held` is the text by `words_apart`.
 
     A name of the list of given names with another behind it is one wherever it stands, unless it is a scholar's, a
     place's or a thing's. Others are only known by what stands around them.
     """
-    names = [match.span() for match in _SAYS_NAME.finditer(text)]
-    names += [match.span() for match in _SUGGESTS_NAME.finditer(text) if not _NO_PERSON.search(match[0])]
+    names = [match.span() for match in _SAYS_NAME.pattern(held).finditer(text)]
+    names += [match.span() for match in _SUGGESTS_NAME.pattern(held).finditer(text) if not _NO_PERSON.search(match[0])]
     names += [
         match.span()
-        for match in _CALLED.finditer(text)
+        for match in _CALLED.pattern(held).finditer(text)
         if _given_names() & {*map(str.lower, filter(None, match.groups()))}
     ]
     return names + _of_the_list(text)

@@ -12,17 +12,17 @@ from examples.leukemia.spelling import americanize
 __all__ = ["normalize"]
 
 _MASS = r"(?<![A-Za-z])(m?g|ng|µg|pg|I?U|[mµμ]?mol)"  # also right behind a number: 400mg/m2
-_UNITS = (
-    (re.compile(r"(?<=\d)[x×](?=\s?10\s?[\^(*])"), " x"),
-    (re.compile(r"[x×]\s?10\s?(?:\^|\(|\*\*?)\s?(-?\d{1,2})(?!\d)\)?"), r"x 10^\1"),
-    (re.compile(r"\b(10\^-?\d{1,2})\s?/\s?l\b"), r"\1/L"),
-    (re.compile(r"(?<=\d)\s?(?:microg|mcg|[µμ]g)\b"), " µg"),
-    (re.compile(rf"{_MASS}\s?/\s?m(?:\(2\)|\^2|²|2|\ssquared)(?!\w)"), r"\1/m2"),
-    (re.compile(rf"{_MASS}\s?/\s?dl\b"), r"\1/dL"),
-    (re.compile(rf"{_MASS}\s?/\s?ml\b"), r"\1/mL"),
-    (re.compile(rf"{_MASS}\s?/\s?l\b"), r"\1/L"),
-    (re.compile(r"(?<![\w.,-])(\d+(?:[.,]\d+)*)(?=(?:mg|kg|ng|pg|IU|m?mol|m[Ll])\b)"), r"\1 "),
-    (re.compile(r"(?<=\d)\s?(?:per\s?cent)\b(?!ile|age)"), "%"),
+_UNITS = (  # each with what a text must hold for it
+    ("10", re.compile(r"(?<=\d)[x×](?=\s?10\s?[\^(*])"), " x"),
+    ("10", re.compile(r"[x×]\s?10\s?(?:\^|\(|\*\*?)\s?(-?\d{1,2})(?!\d)\)?"), r"x 10^\1"),
+    ("10^", re.compile(r"\b(10\^-?\d{1,2})\s?/\s?l\b"), r"\1/L"),
+    ("g", re.compile(r"(?<=\d)\s?(?:microg|mcg|[µμ]g)\b"), " µg"),
+    ("/", re.compile(rf"{_MASS}\s?/\s?m(?:\(2\)|\^2|²|2|\ssquared)(?!\w)"), r"\1/m2"),
+    ("/", re.compile(rf"{_MASS}\s?/\s?dl\b"), r"\1/dL"),
+    ("/", re.compile(rf"{_MASS}\s?/\s?ml\b"), r"\1/mL"),
+    ("/", re.compile(rf"{_MASS}\s?/\s?l\b"), r"\1/L"),
+    ("", re.compile(r"(?<![\w.,-])(\d+(?:[.,]\d+)*)(?=(?:mg|kg|ng|pg|IU|m?mol|m[Ll])\b)"), r"\1 "),
+    ("cent", re.compile(r"(?<=\d)\s?(?:per\s?cent)\b(?!ile|age)"), "%"),
 )
 
 
@@ -47,9 +47,10 @@ def normalize(text: str, spans: Sequence[Span], counts: Counter[str] | None = No
     for term in sorted(name for name in {span.name for span in spans} if f"({name.lower()})" in lowered):
         # "acute myeloid leukemia (AML)" has become "acute myeloid leukemia (acute myeloid leukemia)"
         text = re.sub(rf"({re.escape(term)})s? \({re.escape(term)}\)", r"\1", text, flags=re.IGNORECASE)
-    for pattern, form in _UNITS:
-        text, changed = pattern.subn(form, text)
-        counts["units written one way"] += changed
+    for needed, pattern, form in _UNITS:
+        if needed in text:
+            text, changed = pattern.subn(form, text)
+            counts["units written one way"] += changed
     american = americanize(text)
     counts["texts with British spelling"] += american != text
     return american

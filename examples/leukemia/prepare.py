@@ -20,7 +20,7 @@ from typing import Any
 
 from tqdm import tqdm
 
-from examples.leukemia.annotate import Span, annotate, subtype_of
+from examples.leukemia.annotate import Span, annotate, subtype_of_spans
 from examples.leukemia.arguments import count, share
 from examples.leukemia.augment import augment
 from examples.leukemia.data import SPLITS, Record, UserError, as_text, read_abstracts, side_of
@@ -90,7 +90,7 @@ def prepare_records(
     rows = []
     for record in tqdm(records, desc="annotating", unit="article"):
         spans = {field: annotate(getattr(record, field), gazetteer) for field in ("title", "abstract")}
-        subtype = subtype_of(record.title, record.abstract, gazetteer, record.subtype)
+        subtype = subtype_of_spans(spans.values(), gazetteer, record.subtype)
         found.update(span.type for each in spans.values() for span in each)
         found[f"subtype {subtype or 'none or several'}"] += 1
         found["subtype from the file"] += record.subtype is not None

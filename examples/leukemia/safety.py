@@ -14,6 +14,7 @@ from dataclasses import dataclass, replace
 from examples.leukemia.annotate import annotate
 from examples.leukemia.data import Record, UserError
 from examples.leukemia.names import DATE, find_names
+from examples.leukemia.sieve import Sieve, words_apart
 
 __all__ = [
     "Identifier",
@@ -32,27 +33,76 @@ _NUMBERED = (
     r"(?:medical\s)?record|hospital|patient|chart|case(?:\snote)?|health\scard|insurance|NHS|social\ssecurity|passport"
     r"|Medicare|Medicaid"
 )
+_NUMBERED_ENDS = ("record", "hospital", "patient", "chart", "case", "card", "insurance", "nhs", "security")
+_NUMBERED_ENDS += ("passport", "medicare", "medicaid")
 _NI_NUMBER = r"[A-Z]{2}\s?\d{2}\s?\d{2}\s?\d{2}\s?[A-D]\b"
-_IDENTIFIERS = {
-    "e-mail address": r"(?i:[\w.+-]{1,64}@[\w-]{1,63}\.[\w.-]{0,190}\w)",
-    "social security number": r"\b(?!000|666|9\d\d)\d{3}-(?!00)\d{2}-(?!0000)\d{4}\b"
-    r"|(?:(?<=\bSSN)|(?<=\bSSN[\s:#=])|(?<=\bSSN[:#=]\s)|(?<=\bSSN\sis\s)|(?<=\bSSN\sis:\s))\d{3}[ -]?\d{2}[ -]?\d{4}\b",
-    "NHS number": r"\b\d{3}[ -]?\d{3}[ -]?\d{4}\b",
-    "record number": rf"(?i:\b(?:MRN|passport|(?:{_NUMBERED})\s(?:numbers?|no\.?|id|identifier))\s?(?:(?:is|:|\#|=)\s?){{0,2}}(?!\d{{1,3}}-\d{{1,3}}(?![\w-]))(?=[\w-]{{0,40}}\d)[\w-]{{4,40}})"
-    r"|(?i:\b(?:medical\s)?record)\s?[:#]{0,2}\s?\d{6,10}\b|(?i:\bmedical\srecord|\bMR)\s?#\s?:?\s?\d{4,10}\b|\bID\s?[:#]?\s?\d{7,10}\b"
-    rf"|\b(?i:national\sinsurance(?:\s(?:number|no\.?))?)\s?(?:is|:)?\s?{_NI_NUMBER}|\b[A-Z]{{2}}\s\d\d\s\d\d\s\d\d\s[A-D]\b",
-    "telephone number": r"(?:(?<![\w.])\+\d[\d ().-]{7,25}\d|\(\d{3,5}\)\s?\d{3,4}[ -]?\d{3,4}\b|\b\d{3}[.-]\d{3}[.-]\d{4}\b"
-    r"|\b0\d{2,4}[ -]\d{3,4}[ -]?\d{3,4}\b|(?i:\b(?:phone|tel|telephone|mobile|call)(?:\s(?:me|us|him|her|them))?"
-    r"(?:\s(?:number|no|at|on|is|was)){0,2}\b[\s.:]{0,3})\+?\d[\d ().-]{5,25}\d)",
-    "date of birth": rf"(?i:\b(?:DOB|D\.O\.B\.?|date\sof\sbirth|birth\s?da(?:te|y)|born(?:\son)?|b\.))\s?(?:is|was"
-    rf"|falls|[:=-])?\s?(?:on\s)?{DATE}",
-    "address": r"\b\d{1,5}[A-Z]?\s(?:[NSEW]\.?\s)?(?:(?:[A-Z][a-z]{1,20}|\d{1,3}(?:st|nd|rd|th))\s){1,3}(?:(?:Street"
-    r"|Road|Avenue|Lane|Drive|Court|Crescent|Boulevard|Terrace|Close|Square|Highway|Parkway)\b|(?:Rd|Ave|Blvd|Ln|Cres"
-    r"|Hwy|Pkwy)\b\.?"
-    r"|St\b(?!\.?\s(?:Jude|Louis|George|Gallen|Mary|John|Vincent|Luke|Thomas|Bartholomew))\.?|Dr\b(?!\.?\s[A-Z])\.?)"
-    r"|\bP\.?\s?O\.?\sBox\s\d{1,6}\b",
+# each kind's alternatives with the words, as `words_apart` writes them, of which a text must have one
+_IDENTIFIERS: dict[str, tuple[tuple[tuple[str, ...], str], ...]] = {
+    "e-mail address": (((" @ ",), r"(?i:[\w.+-]{1,64}@[\w-]{1,63}\.[\w.-]{0,190}\w)"),),
+    "social security number": (
+        ((), r"\b\d{3}-(?<!000-)(?<!666-)(?<!9\d\d-)(?!00)\d{2}-(?!0000)\d{4}\b"),
+        (
+            (" ssn",),
+            (
+                r"(?:(?<=\bSSN)|(?<=\bSSN[\s:#=])|(?<=\bSSN[:#=]\s)|(?<=\bSSN\sis\s)|(?<=\bSSN\sis:\s))"
+                r"\d{3}[ -]?\d{2}[ -]?\d{4}\b"
+            ),
+        ),
+    ),
+    "NHS number": (((), r"\b\d{3}[ -]?\d{3}[ -]?\d{4}\b"),),
+    "record number": (
+        (
+            (" mrn", " passport", *(f"{word} {part}" for word in _NUMBERED_ENDS for part in ("n", "id"))),
+            rf"(?i:\b(?:MRN|passport|(?:{_NUMBERED})\s(?:numbers?|no\.?|id|identifier))\s?(?:(?:is|:|\#|=)\s?){{0,2}}(?!\d{{1,3}}-\d{{1,3}}(?![\w-]))(?=[\w-]{{0,40}}\d)[\w-]{{4,40}})",
+        ),
+        ((" record",), r"(?i:\b(?:medical\s)?record)\s?[:#]{0,2}\s?\d{6,10}\b"),
+        ((" medical record ", " mr "), r"(?i:\bmedical\srecord|\bMR)\s?#\s?:?\s?\d{4,10}\b"),
+        ((" id ", *(f" id{digit}" for digit in range(10))), r"\bID\s?[:#]?\s?\d{7,10}\b"),
+        (
+            (" national insurance",),
+            rf"\b(?i:national\sinsurance(?:\s(?:number|no\.?))?)\s?(?:is|:)?\s?{_NI_NUMBER}",
+        ),
+        ((), r"\b[A-Z]{2}\s\d\d\s\d\d\s\d\d\s[A-D]\b"),
+    ),
+    "telephone number": (
+        (
+            (),
+            (
+                r"(?<![\w.])\+\d[\d ().-]{7,25}\d|\(\d{3,5}\)\s?\d{3,4}[ -]?\d{3,4}\b|\b\d{3}[.-]\d{3}[.-]\d{4}\b"
+                r"|\b0\d{2,4}[ -]\d{3,4}[ -]?\d{3,4}\b"
+            ),
+        ),
+        (
+            (" phone ", " tel ", " telephone ", " mobile ", " call "),
+            (
+                r"(?i:\b(?:phone|tel|telephone|mobile|call)(?:\s(?:me|us|him|her|them))?"
+                r"(?:\s(?:number|no|at|on|is|was)){0,2}\b[\s.:]{0,3})\+?\d[\d ().-]{5,25}\d"
+            ),
+        ),
+    ),
+    "date of birth": (
+        (
+            (),
+            (
+                rf"(?i:\b(?:DOB|D\.O\.B\.?|date\sof\sbirth|birth\s?da(?:te|y)|born(?:\son)?|b\.))\s?(?:is|was"
+                rf"|falls|[:=-])?\s?(?:on\s)?{DATE}"
+            ),
+        ),
+    ),
+    "address": (
+        (
+            (),
+            (
+                r"\b\d{1,5}[A-Z]?\s(?:[NSEW]\.?\s)?(?:(?:[A-Z][a-z]{1,20}|\d{1,3}(?:st|nd|rd|th))\s){1,3}(?:(?:Street"
+                r"|Road|Avenue|Lane|Drive|Court|Crescent|Boulevard|Terrace|Close|Square|Highway|Parkway)\b|(?:Rd|Ave|Blvd|Ln|Cres"
+                r"|Hwy|Pkwy)\b\.?"
+                r"|St\b(?!\.?\s(?:Jude|Louis|George|Gallen|Mary|John|Vincent|Luke|Thomas|Bartholomew))\.?|Dr\b(?!\.?\s[A-Z])\.?)"
+                r"|\bP\.?\s?O\.?\sBox\s\d{1,6}\b"
+            ),
+        ),
+    ),
 }
-_PATTERN = {kind: re.compile(pattern) for kind, pattern in _IDENTIFIERS.items()}
+_PATTERN = {kind: Sieve(parts) for kind, parts in _IDENTIFIERS.items()}
 
 
 @dataclass(frozen=True)
@@ -77,13 +127,14 @@ def undisguised(text: str) -> str:
 
 def find_identifiers(text: str) -> list[Identifier]:
     """What looks like a patient's name, birth date, address, record, NHS or social security number, phone or e-mail."""
+    held = words_apart(text)
     found = [
         Identifier(match.start(), match.end(), kind)
-        for kind, pattern in _PATTERN.items()
-        for match in pattern.finditer(text)
+        for kind, sieve in _PATTERN.items()
+        for match in sieve.pattern(held).finditer(text)
         if kind != "NHS number" or _is_nhs_number(match.group())
     ]
-    found += [Identifier(start, end, "name") for start, end in find_names(text)]
+    found += [Identifier(start, end, "name") for start, end in find_names(text, held)]
     kept: list[Identifier] = []
     for each in sorted(found, key=lambda one: (one.start, -one.end)):
         if not kept or each.start >= kept[-1].end:

@@ -54,7 +54,7 @@ _NAME_OR_WORD = re.compile(rf"{_NAME}|(?P<word>\w+)")
 
 def americanize(text: str) -> str:
     """`text` in American spelling, capitals kept."""
-    return _NAME_OR_WORD.sub(lambda match: american_word(match.group()) if match["word"] else match.group(), text)
+    return _NAME_OR_WORD.sub(lambda match: american_word(match[0]) if match["word"] else match[0], text)
 
 
 @cache  # texts repeat their words, and looking up is faster than searching

@@ -28,6 +28,7 @@ from examples.leukemia.safety import (
     reads_like_instruction,
     states_diagnosis,
 )
+from examples.leukemia.sieve import Sieve
 from llama_min import load_tokenizer
 
 ARTICLES = [
@@ -547,13 +548,14 @@ def test_a_diagnosis_or_advice_put_another_way(text: str) -> None:
 
 def test_no_pattern_repeats_without_a_limit() -> None:
     """A repeat without one, tried from each place of a long text, takes the square of its length."""
-    compiled = [value for room in (safety, names) for value in vars(room).values() if isinstance(value, re.Pattern)]
-    compiled += safety._PATTERN.values()
-    assert len(compiled) > 12
-    for pattern in compiled:
-        bare = re.sub(r"\\.", "x", pattern.pattern)  # escapes and classes are one character each
+    values = [value for room in (safety, names) for value in vars(room).values()] + [*safety._PATTERN.values()]
+    patterns = [value.pattern for value in values if isinstance(value, re.Pattern)]
+    patterns += [part for value in values if isinstance(value, Sieve) for _, part in value.parts]
+    assert len(patterns) > 40
+    for pattern in patterns:
+        bare = re.sub(r"\\.", "x", pattern)  # escapes and classes are one character each
         bare = re.sub(r"\[\^?\]?[^\]]*\]", "x", bare)
-        assert not re.search(r"[*+]|\{\d+,\}", bare), pattern.pattern
+        assert not re.search(r"[*+]|\{\d+,\}", bare), pattern
 
 
 def test_diagnoses_and_questions_about_people() -> None:

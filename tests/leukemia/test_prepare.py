@@ -12,10 +12,11 @@ import time
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from examples.leukemia import duplicates
+import examples.leukemia.clean as clean_module
+from examples.leukemia import duplicates, names, safety
 from examples.leukemia.__main__ import main
 from examples.leukemia.annotate import annotate, subtype_of
 from examples.leukemia.augment import augment
@@ -24,6 +25,7 @@ from examples.leukemia.data import SPLITS, read_abstracts, side_of
 from examples.leukemia.duplicates import near_duplicates
 from examples.leukemia.gazetteer import LEUKEMIA, load_gazetteer
 from examples.leukemia.normalize import normalize
+from examples.leukemia.sieve import Sieve, folded, words_apart
 from examples.leukemia.spelling import american_word, americanize
 from examples.leukemia.synthetic import LYMPHOMA
 
@@ -111,6 +113,34 @@ from examples.leukemia.synthetic import LYMPHOMA
 )  # fmt: skip
 def test_cleaning(raw: str, cleaned: str | None) -> None:
     assert clean(raw) == (raw if cleaned is None else cleaned)
+
+
+PIECES = """Mr Who|Mrs. Who|MR WHOM|Miss Doe|Jane Doe|patient|pt: Jane Doe|I am Jane Doe|name: Doe|my name is doe|his name is Doe
+a man called doe|my father, Jane Doe|born 12/3/2004| has AML|'s got acute| SSN 123456789| SSN is: 123-45-6789|123-45-6789|a@b.org
+MRN no. ab-12|ID 12345678|case note number 1234|Medicare id 12ab|medical record # 12345|record:1234567|AB 12 34 56 C
+national insurance no. AB123456C|phone at 0123 555 1234|1 Long Street|©|(c)|Copyright 2003 Wiley|The Author(s).|. Published by Wiley.
+. Published by Elsevier Inc.|.|,|;|(Blood. 2004;10:1-4)|[12]|word [1].| (ref 1)|. REFERENCES 1. Smith J|PMID: 123|case id ab-12
+. All rights reserved.|This article is protected by copyright.|This is an open-access article.|For permissions, e-mail: x|Ms Doe
+No commercial re-use.|Re-use permitted under CC-BY.|İ|ı|ſ|K|permıſsions|ſſN|patıent|[Table: see text]|(ABSTRACT TRUNCATED)| © 2003 X
+Their Commentary is available.|(PsycINFO Database Record 2003)|This article has been retracted.|. Copyright 2003 Wiley."""
+
+
+@given(
+    st.lists(st.sampled_from(re.split(r"[|\n]", PIECES)), max_size=14).map(" ".join)
+    | st.lists(st.sampled_from(re.split(r"[|\n]", PIECES))).map("".join)
+)
+@settings(max_examples=300, deadline=None)
+def test_what_a_sieve_leaves_out_matches_nothing(text: str) -> None:
+    values = [value for room in (clean_module, safety, names) for value in vars(room).values()]
+    sieves = [value for value in (*values, *safety._PATTERN.values()) if isinstance(value, Sieve)]
+    assert len(sieves) >= 10
+    for sieve in sieves:
+        whole = re.compile("|".join(part for _, part in sieve.parts), sieve.flags)
+        found = [
+            [match.span() for match in sieve.pattern(held).finditer(text)] for held in (folded(text), words_apart(text))
+        ]
+        of_words = sieve not in (clean_module._BOILERPLATE, clean_module._COPYRIGHT, clean_module._CITATIONS)
+        assert found[of_words] == [match.span() for match in whole.finditer(text)]
 
 
 CLOSING_LINES = """Clin Cancer Res; 20(4); 867-80.
