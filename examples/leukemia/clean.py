@@ -96,25 +96,50 @@ _COPYRIGHT = Sieve(
         )
     ]
 )
-_JOURNAL = r"[A-Z][A-Za-z.]*(?:\s(?:[A-Z][A-Za-z.]*|of|and|the|in|&)){0,6}"
+_JOURNAL = r"[A-Z][A-Za-z.]*(?:\s(?:[A-Z][A-Za-z.]*|of|and|the|in|&)){0,6}(?:\s\([A-Z][A-Za-z. ]{2,40}\))?"
+# a name that none but journals have, for what has no year or no pages
+_SHORT = (
+    r"(?=(?:[A-Z]\w{0,20}\.?\s){0,4}(?:J|Am|Br|Eur|Int|Clin|Res|Oncol|Ha?ematol|Leuk|Med|Sci|Biol|Ther|Acta|Ann|Arch|Curr|Opin"
+    r"|Rev|Proc|Exp|Mol|Immunol|Pediatr|Pathol|Genet|Pharmacol|Transplant|Chem|Biochem|Dis|Lett|Cytom)\b)"
+    r"[A-Z]\w{0,20}\.?(?:\s[A-Z]\w{0,20}\.?){1,5}"
+)
+_TITLED = r"(?:Blood|Cancer|Leukemia|Ha?ematologica|Oncotarget|Genes,?\sChromosomes(?:\s(?:and|&))?\sCancer|Cytometry(?:\sPart\s[AB])?)"
 _PAGES = r"[A-Z]?\d+(?:\s?-\s?[A-Z]?\d+)?"
 _DOI = r"\(?(?i:doi):?\s?(?:https?://(?:dx\.)?doi\.org/)?10\.\d{4,9}/\S+"
+_DAY = rf"(?:\d{{1,2}}\s)?[A-Z][a-z]{{2,8}}\.?(?:\s\d{{1,2}})?,?\s{_YEAR}"
+_ONLINE = rf"(?i:(?:first |pre-?|e-?)?(?:published|posted) (?:first )?(?:on-?line|ahead of print)(?: first)?(?: on)?)[:,]?\s{_DAY}"
+_MORE = rf"(?:[;,.]?\s?(?:{_DOI}|{_ONLINE})){{0,3}}"
+_HISTORY = r"(?i:received|submitted|revised|accepted|final version)"
+_RELATED = r"(?:commentar(?:y|ies)|comments?|editorials?|articles?|reviews?|perspectives?|viewpoints?|letters?)\b"
+_AUTHOR = r"(?:by|and|et|al\.?|&|de|van|von|der|in|this|the|issue|[A-Z][\w'-]{0,20}\.?)"
 _SENTENCE = r"(?:[^.]|\.(?=[\w/)])){0,150}"  # the rest of one: the dots of addresses do not end it
 # whole sentences, dropped from the end of a text alone: within one, they may be what the authors say
 _CLOSING = (
-    rf"{_JOURNAL}[.,;]?\s(?:{_YEAR}[;,]\s?)?\d+\s?\(\d+\)[;:,]\s?{_PAGES}",  # Clin Cancer Res; 20(4); 867-80.
-    rf"{_JOURNAL}[.,;]?\s{_YEAR}[;,]\s?\d+[:,]\s?{_PAGES}",  # Cancer 2015;121:1234-1240.
-    rf"{_JOURNAL}[.,;]?\s\d+[:,]\s?{_PAGES},?\s\(?{_YEAR}\)?",  # Am. J. Hematol. 91:E1-E5, 2016.
-    rf"{_JOURNAL}[.,;]?\s\({_YEAR}\)\s\d+,\s?{_PAGES}(?:[;,.]\s?{_DOI})?",  # Leukemia (2013) 27, 12-14; doi:10.1038/...
-    rf"{_JOURNAL}\sadvance online publication[^.]{{0,40}}(?:[;,.]\s?{_DOI})?",
-    _DOI,
-    rf"The online version\b{_SENTENCE}contains supplementary material{_SENTENCE}",
+    rf"{_JOURNAL}[.,;]?\s(?:{_YEAR}[;,]\s?)?\d+\s?\(\d+\)[;:,]\s?{_PAGES}{_MORE}",  # Clin Cancer Res; 20(4); 867-80.
+    # Cancer 2015;121:1234-1240; Oncotarget. 2016 Jan 5;7(1):1-10.
+    rf"{_JOURNAL}[.,;]?\s{_YEAR}(?:\s[A-Z][a-z]{{2}}(?:\s\d{{1,2}})?)?[;,]\s?\d+(?:\s?\(\d+\))?[:,]\s?{_PAGES}{_MORE}",
+    rf"{_JOURNAL}[.,;]?\s\d+[:,]\s?{_PAGES},?\s\(?{_YEAR}\)?{_MORE}",  # Am. J. Hematol. 91:E1-E5, 2016.
+    rf"{_JOURNAL}[.,;]?\s\({_YEAR}\)\s\d+,\s?[a-z]?{_PAGES}{_MORE}",  # Leukemia (2013) 27, 12-14; doi:10.1038/...
+    rf"{_SHORT}(?:[.,;]?\s\d{{1,3}}(?::\s?[A-Z]?\d+\s?-\s?[A-Z]?\d+)?|;\s{_PAGES})?",  # J Clin Oncol 28:123-130.
+    rf"(?:{_SHORT}|{_TITLED})[.,]?\s{_YEAR}",  # Am. J. Hematol., 2010.
+    rf"{_JOURNAL}\s(?:advance (?:online|access) publication|accepted article preview(?: online)?)[^.]{{0,40}}{_MORE}",
+    rf"{_ONLINE}{_MORE}|{_DOI}",
+    rf"(?i:e-?pub)(?: ahead of print)?:?\s(?:{_YEAR}(?:\s[A-Z][a-z]{{2}}(?:\s\d{{1,2}})?)?|{_DAY})",
+    rf"(?:[Pp]ublication history:\s)?{_HISTORY}:?\s{_DAY}(?:[;,]\s(?:and\s)?{_HISTORY}:?\s{_DAY}){{0,3}}",
+    rf"See (?:also )?(?:the )?(?:related|accompanying|associated|companion) {_RELATED}(?:,?\s{_AUTHOR}){{0,15}}",
+    rf"See (?:also )?(?:the )?(?:(?:related|accompanying|associated|companion) )?{_RELATED}(?:,?\s{_AUTHOR}){{0,15}},?\s(?:(?:on|at)\s)?(?:pp?\.?|pages?)\s?[A-Z]?\d+(?:-\d+)?",
+    rf"This article is (?:highlighted|featured) in {_SENTENCE}(?:\bp\.\s?\d+)?",
+    r"Please see later in the article for the Editors' Summary",
+    rf"Expected final online publication date{_SENTENCE}|Please see {_SENTENCE}\bfor revised estimates",
+    rf"(?:Electronic supplementary material:?\s)?The online version\b{_SENTENCE}contains supplementary material{_SENTENCE}",
+    r"(?:Supplementary information:\s)?Supplementary (?:data|information|materials?) (?:is|are) available at [^.]{1,60}\bonline",
     rf"This article (?:is a|has been contributed to by) U\.?S\.? Government\b{_SENTENCE}",
-    rf"Published {_YEAR}[^.]{{0,30}}\b{_PUBLISHER}[^.]{{0,30}}",
+    rf"Published (?:{_YEAR}|under licen[cs]e by)[^.]{{0,60}}\b{_PUBLISHER}[^.]{{0,90}}",
+    rf"(?:V{{1,2}}C\s)?{_YEAR},?\s(?:(?:[A-Z&][\w&'-]{{0,20}}|of|and|the|for),?\s){{0,8}}?(?:[A-Z]\w{{1,20}}-)?{_PUBLISHER}\b(?:,?\s[A-Z]\w{{0,20}}){{0,3}}",
     r"Georg Thieme Verlag\b[^.]{0,60}",
-    r"(?i:key ?words):\s[^.?!]{1,300}",
+    r"(?i:key ?words|index terms|mesh terms):\s[^.?!]{1,300}",
 )
-_END = re.compile(rf"(?<=[.?!)\]])\s?(?:{'|'.join(_CLOSING)})\.?\s*$")
+_END = re.compile(rf"(?<=[.?!)\]])\s{{0,9}}[(\[]?(?:{'|'.join(_CLOSING)})[)\]]?\.?[)\]]?\s*$")
 _CITATIONS = Sieve(
     (
         (  # (Blood. 2004;104:1234-40)

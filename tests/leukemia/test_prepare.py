@@ -185,6 +185,66 @@ KEYWORDS: BCR-ABL1, imatinib
 © 2015 UICC.
 ©2009 AACR.
 Copyright © 2012 John Wiley & Sons, Ltd. doi: 10.1002/hon.2012
+Leukemia (2012) 26, 1-5; doi:10.1038/leu.2011.189; published online 5 April 2012.
+Leukemia accepted article preview online, 5 May 2014; doi:10.1038/leu.2014.148.
+Clin Cancer Res; 1-10. ©2016 AACR.
+J Clin Oncol 28:123-130. © 2010 by American Society of Clinical Oncology.
+J Clin Oncol 28. © 2010 by American Society of Clinical Oncology.
+See related commentary by Smith, p. 123.
+See related commentary by Smith and Jones, p. 123
+See related article by Doe et al., p. 4567.
+See related commentary by Smith.
+See commentary by Smith et al, p 12.
+See accompanying editorial on page 123.
+See related article, p. 123.
+See also the accompanying editorial by Doe.
+Am J Hematol. 2010.
+Am. J. Hematol., 2010. © 2010 Wiley-Liss, Inc.
+Am. J. Hematol. 2012. © 2012 Wiley Periodicals, Inc.
+Am. J. Hematol. 85:1-5, 2010. VVC 2010 Wiley-Liss, Inc.
+Pediatr Blood Cancer 2010;54:83-89. © 2009 Wiley-Liss, Inc.
+Pediatr Blood Cancer © 2009 Wiley-Liss, Inc.
+Cancer 2015. © 2015 American Cancer Society.
+Cancer 2010. (c) 2010 American Cancer Society.
+Cancer 2012;000:000-000. © 2012 American Cancer Society.
+Blood. 2013;122(3):1-9.
+Blood Cancer Journal (2012) 2, e54; doi:10.1038/bcj.2011.54; published online 13 January 2012.
+Bone Marrow Transplantation (2003) 31, 1-7. doi:10.1038/sj.bmt.1703775.
+Leukemia 2001; 15: 1234-1240.
+Leukemia advance online publication, 22 March 2012; doi:10.1038/leu.2012.63.
+Haematologica 2005;90(6):1-5.
+Haematologica 2005; 90:742-751)
+Oncotarget. 2016 Jan 5;7(1):1-10.
+J. Cell. Biochem. 99: 1-10, 2006. © 2006 Wiley-Liss, Inc.
+[Mol Cancer Ther 2007;6(3):1-9].
+[Cancer Res 2007;67(3):1-9]
+(Cancer Res 2006; 66(1): 1-9)
+Cancer Discov; 4(3); 1-15. ©2014 AACR. See related commentary by Smith, p. 268. This article is highlighted in the In This Issue feature, p. 259.
+Cancer Discov; 4(3); 1-15. ©2014 AACR.See related commentary by Smith, p. 268.This article is highlighted in the In This Issue feature, p. 259.
+©RSNA, 2010.
+Int. J. Cancer (Pred. Oncol.) 79:1-5, 1998.
+Genes Chromosomes Cancer, 2010.
+Oncogene (2003) 22, 1-10. doi:10.1038/sj.onc.1206000 Published online 12 June 2003.
+Published online: 12 June 2003.
+Published online 12 June 2003; doi:10.1038/leu.2003.1.
+First published online: March 5, 2012.
+Prepublished online March 5, 2012; DOI 10.1182/blood-2012-01-1234.
+Epub 2012 Mar 5.
+J Clin Oncol 28:123-130.
+Supplementary data are available at Annals of Oncology online.
+Supplementary information: Supplementary data are available at Bioinformatics online.
+Electronic supplementary material The online version of this article contains supplementary material.
+Published under license by The American Society for Biochemistry and Molecular Biology, Inc.
+2005 Wiley-Liss, Inc.
+2009 Elsevier Ltd. All rights reserved.
+Received 3 May 2001; accepted 12 June 2001.
+MeSH terms: leukemia.
+Cytometry Part B 2010. © 2010 Clinical Cytometry Society.
+Cytometry (Comm. Clin. Cytometry) 42:1-5, 2000. Copyright 2000 Wiley-Liss, Inc.
+Curr Opin Hematol 9:1-5. © 2002 Lippincott Williams & Wilkins, Inc.
+Expected final online publication date for the Annual Review of Medicine, Volume 65 is January 14, 2014. Please see http://www.annualreviews.org/catalog/pubdates.aspx for revised estimates.
+Please see later in the article for the Editors' Summary.
+Lancet Oncol 2010; 11: 123-30.
 """
 
 
@@ -208,6 +268,22 @@ def test_closing_lines_go_from_the_end_alone(line: str) -> None:
         "ClinicalTrials.gov NCT01234567; 20 sites.",
         "Copyright 1999 W.B. Saunders Company. TRIAL REGISTRATION: NCT01234567.",
         "Arm B 20: 12 deaths in 2015.",
+        "See related articles by others for the methods that we do not use.",
+        "See Table 2, p. 12.",
+        "See articles on 12 trials for the doses, page 3 of which is ours.",
+        "This article is highlighted by its limits.",
+        "Supplementary data are available at request.",
+        "Published online registries were searched in May 2012.",
+        "Received doses were 5 May 2001 and later.",
+        "Accepted 12 of 20 patients; received 5 June 2001 the last.",
+        "Cancer 2015 was a meeting.",
+        "Risk ratio 20:1-3.",
+        "Most had Ph+ ALL, 2010.",
+        "In Group A 28.",
+        "J Clin Oncol 28 reports the same.",
+        "2009 Wiley tests failed.",
+        "Blood 2010 samples were lost.",
+        "Funded by Elsevier and the Leukemia Society.",
     ],
 )
 def test_what_only_looks_like_a_closing_line_stays(line: str) -> None:
