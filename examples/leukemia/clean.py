@@ -13,18 +13,32 @@ from examples.leukemia.sieve import Sieve, folded
 __all__ = ["CLEANING", "clean", "on_one_line"]
 
 _ATTRIBUTES = r"""(?:\s+[\w:.-]+\s*=\s*(?:"[^"<>]*"|'[^'<>]*'|[^\s<>"']+))*\s*/?"""
-_TAGS = re.compile(rf"</?(?:i|b|u|em|strong|span|italic|bold|mml:\w+|jats:\w+){_ATTRIBUTES}>", re.IGNORECASE)
+_MATH = (  # elements of MathML, with or without a prefix
+    r"(?:mml:\w+|(?:m:)?(?:math|semantics|m(?:row|n|i|o|s|text|frac|sqrt|root|style|space|padded|phantom|fenced|enclose|error"
+    r"|sup|sub|subsup|over|under|underover|multiscripts|prescripts|table|tr|td)))"
+)
+_TAGS = re.compile(rf"</?(?:i|b|u|em|strong|span|italic|bold|jats:\w+|{_MATH}){_ATTRIBUTES}>", re.IGNORECASE)
 _BLOCKS = re.compile(rf"</?(?:p|br|sec|title|abstract|jats:p|jats:sec|jats:title){_ATTRIBUTES}>", re.IGNORECASE)
 _BEHIND = re.compile(r"<publisher>[^<]*(?:</publisher>|$)", re.IGNORECASE)  # where a record was cut out of XML
 _LEVELS = re.compile(rf"<(/?)(?:jats:)?(su[bp]){_ATTRIBUTES}>", re.IGNORECASE)
-_ROWS = re.compile(rf"</?mml:mrow{_ATTRIBUTES}>\s*", re.IGNORECASE)  # MathML's, which only hold parts together
-_MATHML = re.compile(r"<mml:msup[^>]*>\s*<mml:mn>(\d+)</mml:mn>(.{0,300}?)</mml:msup>", re.IGNORECASE | re.DOTALL)
+_ROWS = re.compile(rf"</?(?:mml:|m:)?mrow{_ATTRIBUTES}>\s*", re.IGNORECASE)  # MathML's, which only hold parts together
+_MATHML = re.compile(
+    r"<(mml:|m:|)msup[^>]*>\s*<\1mn[^>]*>(\d+)</\1mn>(.{0,300}?)</\1msup>",
+    re.IGNORECASE | re.DOTALL,
+)
+_FRACTION = re.compile(
+    r"<(mml:|m:|)mfrac[^>]*>\s*<\1m([ni])[^>]*>([^<]{1,30})</\1m\2>\s*<\1m([ni])[^>]*>([^<]{1,30})</\1m\4>\s*</\1mfrac>",
+    re.IGNORECASE,
+)
 # only 10 has a space before its exponent: "2 <sup>14</sup>C" is an isotope
 _POWER = re.compile(r"(?:(?<=\d)|(?<=\b10)\s)<sup>\s*([-−–+]?)\s*([\dΔ∆].{0,30}?)\s*</sup>", re.IGNORECASE)
 _CHARACTERS = str.maketrans(
     dict.fromkeys("‐‑‒–−﹣", "-") | dict.fromkeys("‘’ʼ′", "'") | dict.fromkeys("“”″", '"') | {"⁄": "/"}
 )
-_TRADEMARKS = str.maketrans("", "", "™®℠")
+# what Unicode has as unseen controls U+0080 to U+009F are Windows-1252's quotes and dashes in a file read as Latin-1, which
+# HTML takes them for, too; the five that Windows-1252 leaves free say nothing
+_DROPPED_OR_WINDOWS = {code: bytes([code]).decode("cp1252", "ignore") for code in range(0x80, 0xA0)}
+_DROPPED_OR_WINDOWS |= dict.fromkeys([0x99, *map(ord, "™®℠")], "")  # trademarks
 _INVISIBLE = re.compile(r"[\u00ad\u200b-\u200f\u202a-\u202e\u2060-\u2064\ufeff]|[\x00-\x08\x0e-\x1b\x7f]")
 _NAME_WORD = r"(?:[A-Z&][\w&'-]{0,20}|the|of|and|for)"
 _BOILERPLATE = Sieve(
@@ -198,7 +212,7 @@ def _markup(text: str) -> str:
     if "<" not in text:
         return text
     text = _LEVELS.sub(r"<\1\2>", _ROWS.sub("", _BEHIND.sub("", text)))
-    text = _MATHML.sub(r"\1<sup>\2</sup>", text)
+    text = _FRACTION.sub(r"\3/\5", _MATHML.sub(r"\2<sup>\3</sup>", text))
     return on_one_line(_TAGS.sub("", _BLOCKS.sub(" ", text)))
 
 
@@ -211,7 +225,7 @@ def _unicode(text: str) -> str:
     """NFKC; one kind of hyphen, quote and decimal point; nothing invisible; superscript digits as powers."""
     if text.isascii() and text.isprintable():
         return text
-    text = re.sub(r"(?<=\d)([⁻⁺]?[⁰¹²³⁴⁵⁶⁷⁸⁹]+)", r"^\1", text.translate(_TRADEMARKS))  # CD4⁺ is no power
+    text = re.sub(r"(?<=\d)([⁻⁺]?[⁰¹²³⁴⁵⁶⁷⁸⁹]+)", r"^\1", text.translate(_DROPPED_OR_WINDOWS))  # CD4⁺ is no power
     text = re.sub(r"(?<=\d)(?=[¼-¾⅐-⅞])|(?<=[₀-₉])(?=\d)", " ", text)  # 2½ is 2 1/2, log₁₀4 is log10 4
     text = _INVISIBLE.sub("", unicodedata.normalize("NFKC", text).translate(_CHARACTERS))
     text = re.sub(r"(?<=\d)[·∙⋅](?=10(?:\^|\(\d{1,2}\)))", "×", text)

@@ -108,6 +108,12 @@ from examples.leukemia.synthetic import LYMPHOMA
         ("A median of three prior lines of therapy [2, 5]; 5 wk[3-7], 3 yr[1-5], 12 mo[4-6] and 40 mg[20-60].", None),
         ("Age (range:[2-7]), IQR:[12-40], grade[3], a score, [4] and (95% CI:[1-3], 95% CI,[2-4]); the score was:[3]", None),
         ("See loci[3], prior work [4]; problems such as:[7046] it works.", "See loci, prior work; problems such as: it works."),
+        ("<math><msup><mn>10</mn><mn>9</mn></msup></math>/L", "10^9/L"),
+        ("<math xmlns=\"http://x.org/m\"><mrow><msup><mn>10</mn><mrow><mo>-</mo><mn>4</mn></mrow></msup></mrow></math>", "10^-4"),
+        ("<m:math><m:msup><m:mn>10</m:mn><m:mn>9</m:mn></m:msup></m:math> <math><mi>χ</mi><mo>=</mo><mn>2</mn></math>", "10^9 χ=2"),
+        ("of 3 <math><mfrac><mn>1</mn><mn>2</mn></mfrac></math> mg, <mml:mfrac><mml:mn>3</mml:mn><mml:mi>n</mml:mi></mml:mfrac>", "of 3 1/2 mg, 3/n"),
+        ("if a<mn and b>mo, n<math", None),
+        ("Burkitt\x92s \x93lymphoma\x94 \x96 in 10\x9630 \x80\x99\x81, H\x9fl; and so on\x85", "Burkitt's \"lymphoma\" - in 10-30 €, HŸl; and so on..."),
         ("<abstract>It works.</abstract> <publisher>American Association for Cancer Research Inc.", "It works."),
     ],
 )  # fmt: skip
