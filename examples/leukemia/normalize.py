@@ -36,7 +36,7 @@ def normalize(text: str, spans: Sequence[Span], counts: Counter[str] | None = No
     counts = Counter() if counts is None else counts
     parts, place = [], 0
     for span in spans:
-        new = _lab(span) if span.type == "lab" else span.name
+        new = _lab(span) if span.type == "lab" else _fitting(span, text)
         if span.text[0].isupper() and _starts_sentence(text, span.start):
             new = new[0].upper() + new[1:]
         counts[f"{span.type}: to the preferred term"] += new != span.text
@@ -44,9 +44,9 @@ def normalize(text: str, spans: Sequence[Span], counts: Counter[str] | None = No
         place = span.end
     text = "".join([*parts, text[place:]])
     lowered = text.lower()
-    for term in sorted(name for name in {span.name for span in spans} if f"({name.lower()})" in lowered):
+    for term in sorted(name for name in {span.name for span in spans} if f"({name.lower()}" in lowered):
         # "acute myeloid leukemia (AML)" has become "acute myeloid leukemia (acute myeloid leukemia)"
-        text = re.sub(rf"({re.escape(term)})s? \({re.escape(term)}\)", r"\1", text, flags=re.IGNORECASE)
+        text = re.sub(rf"({re.escape(term)}s?) \({re.escape(term)}s?\)", r"\1", text, flags=re.IGNORECASE)
     for needed, pattern, form in _UNITS:
         if needed in text:
             text, changed = pattern.subn(form, text)
@@ -54,6 +54,36 @@ def normalize(text: str, spans: Sequence[Span], counts: Counter[str] | None = No
     american = americanize(text)
     counts["texts with British spelling"] += american != text
     return american
+
+
+_GRAMMAR = (  # what follows a noun and is none: any other word may make an adjective of what stands before it
+    "a|about|after|against|also|among|an|and|are|as|at|be|been|before|being|between|but|by|can|could|did|do|does|during|for|from"
+    "|had|has|have|if|in|into|is|may|might|must|nor|not|of|on|or|over|per|should|since|than|that|the|then|through|to|under"
+    "|until|versus|via|vs|was|were|when|where|which|while|who|whose|will|with|within|without|would"
+)
+_BEFORE_NOUN = re.compile(rf"[\s-](?!(?:{_GRAMMAR})\b)[A-Za-z]")
+_ADJECTIVE = re.compile(r"(?:ed|ory|ive|ic|al)$")
+_PLURAL = re.compile(r"(?<![siu])s$|(?<=us)es$")  # of virus, not of remission induction's sis
+
+
+def _fitting(span: Span, text: str) -> str:
+    """The preferred term in the form that the sentence takes, or the name as found where none fits.
+
+    An adjective stays one (relapsed/refractory NHL: no "disease"), a plural too; before a noun no noun is added (remission
+    induction chemotherapy: no "therapy"), and no "leukemia with a fusion" can stand (Ph+ ALL cells).
+    """
+    found, name = span.text.replace("-", " "), span.name
+    before_noun, plural = _BEFORE_NOUN.match(text, span.end), bool(_PLURAL.search(found)) and not _PLURAL.search(name)
+    stem = name.rpartition(" ")[0]
+    adjective = _ADJECTIVE.search(stem) and _ADJECTIVE.search(found)
+    added = found.replace(" ", "").lower().endswith(stem.replace("-", "").replace(" ", "").lower())
+    if stem and (adjective or (span.type == "phase" and added and before_noun)):
+        return stem
+    if re.search(r" (?:with|post) ", name) and not re.search(r" (?:with|post) ", found) and (before_noun or plural):
+        return span.text
+    if plural and span.type in ("subtype", "disease", "phase", "virus", "karyotype") and name[-1].isalpha():
+        return f"{name}es" if name.endswith("s") else f"{name}s"
+    return name
 
 
 def _lab(span: Span) -> str:
