@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from examples.leukemia.gazetteer import Gazetteer
+from examples.leukemia.reading import sentences_of
 
 __all__ = ["augment"]
 
@@ -88,16 +89,40 @@ def _swap(row: dict[str, Any], gazetteer: Gazetteer, rng: random.Random) -> str:
     return text
 
 
+_PERSONAL = r"(?:he|she|his|hers?|him|himself|herself)"
+# a word that speaks of what was said before, among the first of a sentence: "She", "In these", "Both of them"
+_REFERS = re.compile(
+    rf"(?:[\w-]+,?\s){{0,3}}(?:{_PERSONAL}|it|its|they|them|their|theirs|this|these|those|such|both|neither|former|latter"
+    r"|others?|another)\b",
+    re.IGNORECASE,
+)
+_SOMEONE = re.compile(
+    r"\b(?:patient|case|person|proband|wom[ae]n|m[ae]n|girl|boy|child|infant|neonate|newborn|baby|adult|adolescent|teenager"
+    r"|(?:fe)?male|mother|father|sister|brother|twin|volunteer|donor|[\w-]{1,20}[\s-]years?[\s-]old)s?\b",
+    re.IGNORECASE,
+)
+_OF_SOMEONE = re.compile(rf"\b{_PERSONAL}\b", re.IGNORECASE)
+
+
 def _drop(row: dict[str, Any], gazetteer: Gazetteer, rng: random.Random) -> str:
-    """One labelled section left out, or one sentence between the first and the last."""
-    if len(row["sections"]) > 2:
-        left = rng.randrange(len(row["sections"]))
-        parts = [part for place, part in enumerate(row["sections"]) if place != left]
-        return " ".join(f"{label}: {text}" if label else text for label, text in parts)
-    sentences = re.split(r"(?<=[.!?]) (?=[A-Z])", row["abstract"])
-    if len(sentences) > 3:
-        del sentences[rng.randrange(1, len(sentences) - 1)]
-    return " ".join(sentences)
+    """One labelled section left out, or one sentence between the first and the last, of which none behind it speaks."""
+    sections = len(row["sections"]) > 2
+    parts = row["sections"] if sections else [("", text) for text in sentences_of(row["abstract"])]
+    inner = range(len(parts)) if sections else range(1, len(parts) - 1 if len(parts) > 3 else 1)
+    texts = [text for _, text in parts]
+    places = [place for place in inner if not _is_spoken_of(texts, place)]
+    if not places:
+        return row["abstract"]  # which is no variant
+    left = rng.choice(places)
+    kept = parts[:left] + parts[left + 1 :]
+    return " ".join(f"{label}: {text}" if label else text for label, text in kept)
+
+
+def _is_spoken_of(texts: list[str], place: int) -> bool:
+    """Whether the text behind one begins with what points to it, or a later "she" may be someone whom it names."""
+    behind = texts[place + 1 :]
+    named = _SOMEONE.search(texts[place]) and any(map(_OF_SOMEONE.search, behind))
+    return bool(named or (behind and _REFERS.match(behind[0])))
 
 
 def _template(row: dict[str, Any], gazetteer: Gazetteer, rng: random.Random) -> str:

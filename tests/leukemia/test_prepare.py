@@ -643,6 +643,29 @@ def test_only_rare_classes_are_varied_up_to_their_share() -> None:
 
 
 @pytest.mark.parametrize(
+    ("text", "droppable"),
+    [
+        ("We saw one.|A woman of 30 had AML.|She got ATRA.|ATRA worked.|All is well.", {2, 3}),
+        ("We saw one.|A woman of 30 had AML.|ATRA was given.|After a week, she recovered.|All is well.", {3}),
+        ("We saw two.|Two genes were lost.|In both of these, bases were.|Blasts were few.|All is well.", {2, 3}),
+        ("We saw two.|Two genes were lost.|This was new.|They were long.|All is well.", {3}),
+        ("We saw two.|Genes were lost.|The latter was new.|All is well.", {2}),
+        ("We saw two.|Genes were lost.|They were new.", set()),
+        ("A: Two genes were lost.|B: They were new.|C: All is well.", {1, 2}),
+        ("A: The patient had AML.|B: ATRA was given.|C: He recovered.", {2}),
+    ],
+)
+def test_what_is_left_out_is_not_spoken_of_any_more(text: str, droppable: set[int]) -> None:
+    parts = text.split("|")
+    sections = [part.split(": ") for part in parts] if text.startswith("A: ") else []
+    row = synthetic_rows(1, "APL", 0)[0] | {"abstract": " ".join(parts), "sections": sections, "spans": []}
+    rows = [row, *synthetic_rows(9, "AML", 1)]
+    made = [variant for seed in range(80) for variant in augment(rows, load_gazetteer(), seed)[0]]
+    shorter = {v["abstract"] for v in made if v["subtype"] == "APL" and v["augmentation"] == "a part left out"}
+    assert shorter == {" ".join(parts[:place] + parts[place + 1 :]) for place in droppable}
+
+
+@pytest.mark.parametrize(
     ("text", "never", "path"),
     [
         ("CML in blast crisis.", "CP-CML|CML-CP|chronic-phase", LEUKEMIA),
