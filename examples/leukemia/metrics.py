@@ -141,12 +141,31 @@ _SIGN = r"(?:(?<![^\s(\[<>=≤≥~,;:-])-)?"  # a hyphen between two numbers or 
 _NUMBER = re.compile(rf"{_SIGN}(?<![\w.])(?<![A-Z]-)\d+(?:\.\d+)?(?!\.?\d|-[A-Z]{{2}})(?={_UNIT}?(?![A-Za-z]))")
 
 
+# a space of thousands, thin or not; but an ordinary one behind what has a number of its own parts two: in group 1 234 had
+_COUNTED = (
+    r"(?:age|aged|arm|case|chapter|chromosome|class|cohort|course|cycle|day|exon|figure|grade|group|hour|level|month|part|phase"
+    r"|protocol|score|stage|stratum|study|table|trial|type|week|year|january|february|march|april|may|june|july|august"
+    r"|september|october|november|december)s?"
+)
+_THOUSANDS = re.compile(
+    rf"(?:(?P<own>\b{_COUNTED}[\s-])|(?<![\w.,)])(?<![A-Za-z]-))(?P<number>\d{{1,3}}(?:[ \u00a0\u2007\u2009\u202f]\d{{3}})+)(?!\d)",
+    re.IGNORECASE,
+)
+
+
+def _joined(match: re.Match[str]) -> str:
+    parts = re.split(r"\s", match["number"])
+    if match["own"] and " " in match["number"] and parts[1][0] != "0":
+        return match[0]
+    return (match["own"] or "") + "".join(parts)
+
+
 def numbers_of(text: str) -> set[str]:
-    """The numbers of a text by value, without commas of thousands and units: 1532 of "1,532", 5 of "5.0mg", 0.05 of "p=.050".
+    """The numbers of a text by value, without marks of thousands and units: 1532 of "1,532", 50000 of "50 000", 5 of "5.0mg".
 
     A power of ten is one number, 10^9. The digits of names are none: NPM1, 17p, t(15;17), IL-2, 5-FU.
     """
-    text = _KARYOTYPE.sub(" ", re.sub(r"(?<=\d),(?=\d{3}(?!\d))", "", text))
+    text = _KARYOTYPE.sub(" ", _THOUSANDS.sub(_joined, re.sub(r"(?<=\d),(?=\d{3}(?!\d))", "", text)))
     text = text.replace("−", "-")
     powers = {f"10^{exponent}" for exponent in _POWER.findall(text)}
     found = _NUMBER.findall(re.sub(r"(?<![\w.])\.(?=\d)", "0.", _POWER.sub(" ", text)))
