@@ -89,7 +89,10 @@ def read_abstracts(
     )
     for raw in tqdm(_rows(path, id_column, subtype_column), desc="reading", unit=" article", delay=1):
         counts["rows"] += 1
-        record = _cleaned(raw, cleaning)
+        try:
+            record = _cleaned(raw, cleaning)
+        except UserError as error:
+            raise UserError(f"{path}, row {counts['rows']}: {error}") from None
         if not record.pubmed_id or not record.abstract:
             counts["left out: no pubmed_id or no abstract"] += 1
         elif record.pubmed_id in records:
@@ -224,7 +227,15 @@ def as_text(value: object) -> str:
 
 
 def as_id(text: str) -> str:
-    """An id without spaces around it, and without the ".0" that a spreadsheet puts behind a number."""
+    """An id without spaces around it, and without the ".0" that a spreadsheet puts behind a number.
+
+    Raises:
+        UserError: a spreadsheet has rounded it (1.23E+07): the digits are lost, and many ids would become one.
+    """
+    if re.fullmatch(r"-?\d(?:[.,]\d+[eE]\+?|[eE]\+)\d{1,3}", text.strip()):
+        raise UserError(
+            f"the id {text.strip()!r} has lost its last digits in a spreadsheet: take the original file, and have that column as text"
+        )
     return re.sub(r"^(\d+)\.0$", r"\1", text.strip())
 
 

@@ -86,6 +86,24 @@ def test_nan_is_refused(tmp_path: Path, name: str) -> None:
         read_abstracts(write(tmp_path / "a.jsonl", row))
 
 
+@pytest.mark.parametrize("damaged", ["1.23E+07", "1,23E+07", " 1.2345e+07 ", "3E+07", "1.23E07", "-1.23E+07", "1e+16"])
+def test_an_id_that_a_spreadsheet_has_shortened_is_refused(tmp_path: Path, damaged: str) -> None:
+    path = tmp_path / "a.jsonl"
+    rows = [{"pubmed_id": name, "title": "On AML", "abstract": "AML."} for name in ("12", damaged)]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    with pytest.raises(UserError) as error:
+        read_abstracts(path)
+    words = (str(path), "row 2", repr(damaged.strip()), "as text")
+    assert all(word in str(error.value) for word in words) and "\n" not in str(error.value)
+
+
+def test_an_id_with_an_e_is_one(tmp_path: Path) -> None:
+    ids = ["2E10", "E+07", "10.1016/j.e.2012+07", "7E", "1.23E+", "PMC1.2E+07x", "12e5a"]
+    path = tmp_path / "a.jsonl"
+    path.write_text("".join(json.dumps({"pubmed_id": i, "title": "T", "abstract": "AML."}) + "\n" for i in ids))
+    assert [record.pubmed_id for record in read_abstracts(path)[0]] == ids
+
+
 def test_an_id_is_one_however_a_spreadsheet_wrote_it(tmp_path: Path) -> None:
     ids = ("12345678", "12345678.0", " 12345678 ", "012345678", "PMC12.0", "SYN-L1")
     path = write(tmp_path / "a.csv", "pubmed_id,title,abstract\n" + "".join(f"{one},t,a\n" for one in ids))
