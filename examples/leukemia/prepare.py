@@ -2,6 +2,7 @@
 
     OUT/articles.jsonl                    every article kept, with spans, normalized text, subtype and side
     OUT/train.jsonl, validation.jsonl, test.jsonl    the same by side, retracted ones left out; variants in train
+    OUT/repeats.jsonl                     each article that was dropped since its abstract nearly repeats another's, and which
     OUT/counts.json                       what each step did, and the command
 
 The same input gives the same bytes.
@@ -42,7 +43,7 @@ __all__ = [
     "without_repeats",
 ]
 
-MADE = {"articles.jsonl", "counts.json", *(f"{side}.jsonl" for side in SPLITS)}
+MADE = {"articles.jsonl", "repeats.jsonl", "counts.json", *(f"{side}.jsonl" for side in SPLITS)}
 
 
 def prepare(paths: Sequence[Path], out: Path, options: argparse.Namespace) -> dict[str, dict[str, int]]:
@@ -56,7 +57,7 @@ def prepare(paths: Sequence[Path], out: Path, options: argparse.Namespace) -> di
     with new_folder(out, MADE, "counts.json") as folder:
         records, counts["read"], counts["clean"] = _read(paths, options.id_column, options.subtype_column)
         records, counts["identifiers"] = without_identifiers(records)
-        records, counts["duplicates"] = without_repeats(records)
+        records, repeats, counts["duplicates"] = without_repeats(records)
         rows = prepare_records(records, gazetteer, options.seed, counts)
         usable = [row for row in rows if not row["retracted"]]
         sides = {side: [row for row in usable if row["side"] == side] for side in SPLITS}
@@ -65,6 +66,7 @@ def prepare(paths: Sequence[Path], out: Path, options: argparse.Namespace) -> di
         made, counts["augment"] = augment(sides["train"], gazetteer, options.seed, options.rare, options.variants)
         sides["train"] += made
         write_lines(folder / "articles.jsonl", rows)
+        write_lines(folder / "repeats.jsonl", repeats)
         for side in SPLITS:
             write_lines(folder / f"{side}.jsonl", sides[side])
         counts = {step: {name: number for name, number in sorted(row.items())} for step, row in counts.items()}
@@ -133,14 +135,24 @@ def without_identifiers(records: Sequence[Record]) -> tuple[list[Record], dict[s
     return kept, {"articles in which a patient's data was masked": masked}
 
 
-def without_repeats(records: Sequence[Record]) -> tuple[list[Record], dict[str, int]]:
-    """The records less those whose abstract nearly repeats that of a lower id; retracted ones stay and count for none."""
+def without_repeats(
+    records: Sequence[Record],
+) -> tuple[list[Record], list[dict[str, str]], dict[str, int]]:
+    """The records less those whose abstract nearly repeats that of a lower id; retracted ones stay and count for none.
+
+    Returns:
+        The records kept; the `pubmed_id` of each that is gone with that `of` which it repeats; and how many there are.
+    """
     valid = [record for record in records if not record.retracted]  # a retracted article may have been published again
-    repeats = near_duplicates([record.abstract for record in valid])
-    same = sum(valid[place].abstract == valid[first].abstract for place, first in repeats.items())
-    gone = {valid[place].pubmed_id for place in repeats}
+    places = near_duplicates([record.abstract for record in valid])
+    same = sum(valid[place].abstract == valid[first].abstract for place, first in places.items())
+    repeats = [
+        {"pubmed_id": valid[place].pubmed_id, "of": valid[first].pubmed_id} for place, first in sorted(places.items())
+    ]
+    gone = {row["pubmed_id"] for row in repeats}
     kept = [record for record in records if record.pubmed_id not in gone]
-    return kept, {"the same abstract": same, "nearly the same abstract": len(repeats) - same, "kept": len(kept)}
+    counts = {"the same abstract": same, "nearly the same abstract": len(repeats) - same, "kept": len(kept)}
+    return kept, repeats, counts
 
 
 @dataclass(frozen=True)

@@ -194,7 +194,7 @@ def _read(settings: Settings) -> _Articles:
         {"step": "retracted", "left out": len(records) - len(kept)},
     ]
     kept, masked = without_identifiers(kept)
-    kept, repeated = without_repeats(kept)
+    kept, _, repeated = without_repeats(kept)
     steps += [{"step": "identifiers", **masked}, {"step": "duplicates", **repeated}]
     on_sides = {name: [r for r in kept if sides[r.pubmed_id] == name] for name in SPLITS}
     return _Articles(kept, on_sides, variants, steps, prepare_command)

@@ -712,6 +712,7 @@ def test_the_command_on_made_abstracts(tmp_path: Path, capsys: pytest.CaptureFix
     printed = capsys.readouterr().out
     articles = {row["pubmed_id"]: row for row in lines(out / "articles.jsonl")}
     assert list(articles) == ["9", "30", "31", "40"]  # 12 nearly repeats 9, and every id comes once
+    assert lines(out / "repeats.jsonl") == [{"pubmed_id": "12", "of": "9"}]
     assert articles["31"]["abstract"] == "BACKGROUND: a & b." and articles["31"]["sections"] == [
         ["BACKGROUND", "a & b."]
     ]
@@ -788,6 +789,30 @@ def test_all_real_abstracts_pass_through(prepared: dict[str, Path], real: Path) 
         assert "All rights reserved" not in row["abstract"] and not re.search(r" \.( |$)", row["abstract"])
     named = [row for row in rows["typed"] if subtype_of(row["title"], row["abstract"]) == row["subtype"]]
     assert len(named) >= 0.95 * len(rows["typed"])  # labels that people gave
+
+
+def test_what_was_dropped_is_named_with_what_it_repeats(tmp_path: Path) -> None:
+    one, two = (" ".join(f"{word}{n}" for n in range(60)) for word in "ab")
+    texts = {
+        "5": one,
+        "40": f"{one} more",
+        "41": two,
+        "7": two,
+        "8": "short",
+        "9": "short",
+        "10": "other",
+        "6": f"x {one}",
+    }
+    rows = [{"pubmed_id": name, "title": "", "abstract": text} for name, text in texts.items()]
+    for out, order in (("a", rows), ("b", rows[::-1])):
+        assert main(["prepare", str(write(tmp_path / "in.jsonl", order)), "--out", str(tmp_path / out)]) == 0
+    repeats = lines(tmp_path / "a" / "repeats.jsonl")
+    assert [(row["pubmed_id"], row["of"]) for row in repeats] == [("6", "5"), ("9", "8"), ("40", "5"), ("41", "7")]
+    assert digest(tmp_path / "a") == digest(tmp_path / "b")
+    counts = json.loads((tmp_path / "a" / "counts.json").read_text())["duplicates"]
+    assert counts["the same abstract"] + counts["nearly the same abstract"] == len(repeats)
+    kept = {row["pubmed_id"] for row in lines(tmp_path / "a" / "articles.jsonl")}
+    assert kept == set(texts) - {row["pubmed_id"] for row in repeats} and {row["of"] for row in repeats} <= kept
 
 
 def test_no_variant_crosses_the_split_and_the_bytes_are_the_same(
