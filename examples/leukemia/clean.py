@@ -257,12 +257,11 @@ def _references(text: str) -> str:
 
 def _spacing(text: str) -> str:
     """Single spaces, and none before a comma or inside brackets: some corpora come with each mark apart."""
-    text = re.sub(r"\s+", " ", text)
-    text = re.sub(r" ([,.;:!?%)\]])(?=[\s,.;:)\]]|$)", r"\1", text)
-    text = re.sub(r"(?<=[\s(\[])([(\[]) |^([(\[]) ", r"\1\2", text)
-    text = re.sub(
-        r"(?<=[a-z)]{2}[.?])(?=(?!Net\b)[A-Z][A-Za-z]*[ ,:])", " ", text
-    )  # sections that lost the space between them
+    text = re.sub(r" ([,.;:!?%)\]])(?=[\s,.;:)\]]|$)", r"\1", " ".join(text.split()))
+    if "( " in text or "[ " in text:
+        text = re.sub(r"(?<=[\s(\[])([(\[]) |^([(\[]) ", r"\1\2", text)
+    # sections that lost the space between them
+    text = re.sub(r"([.?])(?<=[a-z)]{2}.)(?=(?!Net\b)[A-Z][A-Za-z]*[ ,:])", r"\1 ", text)
     return re.sub(r"(?<!\.)\.\.$", ".", text.strip())
 
 

@@ -82,7 +82,7 @@ _IDENTIFIERS: dict[str, tuple[tuple[tuple[str, ...], str], ...]] = {
     ),
     "date of birth": (
         (
-            (),
+            (" dob", " d o b", " date of birth", " birth", " born", " b "),
             (
                 rf"(?i:\b(?:DOB|D\.O\.B\.?|date\sof\sbirth|birth\s?da(?:te|y)|born(?:\son)?|b\.))\s?(?:is|was"
                 rf"|falls|[:=-])?\s?(?:on\s)?{DATE}"
