@@ -7,9 +7,10 @@ the two sets of real abstracts that this was measured on have pairs up to 0.03 a
 shorter), synthetic ones, all of the same forms, up to 0.46 (0.65), and two years' editions of one review 0.59 (0.78).
 
 A similarity of t takes a share of 2t / (1 + t) of the smaller set. Sort all shingles from rare to frequent: sets that
-share a share c of the smaller, x, share one of the first |x| - ceil(c |x|) + 1 of x, so only those are looked up
-(Chaudhuri, Ganti and Kaushik 2006; Bayardo, Ma and Srikant 2007). Whichever comes later is looked up in what the earlier
-ones have.
+share a share c of the smaller, x, share n of the first |x| - ceil(c |x|) + n of x, so only those are looked up, and only
+sets with n hits are compared (Chaudhuri, Ganti and Kaushik 2006; Bayardo, Ma and Srikant 2007; for n above 1: Wang, Li and
+Feng 2012). A larger n looks up more and compares less: texts that share a sentence or two are many. Whichever comes later
+is looked up in what the earlier ones have.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ import math
 import re
 from collections import Counter, defaultdict
 from collections.abc import Sequence
+from itertools import chain
 
 from tqdm import tqdm
 
@@ -26,6 +28,7 @@ __all__ = ["near_duplicates", "shingles"]
 WIDTH = 4
 ALIKE = 0.65  # Jaccard similarity from which a text repeats another
 CONTAINED = 0.8  # share of the shorter's shingles that the longer has: of a copy without its end, with words changed
+TELLING = 1 / 5  # n, as a share of what is needed
 FEWEST = (
     30  # shingles of a text that may repeat another without being the same: some sentences, not one that many share
 )
@@ -41,16 +44,24 @@ def near_duplicates(texts: Sequence[str], threshold: float = ALIKE) -> dict[int,
     of_all: defaultdict[int, list[int]] = defaultdict(list)
     of_first: defaultdict[int, list[int]] = defaultdict(list)
     repeats: dict[int, int] = {}
+    hits_of: dict[int, int] = {}
     needed = min(2 * threshold / (1 + threshold), CONTAINED)  # share of the smaller set
     for place, each in enumerate(tqdm(sets, desc="comparing", unit=" article", delay=1)):
         ordered = sorted(sorted(each), key=frequency.__getitem__)  # of the same frequency by number
-        first = ordered[: len(each) - math.ceil(needed * len(each)) + 1]
-        smaller = {other for shingle in ordered if shingle in of_first for other in of_first[shingle]}
-        candidates = sorted(smaller.union(*(of_all[shingle] for shingle in first if shingle in of_all)))
+        least = math.ceil(needed * len(each))
+        hits = math.ceil(least * TELLING)
+        first = ordered[: len(each) - least + hits]
+        smaller = Counter(chain.from_iterable(of_all[shingle] for shingle in first if shingle in of_all))
+        larger = Counter(chain.from_iterable(of_first[shingle] for shingle in ordered if shingle in of_first))
+        candidates = sorted(
+            {other for other, shared in smaller.items() if shared >= hits}
+            | {other for other, shared in larger.items() if shared >= hits_of[other]}
+        )
         original = next((other for other in candidates if _repeats(each, sets[other], threshold)), None)
         if original is not None:
             repeats[place] = original
             continue
+        hits_of[place] = hits
         for index, part in ((of_all, ordered), (of_first, first)):
             for shingle in part:
                 if frequency[shingle] > 1:  # most are in no other text
