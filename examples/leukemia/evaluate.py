@@ -112,7 +112,10 @@ def evaluate(
                 if not way:
                     result.answers[task] = list(zip(asked, texts, points))
         if ways.get("_retrieved"):
-            written["question"]["gold_recall"] = proportion(own_article_found(ways["_retrieved"]))
+            asked = ways["_retrieved"]
+            written["question"]["gold_recall"] = proportion(
+                own_article_found(asked), [item.pubmed_id for item in asked]
+            )
     result.scores = {task: (result.scores | written).get(task) for task in TASKS}
     return result
 
@@ -227,7 +230,8 @@ def _questions(items: Sequence[Item], texts: Sequence[str], _: Gazetteer) -> tup
     """Exact match and F1 of words, as for SQuAD (Rajpurkar et al. 2016)."""
     f1 = [token_f1(text, item.completion) for item, text in zip(items, texts)]
     same = [exact_match(text, item.completion) for item, text in zip(items, texts)]
-    return {"exact_match": proportion(same), "f1": mean_score(f1)}, f1
+    articles = [item.pubmed_id for item in items]  # one may be asked several questions
+    return {"exact_match": proportion(same, articles), "f1": mean_score(f1, articles)}, f1
 
 
 def _terms(items: Sequence[Item], texts: Sequence[str], _: Gazetteer) -> tuple[Scores, list[float]]:
@@ -238,11 +242,15 @@ def _terms(items: Sequence[Item], texts: Sequence[str], _: Gazetteer) -> tuple[S
 
 
 def _plain(items: Sequence[Item], texts: Sequence[str], _: Gazetteer) -> tuple[Scores, list[float]]:
-    """SARI, chrF, and the reading grade of what was written; beside it those of the source and of what was expected."""
+    """SARI, chrF, and the reading grade of what was written; beside them those of the source left as it is, and the grade
+    of what was expected."""
     values = [sari(item.source, text, [item.completion]) for item, text in zip(items, texts)]
     scores: Scores = {"sari": mean_score(values), "chrf": _mean_chrf(items, texts)}
+    sources = [item.source for item in items]
+    scores["source_sari"] = mean_score([sari(item.source, item.source, [item.completion]) for item in items]).value
+    scores["source_chrf"] = _mean_chrf(items, sources).value
     scores["reading_grade"] = bootstrap(reading_grade, [reading_counts(text) for text in texts])
-    for name, of in (("source", [item.source for item in items]), ("expected", [item.completion for item in items])):
+    for name, of in (("source", sources), ("expected", [item.completion for item in items])):
         scores[f"{name}_grade"] = bootstrap(reading_grade, [reading_counts(text) for text in of]).value
     return scores, values
 

@@ -51,38 +51,53 @@ class Score:
     n: int
 
 
-def bootstrap(statistic: Callable[[Floats], Floats], rows: Sequence[Any]) -> Score:
-    """A statistic of sums over items, and its percentile bootstrap interval over items (Efron 1979), seeded.
+def bootstrap(
+    statistic: Callable[[Floats], Floats], rows: Sequence[Any], articles: Sequence[str] | None = None
+) -> Score:
+    """A statistic of sums over items, and its percentile bootstrap interval (Efron 1979), seeded.
 
     Args:
         statistic: from sums (..., k) to values (...).
         rows: (n, k), what each item adds to the sums; n at least 1.
+        articles: n ids, of which each item is; items of one article are alike, and drawn together. None: all of others.
     """
-    table = np.asarray(rows, dtype=np.float64)
+    table, items = np.asarray(rows, dtype=np.float64), len(rows)
+    if articles is not None:
+        _, of_item = np.unique(articles, return_inverse=True)
+        joined = np.zeros((of_item.max() + 1, table.shape[1]))
+        np.add.at(joined, of_item, table)
+        table = joined
     n, value = len(table), float(statistic(table.sum(0)))
     if n < 2:  # nothing to resample
-        return Score(value, None, None, n)
+        return Score(value, None, None, items)
     drawn = np.random.default_rng(0).multinomial(n, np.full(n, 1 / n), size=RESAMPLES)  # (resamples, n)
     edge = 100 * (1 - CONFIDENCE) / 2
     low, high = np.percentile(statistic(drawn @ table), (edge, 100 - edge))
-    return Score(value, float(low), float(high), n)
+    return Score(value, float(low), float(high), items)
 
 
-def proportion(hits: Sequence[float]) -> Score:
+def proportion(hits: Sequence[float], articles: Sequence[str] | None = None) -> Score:
     """The share of ones among values that are 0 or 1, and Wilson's interval (1927).
 
     Resampling would find [0, 0] or [1, 1] where no value or every value is 1, as if nothing else were possible.
+
+    Args:
+        articles: as of `bootstrap`. Where one has several items, these are not independent: articles are resampled then,
+            and where all values are the same, Wilson's formula is told how many articles there are.
     """
     from scipy.stats import binomtest
 
-    right = round(sum(hits))
-    interval = binomtest(right, len(hits)).proportion_ci(CONFIDENCE, method="wilson")
-    return Score(right / len(hits), float(interval.low), float(interval.high), len(hits))
+    right, n = round(sum(hits)), len(hits)
+    independent = n if articles is None else len(set(articles))
+    if independent < n and 0 < right < n:
+        return mean_score(hits, articles)
+    interval = binomtest(right * independent // n, independent).proportion_ci(CONFIDENCE, method="wilson")
+    return Score(right / n, float(interval.low), float(interval.high), n)
 
 
-def mean_score(values: Sequence[float]) -> Score:
-    """The mean of a value an item."""
-    return bootstrap(lambda sums: sums[..., 0] / sums[..., 1], [(value, 1.0) for value in values])
+def mean_score(values: Sequence[float], articles: Sequence[str] | None = None) -> Score:
+    """The mean of a value an item; `articles` as of `bootstrap`."""
+    return bootstrap(lambda sums: sums[..., 0] / sums[..., 1], [(value, 1.0) for value in values], articles)
 
 
 def macro_f1(sums: Floats) -> Floats:

@@ -53,6 +53,8 @@ METRICS = {
 }
 REFERENCES = {  # what no model scored, but what its scores are to be read against: {metric: {name in the scores: in words}}
     "accuracy": {"majority": "always the most frequent label"},
+    "sari": {"source_sari": "the source as it is"},
+    "chrf": {"source_chrf": "the source as it is"},
     "reading_grade": {"source_grade": "the source", "expected_grade": "the expected answers"},
 }
 SCORE_CHARTS = {  # file: (task, metrics side by side, what the axis says)

@@ -8,6 +8,7 @@ import json
 import math
 import platform
 import random
+import shlex
 import shutil
 import sys
 import time
@@ -413,9 +414,11 @@ def _made_with() -> dict[str, Any]:
         "sacrebleu",
         "scikit-learn",
         "pyphen",
+        "matplotlib",
+        "jinja2",
     )
     return {
-        "command": " ".join(["python -m examples.leukemia", *sys.argv[1:]]),
+        "command": shlex.join(["python", "-m", "examples.leukemia", *sys.argv[1:]]),
         "python": platform.python_version(),
         "machine": f"{platform.system()} {platform.machine()}, {torch.get_num_threads()} threads",
         "int8_path": {"c": "the C kernels", "torch": "PyTorch's operators"}[kernel_path()],

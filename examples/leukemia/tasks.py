@@ -21,7 +21,7 @@ from dataclasses import dataclass, field, replace
 
 from tqdm import tqdm
 
-from examples.leukemia.annotate import blank_subtypes, subtype_of
+from examples.leukemia.annotate import annotate, blank_subtypes, subtype_of
 from examples.leukemia.conclusions import part_conclusion
 from examples.leukemia.data import Record, UserError
 from examples.leukemia.gazetteer import Gazetteer
@@ -91,8 +91,8 @@ def build_items(
     An article gives no item of a task for which it has no label: the text names several subtypes, say, or no key term.
 
     Args:
-        left_out: gets, by task, how many items have a completion that does not fit even without any source; of text, how
-            many sentences are left out because another side is to conclude with them.
+        left_out: gets, by task, how many items have a completion that does not fit even without any source, or ask what
+            only the part tells that is cut off; of text, how many sentences another side is to conclude with.
         taken: by task, what plain and summary items of other sides ask for (`same_words`), which none here asks for; gets
             what these do. Under "text", the sentences of conclusions.
     """
@@ -112,8 +112,9 @@ def build_items(
             fitted = fit_item(item, tokenizer, context, labels if item.task == "subtype" else ())
             if fitted and fitted.task == "terms" and fitted.words_cut:  # what was cut cannot be listed
                 fitted = replace(fitted, completion=_listed(fitted.source, knowledge.gazetteer))
-            left_out[item.task] += fitted is None
-            items += [fitted] if fitted and fitted.completion else []
+            answered = fitted is not None and not _lost_its_answer(item, fitted, knowledge.gazetteer)
+            left_out[item.task] += not answered
+            items += [fitted] if fitted and answered and fitted.completion else []
     for name, report, answer in knowledge.reports:
         whole = Item(name, "lab", LAB_INSTRUCTION, report, answer)
         fits = len(encode_item(whole, tokenizer).ids) <= context  # half a report would not have all of the answer
@@ -145,6 +146,17 @@ def _unfitted(
     if pair := plain_pair(record.abstract, knowledge.glossary, taken["plain"]):
         taken["plain"].add(same_words(pair[0]))
         yield Item(names, "plain", PLAINLY, *pair)
+
+
+def _lost_its_answer(whole: Item, fitted: Item, gazetteer: Gazetteer) -> bool:
+    """Whether a question is to be answered with what only the part of the abstract tells that was cut off."""
+
+    def tells(text: str) -> bool:
+        spans = annotate(text, gazetteer)  # a name may stand there by another
+        named = {span.name for span in spans} | {f"{span.value} {span.unit}" for span in spans}
+        return whole.completion in named or whole.completion.lower() in text.lower()
+
+    return whole.task == "question" and fitted.words_cut > 0 and tells(whole.source) and not tells(fitted.source)
 
 
 def _listed(text: str, gazetteer: Gazetteer) -> str:

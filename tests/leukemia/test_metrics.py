@@ -119,6 +119,19 @@ def test_means_and_their_edges() -> None:
     assert half.high - half.low == pytest.approx(2 * 1.96 * math.sqrt(0.25 / 400), rel=0.1)
 
 
+def test_items_of_one_article_are_resampled_together() -> None:
+    """20 questions of an article that is all right and 20 of one that is all wrong are two observations, not 40."""
+    values, articles = [1.0] * 20 + [0.0] * 20, ["1"] * 20 + ["2"] * 20
+    for score in (mean_score(values, articles), proportion(values, articles)):
+        assert (score.value, score.low, score.high, score.n) == (0.5, 0.0, 1.0, 40)
+    uneven = mean_score([1.0, 1.0, 1.0, 0.0], ["1", "1", "1", "2"])  # an article with more items weighs more
+    assert (uneven.value, uneven.n) == (0.75, 4)
+    alone = [str(place) for place in range(40)]
+    assert mean_score(values, alone) == mean_score(values) and proportion(values, alone) == proportion(values)
+    assert (proportion([1.0] * 40, articles).low, proportion([1.0] * 40, articles).n) == (proportion([1.0] * 2).low, 40)
+    assert mean_score([1.0, 0.0], ["1", "1"]).low is None
+
+
 def test_shares_have_wilsons_interval() -> None:
     """By Wilson's formula; none of 8 and 8 of 8 are no certainty, and one item is little to go by."""
     z2 = 1.959964**2

@@ -43,7 +43,13 @@ def row(value: float) -> dict:
             "exact_match": None,
         },
         "terms": {"precision": score(value), "recall": score(value), "f1": score(value)},
-        "plain": {"sari": score(41.5), "reading_grade": score(12.25), "source_grade": 15.5, "expected_grade": 8.5},
+        "plain": {
+            "sari": score(41.5),
+            "source_sari": 54.25,
+            "reading_grade": score(12.25),
+            "source_grade": 15.5,
+            "expected_grade": 8.5,
+        },
         "lab": {"accuracy": score(value), "f1": {"value": 0.0, "low": 0.0, "high": 0.0, "n": 9}, "majority": 0.375},
     }
 
@@ -168,6 +174,7 @@ def test_scores_and_claim_are_on_the_page(written) -> None:
         "Written answers end after 128 tokens",
         "accuracy always the most frequent label: 0.250 0.150 [0.100, 0.200], n=20",
         "accuracy always the most frequent label: 0.375 0.150",
+        "SARI the source as it is: 54.2 41.5",
         "reading grade (lower is better) the source: 15.5 the expected answers: 8.500 12.2",
         "F1 0.000, n=9 0.000, n=9",  # resamples that are all alike are no certainty
         "41.5 [41.5, 41.5], n=20",
@@ -205,6 +212,7 @@ def test_references_are_no_metrics_of_the_models(tmp_path: Path, monkeypatch: py
 
     assert [axis.get_text() for axis in drawn["subtype_accuracy"].get_xticklabels()] == ["accuracy", "macro-F1"]
     assert lines("subtype_accuracy") == [[-0.5, 0.25, 0.5, 0.25]]
+    assert lines("plain_sari") == [[-0.5, 54.25, 0.5, 54.25]]
     assert lines("plain_reading_grade") == [[-0.5, 15.5, 0.5, 15.5], [-0.5, 8.5, 0.5, 8.5]]
 
 

@@ -6,6 +6,7 @@ import csv
 import json
 import os
 import re
+import shlex
 import shutil
 import signal
 import subprocess
@@ -28,7 +29,7 @@ from examples.leukemia.measure import inference_times
 from examples.leukemia.plain import load_glossary
 from examples.leukemia.pretrain import DOCUMENTS, NUMBER_DOCUMENTS, TINY_LLAMA, pretrain
 from examples.leukemia.rate import read_pairs
-from examples.leukemia.run import MADE, Settings, _prepare, _read, _retriever, _write, _write_pairs
+from examples.leukemia.run import MADE, Settings, _made_with, _prepare, _read, _retriever, _write, _write_pairs
 from examples.leukemia.synthetic import ABSTRACTS, LYMPHOMA, QUESTIONS_FILE
 from examples.leukemia.tasks import Item, Knowledge
 from llama_min import Llama, LlamaConfig, load_llama, load_tokenizer, save_llama
@@ -36,6 +37,12 @@ from lora_lite import load_adapter
 from quant_lite import Int8Linear
 
 QUICK = ("--max-answers", 2)
+
+
+def test_the_command_on_the_report_can_be_given_to_a_shell(monkeypatch: pytest.MonkeyPatch) -> None:
+    given = ["run", "--out", "my runs/it's one"]
+    monkeypatch.setattr(sys, "argv", ["examples/leukemia/__main__.py", *given])
+    assert shlex.split(_made_with()["command"]) == ["python", "-m", "examples.leukemia", *given]
 
 
 def some_abstracts(path: Path, count: int = 60) -> Path:

@@ -121,6 +121,31 @@ def test_as_many_words_as_fit() -> None:
     assert left_out["summary"] + sum(i.task == "summary" for i in items) == 3
 
 
+@pytest.mark.parametrize(
+    ("end", "questions"),
+    [
+        (
+            "All received Gleevec.",
+            [Question("Who came?", "some patients", "1"), Question("What was given?", "Gleevec", "1")],
+        ),
+        ("All received Gleevec.", []),  # the annotator's, by the preferred name
+        ("Hemoglobin was 9.5 g/dL.", []),
+    ],
+)
+def test_no_question_is_asked_whose_answer_was_cut_off(end: str, questions: list[Question]) -> None:
+    record = Record("1", "", f"Some patients came. {'It was so. ' * 40}{end}")
+    knowledge = Knowledge(GAZETTEER, Glossary({"x": "y"}), questions)
+
+    def asked(context: int, left_out: Counter[str]) -> list[tuple[str, bool]]:
+        items = build_items([record], knowledge, TOKENIZER, context, left_out)
+        return [(item.completion, item.words_cut > 0) for item in items if item.task == "question"]
+
+    left_out: Counter[str] = Counter()
+    whole, cut = asked(1024, Counter()), asked(120, left_out)
+    assert len(whole) == max(1, len(questions)) and not any(is_cut for _, is_cut in whole)
+    assert cut == ([("some patients", True)] if questions else []) and left_out["question"] == 1
+
+
 def test_labels_come_from_the_file_or_the_text() -> None:
     def labels(record: Record, knowledge: Knowledge = KNOWLEDGE) -> list[str]:
         items = build_items([record], replace(knowledge, reports=()), TOKENIZER, 1024)
