@@ -56,8 +56,8 @@ __all__ = ["Settings", "run"]
 SAVE_EVERY = 20  # steps from one checkpoint to the next
 PAIRS = 30  # of answers, for people to rate
 REHEARSAL = 0.1  # share of the passages that the tasks' stage reads again
-# that an epoch holds an item: to find, to conclude and to compare takes longer than to phrase
-TIMES = {"question": 3, "summary": 2, "lab": 2}
+# that an epoch holds an item: to find, to keep most words, to conclude and to compare takes longer than to list
+TIMES = {"question": 3, "plain": 3, "summary": 2, "lab": 2}
 # every linear layer of a block: seven tasks want more than attention's four (Dettmers et al. 2023, section 4)
 TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 _CHARTS = (*SCORE_CHARTS, "items", "model_size", "prefill_time", "decode_time", "confusion")
