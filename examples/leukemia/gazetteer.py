@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache, cached_property
 from pathlib import Path
 from typing import Any
@@ -68,6 +68,11 @@ class Gazetteer:
         return tuple(entity for entity in self.entities if entity.needs or entity.unless)
 
     @cached_property
+    def unconditional(self) -> Gazetteer:
+        """This one with every name counting in whatever context, in small letters too, but for the word "all"."""
+        return replace(self, entities=tuple(map(_unconditional, self.entities)))
+
+    @cached_property
     def abbreviation(self) -> re.Pattern[str]:
         """Subtypes' abbreviations with a letter before or more behind: cALL, AAML0531, ALL_IDB."""
         names = {name for entity in self.entities if entity.type == "subtype" for name in (entity.name, *entity.names)}
@@ -110,6 +115,11 @@ class Gazetteer:
                     node = node.setdefault(word, {})
                 node.setdefault("", []).append((entity, name))
         return trie
+
+
+def _unconditional(entity: Entity) -> Entity:
+    small = (name.lower() for name in (entity.name, *entity.names) if name != "ALL")
+    return replace(entity, needs=(), unless=(), names=tuple(dict.fromkeys((*entity.names, *small))))
 
 
 @cache

@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 
 from examples.leukemia.annotate import annotate
 from examples.leukemia.data import Record, UserError
+from examples.leukemia.gazetteer import Gazetteer, load_gazetteer
 from examples.leukemia.names import DATE, find_names
 from examples.leukemia.sieve import Sieve, words_apart
 
@@ -243,7 +244,7 @@ def reads_like_instruction(sentence: str) -> bool:
 
 def as_data(text: str, tags: Sequence[str]) -> str:
     """`text` in which nothing can close or open one of the prompt's own tags."""
-    return re.sub(rf"<(?=/?\s*(?:{'|'.join(tags)})\b)", "&lt;", text, flags=re.IGNORECASE)
+    return re.sub(rf"<(?=\s*/?\s*(?:{'|'.join(tags)})\b)", "&lt;", text, flags=re.IGNORECASE)
 
 
 _PERSON = re.compile(
@@ -252,99 +253,97 @@ _PERSON = re.compile(
     r"|husband|baby|brother|sister|dose|treatment)\b|\bwhat\s(?:do|does)\s(?:I|my|he|she)\b|\bI\s(?:have|am|feel|take)\b",
     re.IGNORECASE,
 )
-_SURELY = r"(?:(?:most|likely|indeed|also|do|does|not|don't|doesn't|\w{1,20}ly)\s){0,4}"
-_OTHER = (
-    r"(?:patient|person|child|boy|girl|man|woman|baby|mother|father|son|daughter|wife|husband|(?:\d{1,3}|\w{3,20})-year-old"
-    r"(?:\s(?:boy|girl|man|woman|patient|male|female))?)"
+_LOOK_ALIKE = str.maketrans("аеорсухкмнтвіјѕһοαρυιετκνγμʏᴏᴜ", "aeopcyxkmhtbijshoapuietkvyuyou")
+_MUST = r"(?:must|should|shall|needs?\sto|ha(?:s|ve)\sto|ought\sto)"
+_THIS = (
+    r"(?:on|here|this|these|it|the\s(?:above|following|article|text))\b"
+    rf"|\W{{0,3}}$|[,.]|(?:now|has|have|is|are|{_MUST}|will|suffers?)\b"
 )
-_NAMED = r"(?:acute|chronic|leu[ck]|lymph|(?-i:A\.?M\.?L\b|A\.?L\.?L\b|C\.?M\.?L\b|C\.?L\.?L\b|A\.?P\.?L\b|MDS\b))"
-_READER = (
-    r"(?:\b(?:the|this|each|every|any|our|all|dear)\s(?:readers?|user(?!\sof)|asker|questioner|inquirer)|(?:^"
-    r"|[.:;!?,]\s)readers|\b(?:person|one)\s(?:asking|reading))(?:\sof\s(?:this|these|the)(?:\s\w{1,20})?|\s(?:this"
-    r"|these|here|who\sasks?))?\s"
+_ADDRESS = re.compile(  # in small letters without accents; readers of plates and of histone marks are none
+    r"\b(?:y\W?[o0]\W?u(?:r\w{0,8}|ve|ll|d|s|se)?(?!\set\sal)|y'?all|yer|ye(?!\set\sal)|thou|thee|thy(?!-)|thine|urs?)\b"
+    r"|\b(?:u|ya)(?:'re|'ve|\s(?:r|are|have|got|had|do|need|must|should|shall|will|can|may|suffer|take|stop))\b"
+    r"|\b(?:vous|votre|usted(?:es)?|tienes|sie\s(?:haben|leiden|sind|mussen|sollten)|ihre?[nmrs]?\s(?:befund|diagnose|blut"
+    r"|leuk)\w{0,20})\b|\b(?:my|myself|dear|whoever|(?:ask|enquir|inquir|question)ers?|[ei]nquiring\s(?:person|patient|one|man|woman))\b"
+    r"|\b(?:with|behind|of)\s(?:this|that|such\sa|the)\s(?:question|query|[ei]nquiry)\s(?:has|is|must|suffers)\b"
+    r"|\b(?:who|that|one|body|(?:any|every|some)one|person|patients?|(?:wo)?man|people|those|all|if)\s(?:(?:is|are|now|just|has"
+    r"|have)\s){0,2}(?:(?:ask(?:s|ing)?|(?<=who\s)asked)\b(?!\s(?:whether|how|why|what|for|about|to|if)\b)|wonder(?:s|ing)\b|want(?:s|ed)\sto\sknow\b"
+    rf"|(?:open|look|consult|see|view|check|find)(?:s|ing)?\s(?:at\s)?(?:this|these|it|here)\b|read(?:s|ing)?\s?(?:{_THIS}))"
+    r"|\breading\s(?:on|this|these|it|here)\b|(?:^|[.:;!?,]\s|\b(?:the|this|each|every|any|our|all|gentle|to|for|of|hello|hi|o)\s)"
+    r"readers?\b(?!\s(?:protein|domain|module|function|complex|of\s(?!th)|and\s(?:writer|eraser)|were\sblind|independent))"
 )
-_ILL = rf"(?:ill|sick|suffering|dying|affected|afflicted|struck|diagnosed|found\sto|cancer|{_NAMED})"
-_STATED = re.compile(  # of one who is not called "you": the reader, someone's patient, he or she, what "this" is
-    rf"{_READER}{_SURELY}(?:(?:ha(?:s|ve)|got|must\shave|contracted|developed)\s(?:(?!in|of|with|to|on|about"
-    rf"|for)\w{{1,20}}\s){{0,4}}?(?:{_NAMED}|cancer|malign|relaps)|suffers?\b|must\sbe\s(?:an?\s)?{_ILL}|(?:is|are|was"
-    rf"|were)\s(?:\w{{1,20}}ly\s)?(?:an?\s)?{_ILL})|\breader's\s(?:diagnosis|disease|illness|blood|marrow|{_NAMED})"
-    r"|\b(?:anyone|anybody|everyone|everybody|whoever|who|that)\s(?:(?:who|that)\s)?(?:reads?"
-    r"|(?:is\s)?reading)\s(?:this|these|it)\b"
-    rf"|(?:\b(?:(?:the|this)\s{_OTHER}|he|she)\s|^(?:yes,?\s)?patient\s){_SURELY}(?:have|has|got|must\s(?:have"
-    rf"|be\ssuffering)|suffers?|(?:is|are)\ssuffering)\b"
-    r"|\breading\s(?:this|these|it|here)\s(?:\w{1,20}\s){0,2}(?:ha(?:s|ve)|suffers?|is|are|must)\b"
-    rf"|\bM(?:rs?|s)\b\.?\s\w{{1,20}}\s(?:has|(?:is|must\sbe)\ssuffering\sfrom)\s(?:an?\s)?{_NAMED}"
-    r"|\b(?:he|she)'s\s(?:got|suffering|diagnosed)\b|\bI\sdiagnose\b|\b(?:the|this|my|(?:patient|child|his|her)(?:'s)?)\sdiagnosis(?:\s(?:is|must\sbe"
-    r"|would\sbe)\b|\s?:)|^\W{0,3}diagnosis\s?:"
-    rf"|\bs?he\sis\san?\s(?:\w{{1,30}}\s)?(?:leuk\w{{1,30}}|cancer|{_NAMED})\spatient\b|^yes,?\s{_NAMED}"
-    rf"|\bth(?:e|ese|ose)\s(?:\w{{1,30}}\s)?(?:results|values|counts|findings|blasts|tests?)\s(?:means?|proves?)\s(?:an?\s)?{_NAMED}"
-    r"|(?:\b(?:this|it)|^that|\bthese\s(?:findings|results"
-    r"|values|counts))(?:'s|\s(?:is|are|must\sbe|can\sonly\sbe|confirms?|means?|proves?))\s"
-    rf"(?:clearly\s|certainly\s)?(?:an?\s)?(?:case\sof\s)?{_NAMED}",
+_ILL = re.compile(
+    r"\b\w{0,20}(?:leu[ck]a?em|leuka|lymphom|myelom|carcinom|sarcom|melanom|blastom|gliom|cancer|tumou?r|malignan|neoplas"
+    r"|relaps)(?![oi]?gen)\w{0,20}",
     re.IGNORECASE,
 )
-_YOU = re.compile(r"\b(?:you|yours?|yourself|ye|thou|dear\sreaders?)\b", re.IGNORECASE)
-_TREATED = r"take(?!\spart)|stop|start|begin|skip|increase|reduce|double|use|try|switch|refuse|discontinue|go\son"
-_OF_NO_READER = re.compile(  # under a condition, of what may be, of a doctor, of what something depends on
-    r"\b(?:if|whether|when|once|unless|until)\s(?:or\snot\s|\w{1,20}\s(?:show|suggest|find|say|suspect"
-    r"|think)s?\s(?:that\s)?)?your?\b(?!\s(?:\w{2,4}\s)?read).{0,200}?(?=[,;:]|\b(?:then|yours?|you)\b|$)|\bdepend(?:s"
-    r"|ing)?\son\b[^.;:]{0,300}|(?:\bno|n'?)t\smean\s(?:that\s)?you\b[^.,;:]{0,200}|\b(?:type|kind|stage"
-    r"|form)\sof\s\w{1,30}\syou\shave\b"
-    rf"|\byou\s(?:(?:may|might|could|can)\s(?!(?:now\s|safely\s)?(?:{_TREATED})\b)|(?:should\s|must\s"
-    rf"|need\sto\s)?(?:talk|speak|ask|consult|see|contact|tell)\b)"
-    r"|\byour\s(?:\w{1,20}'?s\s)?(?:doctor|physician|nurse|(?:hemat|onc)ologist)s?\b(?!\s(?:should|must))"
-    r"|\byour\s(?:chances?|risk)\b|\bthank\syou\b",
+_MEDICINE = (
+    r"(?:illness|drug|\w{0,12}(?:therap(?:y|ies)|transplant\w{0,30})|chemo\w{0,30}|radiation|treatments?|medic(?:ines?"
+    r"|ations?)|pills?|tablets?|drugs|doses?|dosage|\w{1,30}(?:nib|mab|clax|bine|cin|tinoin|parin))\b(?!-)"
+)
+_MEANT = re.compile(rf"\b(?:{_MEDICINE}|blasts?\b|die\b|dying\b|(?:will|cannot)\s(?:not\s)?survive)", re.IGNORECASE)
+_OF_PATIENTS = (
+    r"(?:population|group|cohort|sample|cell|characteristic|mortality|survival|outcome|care|data|level|selection)"
+)
+_SOMEONE = (
+    r"(?:patient|person|individual|child|infant|baby|boy|girl|man|woman|gentleman|lady|subject|user|mother|father|son"
+    rf"|daughter|wife|husband|brother|sister|(?:\d{{1,3}}|\w{{3,20}})-year-old)\b(?!-|\s(?:{_OF_PATIENTS}s?|of)\b)"
+    r"(?:'s(?=\s(?:\w{1,20}\s){0,2}(?:illness|disease|marrow|blood|diagnosis)\b))?"
+)
+_GAP = r"\s(?!(?:that|when|if|whether|where|while|because|as)\b)\(?[\w'-]{1,30}\)?"
+_NOW = (
+    rf"(?:ha(?:s|ve)|suffers|{_MUST}|will|won't|needs|requires|carries|harbou?rs|gets|takes|dies|does|cannot|shows|exhibits"
+    r"|lives\swith|fights|battles|bears|is(?!\s(?:\w{1,20}\s)?(?:alive|well|healthy|free|being|doing|in\s(?:\w{1,20}\s){0,2}"
+    r"remission)\b))\b"
+)
+_SINGLE = re.compile(  # one person, up to five words, and what is so now or will be; or the other way round
+    r"(?P<if>\b(?:if|whether|when|once|unless|until|where)\s)?(?:\b(?:s?he|his|hers?)\b|\b(?:the|this|that|our|said)\s"
+    rf"(?:[\w-]{{1,20}}\s){{0,2}}?{_SOMEONE}|^\W{{0,3}}patient\b|\bM(?:rs?|s)\b\.?\s\w{{1,20}}|\[name\])"
+    rf"(?:(?<=he)'s\b|(?:,(?:{_GAP}){{1,6}},?|(?:{_GAP}){{0,5}}?)(?:'s\sgot\b|\s{_NOW}))"
+    rf"|\s{_NOW}[^.,;:]{{0,60}}\s(?:in|of|for|by|to)\s(?:him|her|th(?:is|at)\s(?:\w{{1,20}}\s)?{_SOMEONE})(?=\W{{0,3}}$|[,.;:])",
     re.IGNORECASE,
 )
-_ASKED = re.compile(
-    r"^(?:what|how|when|why|which|where|do|would|should|can|could)\b(?:(?!\bthat\b)[^?]){1,300}\?$", re.IGNORECASE
-)
-_MEDICINE = re.compile(
-    r"\b(?:\w{0,12}(?:therap(?:y|ies)|transplant\w{0,30})|chemo\w{0,30}|radiation|treatments?|medic(?:ines?|ations?)"
-    r"|pills?|tablets?|drugs?|doses?|dosage|\w{1,30}(?:nib|mab|clax|bine|cin|tinoin|parin)|treat(?:ed|s|ing)?)\b(?!-)",
+_ENDS = r"illness(?=\W{0,3}$|[,.;:!?)]|\s(?:and|so|but|now|with|at|by|here|\()\b)"
+_NAMED = re.compile(  # what a label, "this" or "yes" says
+    r"(?:\bdiagnos(?:[ie]s|ed)|\bdx|\bimpression|\bassessment|\bverdict)\b"
+    r"(?:\s(?:for|of)\s(?:the|this|that|his|her|our)\s[^.:;]{1,40}?)?\s?(?:\s(?:is|remains|must\sbe|would\sbe|can\sonly\sbe)\b"
+    r"|[:=-])\s(?:(?!(?:made|based|of|in|by|for|to|often)\b)[\w-]{1,20},?\s){0,4}illness\b"
+    r"|\billness\sis\s(?:the|his|her)\s(?:\w{1,20}\s)?(?:diagnosis|disease|answer|verdict)\b|\billness,?\sit\sis(?:\W{0,3}$|[,.;])"
+    r"|(?:(?:\b(?:this|it)|^that|^what\s[^.]{1,40}|\bth(?:e|ese|ose)\s(?:\w{1,30}\s)?(?:results?|findings|values|counts|blasts"
+    rf"|tests?)(?:{_GAP}){{0,4}}?)(?:'s|\s(?:is|are|must\sbe|can\sonly\sbe|confirms?|means?|proves?|(?:looks|seems|appears)\s"
+    r"(?:like|to\sbe)))|^looks\slike)\s(?:(?!(?:of|in|to|the|an?|for|with|by|on|as|that|called|known|termed)\b)[\w-]{1,20},?\s)"
+    rf"{{0,4}}(?:an?\s)?(?:case\sof\s)?{_ENDS}|\byes\W{{1,3}}(?:an?\s)?illness\b|\bcongratulations\b"
+    r"|^(?=.{0,60}\b(?:yes|no\sdoubt|without\s(?:a\s)?doubt|for\ssure|sorry|indeed|(?:definite|certain|clear|sure|undoubted|obvious"
+    r"|evident|probab|like)ly)\b)\W{0,3}(?:[\w']{1,20}\W{1,3}){0,4}illness(?:\W{1,3}[\w']{1,20}){0,3}\W{0,3}$"
+    r"|(?:^|[.,;:]\s|\b(?:and|that|but)\s)I\s(?:\w{1,20}\s)?(?:diagnose|recommend|advise|prescribe|suggest|order|urge)\b",
     re.IGNORECASE,
 )
 _DO = (
-    r"(?:take(?!\s(?:part|into|note|care|account)\b)|stop|start|begin|discontinue|continue|quit|cease|halt|suspend"
-    r"|interrupt|resume|restart|use|try|swallow"
-    r"|drink|inject|avoid|refuse|decline|reject|skip|omit|undergo|accept|demand|request|choose|prefer|give|administer"
-    r"|abandon|forget|get|receive|leave|keep|insist\son|ask\sfor|say\s(?:no|yes)\sto|(?:go|come|stay|remain"
-    r"|keep)\s(?:on|off)|hold\soff|wait\s(?:with|before\sstarting)|treat\syourself|throw\saway|(?:increase|raise"
-    r"|double|triple|reduce|lower|halve|cut|change|replace|delay|drop)(?=\s(?:the|your|this|that)\b"
-    r"|\s[\w-]{3,30}\s(?:to|by|with)\s)|switch(?=\s(?:to|from)\s(?:[^.;:]{1,60}\s(?:now|today|at\sonce|immediately"
-    r"|instead|as\ssoon)\b|[\w-]{3,30}[.!]$)))"
+    r"(?:take(?!\s(?:part|into|note|care|account)\b)|stop|start|begin|discontinue|continue|quit|cease|halt|suspend|interrupt"
+    r"|resume|restart|use|try|swallow|ingest|swap|replace|substitute|exchange|dispose\sof|throw|dump|ditch|flush|consume|eat"
+    r"|buy|order|withdraw|withhold|cancel|terminate|add|get\srid\sof|do\saway\swith|opt\sfor|drink|inject|avoid|refuse|decline"
+    r"|reject|skip|omit|undergo|accept|demand|request|choose|prefer|give|administer|abandon|forget|get|receive|leave|keep"
+    r"|insist\son|ask\sfor|(?:just\s)?say\s(?:no|yes)\sto|(?:stay|steer|keep)\s(?:away|clear\sof)|(?:go|come|stay|remain|keep)\s"
+    r"(?:on|off)|hold\soff|wait\s(?:with|before\sstarting)|treat(?=\s(?:this|it|with)\b)|(?:increase|raise|double|triple|reduce"
+    r"|lower|halve|cut|change|delay|drop)(?=\s(?:the|this|that)\b|\s[\w-]{3,30}\s(?:(?:to|by|with)\s|(?:now|today|at\sonce"
+    r"|immediately)\b))|switch(?=\s(?:to|from)\s(?:[^.;:]{1,60}\s(?:now|today|at\sonce|immediately|instead|as\ssoon)\b"
+    r"|[\w-]{3,30}[.!]$)))"
 )
-_ORDERED = re.compile(  # to the start of what is to be taken or stopped; "use of" and "stop codons" order nothing
-    r"(?:^|[.:;!?]\s|\b(?:so|please|yes),?\s|^(?:if|when|once|after|before|until|immediately|for)\b[^,;.:]{1,80},\s"
-    r"|^(?:do\snot|don't|never),\s[^,;.:]{1,60},\s)\W{0,3}(?:(?:please|kindly|now|so|therefore|instead|just|simply"
-    r"|better|best|always|never|ever|do|not|don't"
-    rf"|\w{{2,20}}ly),?\s){{0,3}}{_DO}\s(?:(?:taking|using|with|to|from|on|off|the|your|all|any|this|that|these|an?|no"
-    rf"|more|every|further|daily|weekly"
-    r"|low|high|full|one|two|three|four|five|half|some|(?:\w{1,8}\s)?(?:dose|tablet|pill|capsule|course|cycle"
-    r"|milligram|gram|mg|g)s?\sof|\d[\w.,/%-]{0,12}|\w{1,12}-dose|mg)\s){0,6}(?=\w)",
+_ORDERED = re.compile(  # with what is to be taken or stopped; "use of" and "stop codons" order nothing
+    r"(?:^|[.:;!?]\s|\b(?:so|please|yes),?\s|\b(?:be|make)\ssure\sto\s|\bremember\sto\s|\btime\sto\s|\bgo\sand\s"
+    r"|^(?:if|when|once|after|before|until|immediately|for)\b[^,;.:]{1,80},\s|^(?:do\snot|don't|never),\s[^,;.:]{1,60},\s)"
+    r"\W{0,3}(?:(?:please|kindly|now|so|therefore|instead|just|simply|better|best|always|never|ever|do|not|don't|\w{2,20}ly)"
+    rf",?\s){{0,3}}{_DO}\s(?:(?:taking|using|with|to|from|on|off|away|the|all|any|this|that|these|an?|no|more|every|further"
+    r"|next|daily|weekly|low|high|full|one|two|three|four|five|half|some|(?:\w{1,8}\s)?(?:dose|tablet|pill|capsule|course|cycle"
+    r"|milligram|gram|mg|g)s?\sof|\d[\w.,/%-]{0,12}|\w{1,12}-dose|mg)\s){0,6}"
+    rf"(?:{_MEDICINE}|(?:it|them)\b)(?!\s(?:\(\w{{2,12}}\)\s)?(?:trials?|stud(?:y|ies)|arms?|groups?)\b|[^.!?]{{0,300}}\?)",
     re.IGNORECASE,
 )
-_NO_ORDER = re.compile(  # behind the verb: the Stop Imatinib trial, or a question
-    r"[\w-]{2,40}\s(?:\(\w{2,12}\)\s)?(?:trials?|stud(?:y|ies)|arms?|groups?)\b|[^.!?]{0,300}\?", re.IGNORECASE
-)
-_ADVISED = re.compile(
-    r"\b(?:should|must|can)\sbe\s.{0,60}\bby\s(?:you|(?:the|each|every|any)\s(?:reader|user))\b"
-    rf"|{_READER}(?:should|must|(?:need|have|has)s?\sto|ought\sto"
-    rf"|had\sbetter)\s(?:not\s)?(?:\w{{1,30}}ly\s)?(?:be\s(?:treated|given)|{_DO})\b"
-    r"|\bI\s(?:would\s|strongly\s)?(?:recommend|advise|prescribe|suggest\syou)\b|\bwe\s(?:recommend|advise"
-    r"|suggest)\s(?:that\s)?you\b|\bmy\sadvice\b|(?P<fate>\byour\sprognosis\sis\b|\byou(?:'re|\sare)?\s(?:will|going\sto)\sdie\b"
-    r"|\byou\shave\s\w{1,30}\s(?:days|weeks|months|years)\sto\slive\b)",
+_STOP = r"(?:stop|discontinu|quit|cease|abandon|refuse|reject)"
+_TO_ALL = re.compile(  # everybody must stop, nobody should take, it must be taken by all
+    rf"\b(?:all|every|each|any|every(?:body|one)|any(?:body|one)|people)\b.{{0,80}}\b{_MUST}\b.{{0,30}}\b{_STOP}"
+    rf"|\b(?:nobody|no\sone)\s{_MUST}\b|\b{_MUST}\s.{{0,60}}\bby\s(?:every|any)(?:body|one)\b",
     re.IGNORECASE,
 )
-_DISEASE = re.compile(
-    r"leu[ck]a?em|leuka|lymphom|myelo|cancer|tumou?r|malignan|neoplas|relapse|\bblasts?\b|\b(?:AML|(?-i:ALL)|CML|CLL"
-    r"|APL|MDS|A\.M\.L|A\.L\.L|C\.M\.L|C\.L\.L)\b",
-    re.IGNORECASE,
-)
-_CONDITION = re.compile(
-    r"\b(?:if(?!\s(?:I|we)\b)|whether|when|may|might|could|can|who|(?:type|kind|stage)\sof\s\w{1,30})\b", re.IGNORECASE
-)
-_CLAUSES = re.compile(r"[;!?]\s|\.\s(?=[A-Z])|\b(?:but|in\sfact)\s")
 
 
 def asks_about_a_person(question: str) -> bool:
@@ -352,31 +351,38 @@ def asks_about_a_person(question: str) -> bool:
     return bool(_PERSON.search(question))
 
 
-def states_diagnosis(sentence: str) -> bool:
-    """Whether a sentence says of a person, as a fact, what they have or must take.
+def states_diagnosis(sentence: str, gazetteer: Gazetteer | None = None) -> bool:
+    """Whether a sentence speaks to its reader, says what one person has or must take, names a diagnosis or orders a drug.
 
-    Abstracts speak of others: one that says "you" of an illness or a treatment, or orders one, speaks to its reader.
+    Abstracts speak of others, and of one person in the past.
+
+    Args:
+        gazetteer: whose illnesses and drugs are meant, in whatever context; leukemia's where none is given.
     """
-    # a condition behind the statement takes nothing back: "you have leukemia and can be treated"
-    stated = _DISEASE.search(sentence) and any(_stated(clause) for clause in _CLAUSES.split(sentence))
-    advised = _ADVISED.search(sentence)
-    told = advised or (_YOU.search(_OF_NO_READER.sub(" ", sentence)) and not _ASKED.search(sentence))
-    return bool(stated or (advised and advised["fate"]) or (told and _of_medicine(sentence)) or _orders(sentence))
+    text = undisguised(sentence).replace("_", " ")
+    if _ADDRESS.search(_bare(text)):
+        return True
+    text = _named_by_kind(text, gazetteer or load_gazetteer())
+    of_one = any(match["if"] is None for match in _SINGLE.finditer(text))
+    told = (of_one or _TO_ALL.search(text) or _ORDERED.search(text)) and _MEANT.search(text)
+    return bool(told or _NAMED.search(text))
 
 
-def _stated(clause: str) -> bool:
-    statement, condition = _STATED.search(clause), _CONDITION.search(clause)
-    return statement is not None and (condition is None or statement.start() <= condition.start())
+def _bare(text: str) -> str:
+    """Small Latin letters without accents, those of other scripts that look like them included."""
+    small = text.lower()
+    if small.isascii():
+        return small
+    parted = unicodedata.normalize("NFD", small.translate(_LOOK_ALIKE))
+    return "".join(each for each in parted if unicodedata.category(each) != "Mn").replace("\u2019", "'")
 
 
-def _of_medicine(sentence: str) -> bool:
-    """Whether a sentence names an illness or a treatment."""
-    known = any(span.type in ("subtype", "disease", "drug") for span in annotate(sentence))
-    return known or bool(_DISEASE.search(sentence) or _MEDICINE.search(sentence))
-
-
-def _orders(sentence: str) -> bool:
-    """Whether a sentence, or a part of it, begins with a verb that has a drug or a treatment as its object."""
-    ends = [match.end() for match in _ORDERED.finditer(sentence) if not _NO_ORDER.match(sentence, match.end())]
-    drugs = {span.start for span in annotate(sentence) if span.type == "drug"} if ends else set()
-    return any((end in drugs or _MEDICINE.match(sentence, end)) for end in ends)
+def _named_by_kind(text: str, gazetteer: Gazetteer) -> str:
+    """`text` with "illness" and "drug" in the place of their names."""
+    text = re.sub(r"\b(?:[A-Z]\.){2,5}", lambda match: match[0].replace(".", ""), text)  # A.M.L.
+    parts, place = [], 0
+    for span in annotate(text, gazetteer.unconditional):
+        if span.type in ("subtype", "disease", "drug", "regimen"):
+            parts += [text[place : span.start], "illness" if span.type in ("subtype", "disease") else "drug"]
+            place = span.end
+    return _ILL.sub("illness", "".join([*parts, text[place:]])).replace("\u2019", "'")
