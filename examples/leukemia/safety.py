@@ -254,73 +254,83 @@ _PERSON = re.compile(
     re.IGNORECASE,
 )
 _LOOK_ALIKE = str.maketrans("аеорсухкмнтвіјѕһοαρυιετκνγμʏᴏᴜ", "aeopcyxkmhtbijshoapuietkvyuyou")
-_MUST = r"(?:must|should|shall|needs?\sto|ha(?:s|ve)\sto|ought\sto)"
-_THIS = (
-    r"(?:on|here|this|these|it|the\s(?:above|following|article|text))\b"
-    rf"|\W{{0,3}}$|[,.]|(?:now|has|have|is|are|{_MUST}|will|suffers?)\b"
+_MUST = r"(?:must|should|shall|needs?\sto|ha(?:s|ve)\sto|ought\sto|had\sbetter)"
+_NOW = (
+    rf"(?:ha(?:s|ve)(?!\s(?:\w{{1,20}}\s)?(?:remained|survived|been\s(?:in|on|off|free|well|alive))\b)|suffers"
+    rf"|{_MUST}(?!\s(?:\w{{1,20}}\s)?be\s(?:informed|told|counsel))|will|won't|needs|requires|carries|harbou?rs|gets|takes"
+    r"|dies|does|cannot|can't|shows|exhibits|lives\swith|fights|battles|bears|is(?!\s(?:\w{1,20}\s)?(?:alive|well|healthy|free"
+    r"|being|doing|in\s(?:\w{1,20}\s){0,2}remission|(?:first|second|only|oldest|youngest))\b))\b"
 )
+_IT = rf"\b(?:this|these|it|here)(?=\W{{0,3}}$|,|\s(?:now\s)?(?:up|in|has|have|is|are|will|suffers?|{_MUST}|text|page|article"
+_IT += r"|abstract|sentence|line|paper|answer|study|result)s?\b)"
 _ADDRESS = re.compile(  # in small letters without accents; readers of plates and of histone marks are none
-    r"\b(?:y\W?[o0]\W?u(?:r\w{0,8}|ve|ll|d|s|se)?(?!\set\sal)|y'?all|yer|ye(?!\set\sal)|thou|thee|thy(?!-)|thine|urs?)\b"
+    r"(?<!dr\.\s)\b(?:y\W?[o0]\W?u(?:r\w{0,8}|ve|ll|d|s|se)?|ye)\b(?!\s(?:et\sal|and\sco))"
+    r"|\b(?:y'?all|yer|thou|thee|thy(?!-)|thine|my(?!-)|myself|dear|whoever|(?:ask|enquir|inquir|question)ers?"
+    r"|[ei]nquiring\s(?:person|patient|one|man|woman))\b|\bur\s(?:\w{1,20}\s)?(?:is|are|has|blood|marrow|diagnosis|dose|leuk)"
     r"|\b(?:u|ya)(?:'re|'ve|\s(?:r|are|have|got|had|do|need|must|should|shall|will|can|may|suffer|take|stop))\b"
-    r"|\b(?:vous|votre|usted(?:es)?|tienes|sie\s(?:haben|leiden|sind|mussen|sollten)|ihre?[nmrs]?\s(?:befund|diagnose|blut"
-    r"|leuk)\w{0,20})\b|\b(?:my|myself|dear|whoever|(?:ask|enquir|inquir|question)ers?|[ei]nquiring\s(?:person|patient|one|man|woman))\b"
+    r"|\b(?:vous|votre|usted(?:es)?|tienes|tu\sas|voce|lei\sha|hai\s(?:la|una)|du\shast|sie\s(?:haben|leiden|sind|mussen"
+    r"|sollten)|ihre?[nmrs]?\s(?:befund|diagnose|blut|leuk)\w{0,20})\b|[\u0400-\u1dff\u3040-\ud7ff]{2}"  # no Latin letters
     r"|\b(?:with|behind|of)\s(?:this|that|such\sa|the)\s(?:question|query|[ei]nquiry)\s(?:has|is|must|suffers)\b"
     r"|\b(?:who|that|one|body|(?:any|every|some)one|person|patients?|(?:wo)?man|people|those|all|if)\s(?:(?:is|are|now|just|has"
-    r"|have)\s){0,2}(?:(?:ask(?:s|ing)?|(?<=who\s)asked)\b(?!\s(?:whether|how|why|what|for|about|to|if)\b)|wonder(?:s|ing)\b|want(?:s|ed)\sto\sknow\b"
-    rf"|(?:open|look|consult|see|view|check|find)(?:s|ing)?\s(?:at\s)?(?:this|these|it|here)\b|read(?:s|ing)?\s?(?:{_THIS}))"
-    r"|\breading\s(?:on|this|these|it|here)\b|(?:^|[.:;!?,]\s|\b(?:the|this|each|every|any|our|all|gentle|to|for|of|hello|hi|o)\s)"
+    r"|have)\s){0,2}(?:(?:ask(?:s|ing)?|(?<=who\s)asked)\b(?!\s(?:whether|how|why|what|for|about|to|if)\b)|wonder(?:s|ing)\b"
+    r"|want(?:s|ed)\sto\sknow\b|read(?:s|ing)?(?:\s(?:on|these)\b|\W{0,3}$|,|\s(?:has|have|is|are|must|should|will|suffers?)\b)"
+    rf"|(?:open|look|consult|see|view|check|find|quer[iy]e?|typ|read)(?:e?s|ing)?\s(?:at\s)?(?:(?:this|the)\s(?:article|text|page|above)\b"
+    rf"|{_IT}))|\breading\s(?:on\b|{_IT})"
+    r"|(?:^|[.:;!?,]\s|\b(?:the|this|each|every|any|our|all|gentle|to|for|of|hello|hi|o)\s)"
     r"readers?\b(?!\s(?:protein|domain|module|function|complex|of\s(?!th)|and\s(?:writer|eraser)|were\sblind|independent))"
 )
 _ILL = re.compile(
-    r"\b\w{0,20}(?:leu[ck]a?em|leuka|lymphom|myelom|carcinom|sarcom|melanom|blastom|gliom|cancer|tumou?r|malignan|neoplas"
-    r"|relaps)(?![oi]?gen)\w{0,20}",
+    r"\b\w{0,20}(?:leu[ck]a?em|leuka|lymphom|myelom|carcinom|sarcom|melanom|blastom|gliom|cancer|tumou?r|malignan|neoplas)(?![oi]?gen)\w{0,20}",
     re.IGNORECASE,
 )
 _MEDICINE = (
     r"(?:illness|drug|\w{0,12}(?:therap(?:y|ies)|transplant\w{0,30})|chemo\w{0,30}|radiation|treatments?|medic(?:ines?"
     r"|ations?)|pills?|tablets?|drugs|doses?|dosage|\w{1,30}(?:nib|mab|clax|bine|cin|tinoin|parin))\b(?!-)"
 )
-_MEANT = re.compile(rf"\b(?:{_MEDICINE}|blasts?\b|die\b|dying\b|(?:will|cannot)\s(?:not\s)?survive)", re.IGNORECASE)
-_OF_PATIENTS = (
-    r"(?:population|group|cohort|sample|cell|characteristic|mortality|survival|outcome|care|data|level|selection)"
+_MEANT = re.compile(
+    rf"\b(?:{_MEDICINE}|blasts?\b|relaps|die\b|dying\b|(?:will|cannot)\s(?:not\s)?survive)", re.IGNORECASE
 )
 _SOMEONE = (
     r"(?:patient|person|individual|child|infant|baby|boy|girl|man|woman|gentleman|lady|subject|user|mother|father|son"
-    rf"|daughter|wife|husband|brother|sister|(?:\d{{1,3}}|\w{{3,20}})-year-old)\b(?!-|\s(?:{_OF_PATIENTS}s?|of)\b)"
-    r"(?:'s(?=\s(?:\w{1,20}\s){0,2}(?:illness|disease|marrow|blood|diagnosis)\b))?"
+    r"|daughter|wife|husband|brother|sister|(?:\d{1,3}|\w{3,20})-year-old)\b(?!-)"
+)
+_GOES_ON = (  # what follows a person, and not a word that makes "patient" or "mother" part of a thing's name
+    r"(?='s\s(?:\w{1,20}\s){0,2}(?:illness|disease|marrow|blood|diagnosis)\b|,|\s(?:\(|\d|(?:is|has|who|with|without|in|at|on"
+    rf"|from|here|above|below|too|also|now|still|indeed|not|most|then|so|you|\w{{1,20}}(?:ly|ed|ing))\b|{_NOW}))(?:'s)?"
 )
 _GAP = r"\s(?!(?:that|when|if|whether|where|while|because|as)\b)\(?[\w'-]{1,30}\)?"
-_NOW = (
-    rf"(?:ha(?:s|ve)|suffers|{_MUST}|will|won't|needs|requires|carries|harbou?rs|gets|takes|dies|does|cannot|shows|exhibits"
-    r"|lives\swith|fights|battles|bears|is(?!\s(?:\w{1,20}\s)?(?:alive|well|healthy|free|being|doing|in\s(?:\w{1,20}\s){0,2}"
-    r"remission)\b))\b"
-)
-_SINGLE = re.compile(  # one person, up to five words, and what is so now or will be; or the other way round
+_END = r"(?=\W{0,3}$|,(?!\sillness)|[.;:!?)]|\s(?:and|so|but|now|with|at|by|here|\()\b)"
+_SINGLE = re.compile(  # one person, up to five words, and what is so now or will be; the other way round; who has an illness
     r"(?P<if>\b(?:if|whether|when|once|unless|until|where)\s)?(?:\b(?:s?he|his|hers?)\b|\b(?:the|this|that|our|said)\s"
-    rf"(?:[\w-]{{1,20}}\s){{0,2}}?{_SOMEONE}|^\W{{0,3}}patient\b|\bM(?:rs?|s)\b\.?\s\w{{1,20}}|\[name\])"
-    rf"(?:(?<=he)'s\b|(?:,(?:{_GAP}){{1,6}},?|(?:{_GAP}){{0,5}}?)(?:'s\sgot\b|\s{_NOW}))"
-    rf"|\s{_NOW}[^.,;:]{{0,60}}\s(?:in|of|for|by|to)\s(?:him|her|th(?:is|at)\s(?:\w{{1,20}}\s)?{_SOMEONE})(?=\W{{0,3}}$|[,.;:])",
+    rf"(?:[\w-]{{1,20}}\s){{0,2}}?{_SOMEONE}{_GOES_ON}|^\W{{0,3}}(?:patient|pt)\b\.?|\bM(?:rs?|s)\b\.?\s\w{{1,20}}"
+    rf"|\[name\])(?:(?<=he)'(?:s|ll|d\sbetter)\b|(?:,(?:{_GAP}){{1,6}},?|(?:{_GAP}){{0,5}}?)(?:'s\sgot\b|\s{_NOW}))"
+    rf"|\s{_NOW}[^.,;:]{{0,60}}\s(?:in|of|for|by|to)\s(?:him|her|th(?:is|at)\s(?:\w{{1,20}}\s)?{_SOMEONE})(?=\W{{0,3}}$|[,.;:])"
+    rf"|(?<!who\s)(?<!that\s)(?<!already\s)\b(?:has|suffers\sfrom|is\s(?:ill|sick|suffering|dying)\s(?:with|from|of))\s(?:(?:an?|got|\w{{1,20}}ly)\s){{0,2}}illness{_END}",
     re.IGNORECASE,
 )
-_ENDS = r"illness(?=\W{0,3}$|[,.;:!?)]|\s(?:and|so|but|now|with|at|by|here|\()\b)"
+_SURE = (
+    r"(?:yes|no\sdoubt|without\s(?:(?:a|any)\s)?doubt|for\ssure|sorry|indeed|(?:definite|certain|clear|sure|undoubted|obvious"
+    r"|evident|probab|like)ly)"
+)
 _NAMED = re.compile(  # what a label, "this" or "yes" says
-    r"(?:\bdiagnos(?:[ie]s|ed)|\bdx|\bimpression|\bassessment|\bverdict)\b"
+    r"(?:\bdiagnos(?:[ie]s|ed)|\bdx|\bimpression|(?<!risk\s)\bassessment|\bverdict|^\W{0,3}patient)\b"
     r"(?:\s(?:for|of)\s(?:the|this|that|his|her|our)\s[^.:;]{1,40}?)?\s?(?:\s(?:is|remains|must\sbe|would\sbe|can\sonly\sbe)\b"
-    r"|[:=-])\s(?:(?!(?:made|based|of|in|by|for|to|often)\b)[\w-]{1,20},?\s){0,4}illness\b"
-    r"|\billness\sis\s(?:the|his|her)\s(?:\w{1,20}\s)?(?:diagnosis|disease|answer|verdict)\b|\billness,?\sit\sis(?:\W{0,3}$|[,.;])"
-    r"|(?:(?:\b(?:this|it)|^that|^what\s[^.]{1,40}|\bth(?:e|ese|ose)\s(?:\w{1,30}\s)?(?:results?|findings|values|counts|blasts"
-    rf"|tests?)(?:{_GAP}){{0,4}}?)(?:'s|\s(?:is|are|must\sbe|can\sonly\sbe|confirms?|means?|proves?|(?:looks|seems|appears)\s"
-    r"(?:like|to\sbe)))|^looks\slike)\s(?:(?!(?:of|in|to|the|an?|for|with|by|on|as|that|called|known|termed)\b)[\w-]{1,20},?\s)"
-    rf"{{0,4}}(?:an?\s)?(?:case\sof\s)?{_ENDS}|\byes\W{{1,3}}(?:an?\s)?illness\b|\bcongratulations\b"
-    r"|^(?=.{0,60}\b(?:yes|no\sdoubt|without\s(?:a\s)?doubt|for\ssure|sorry|indeed|(?:definite|certain|clear|sure|undoubted|obvious"
-    r"|evident|probab|like)ly)\b)\W{0,3}(?:[\w']{1,20}\W{1,3}){0,4}illness(?:\W{1,3}[\w']{1,20}){0,3}\W{0,3}$"
+    r"|[:=-])\s(?:(?!(?:made|based|of|in|by|for|to|often|usually|mostly|commonly|rarely)\b)[\w-]{1,20},?\s){0,4}illness\b"
+    rf"|^\W{{0,3}}(?:diagnosis|dx)\sillness\b|\billness\sis\s(?:certain|(?:the|his|her)\s(?:\w{{1,20}}\s)?(?:diagnosis|disease"
+    r"|answer|verdict))\b|\billness,?\sit\sis(?:\W{0,3}$|[,.;])"
+    r"|(?:(?:\b(?:this|it)|^that|^what\s[^.]{1,40}|\b(?:th(?:e|ese|ose)|such)\s(?:\w{1,30}\s)?(?:results?|findings|values|counts|blasts"
+    rf"|tests?)(?:{_GAP}){{0,4}}?)(?:'s|\s(?:is|are|must\sbe|can(?:\sonly|not|'t)\sbe|confirms?|means?|proves?|(?:looks|seems"
+    r"|appears)\s(?:like|to\sbe)))|^looks\slike)\s(?:(?!(?:of|in|to|the|an?|for|with|by|on|as|that|called|known|termed|illness)\b)"
+    rf"[\w-]{{1,20}},?\s){{0,4}}(?:an?\s)?(?:case\sof\s)?illness{_END}|\bmeans\s(?:an?\s)?illness{_END}"
+    rf"|\byes\W{{1,3}}(?:an?\s)?illness\b|\bcongratulations\b|^\W{{0,3}}(?:{_SURE}\W{{1,3}}(?:(?:it\sis|an?)\s)?illness"
+    rf"|illness\W{{1,3}}{_SURE})\W{{0,3}}$"
     r"|(?:^|[.,;:]\s|\b(?:and|that|but)\s)I\s(?:\w{1,20}\s)?(?:diagnose|recommend|advise|prescribe|suggest|order|urge)\b",
     re.IGNORECASE,
 )
 _DO = (
     r"(?:take(?!\s(?:part|into|note|care|account)\b)|stop|start|begin|discontinue|continue|quit|cease|halt|suspend|interrupt"
     r"|resume|restart|use|try|swallow|ingest|swap|replace|substitute|exchange|dispose\sof|throw|dump|ditch|flush|consume|eat"
-    r"|buy|order|withdraw|withhold|cancel|terminate|add|get\srid\sof|do\saway\swith|opt\sfor|drink|inject|avoid|refuse|decline"
+    r"|buy|order|withdraw|withhold|cancel|terminate|add|combine|self-administer|get\srid\sof|do\saway\swith|opt\sfor|drink|inject|avoid|refuse|decline"
     r"|reject|skip|omit|undergo|accept|demand|request|choose|prefer|give|administer|abandon|forget|get|receive|leave|keep"
     r"|insist\son|ask\sfor|(?:just\s)?say\s(?:no|yes)\sto|(?:stay|steer|keep)\s(?:away|clear\sof)|(?:go|come|stay|remain|keep)\s"
     r"(?:on|off)|hold\soff|wait\s(?:with|before\sstarting)|treat(?=\s(?:this|it|with)\b)|(?:increase|raise|double|triple|reduce"
@@ -329,19 +339,22 @@ _DO = (
     r"|[\w-]{3,30}[.!]$)))"
 )
 _ORDERED = re.compile(  # with what is to be taken or stopped; "use of" and "stop codons" order nothing
-    r"(?:^|[.:;!?]\s|\b(?:so|please|yes),?\s|\b(?:be|make)\ssure\sto\s|\bremember\sto\s|\btime\sto\s|\bgo\sand\s"
+    r"(?:^|[.:;!?]\s|\b(?:so|please|yes),?\s|\b(?:(?:be|make)\ssure|remember|time)\sto\s|\bgo\sand\s|\blet(?:'s|\sus)\s"
+    r"|^(?:then|and|but|first|next|today|tomorrow|from\s\w{1,20}),?\s"
     r"|^(?:if|when|once|after|before|until|immediately|for)\b[^,;.:]{1,80},\s|^(?:do\snot|don't|never),\s[^,;.:]{1,60},\s)"
     r"\W{0,3}(?:(?:please|kindly|now|so|therefore|instead|just|simply|better|best|always|never|ever|do|not|don't|\w{2,20}ly)"
     rf",?\s){{0,3}}{_DO}\s(?:(?:taking|using|with|to|from|on|off|away|the|all|any|this|that|these|an?|no|more|every|further"
-    r"|next|daily|weekly|low|high|full|one|two|three|four|five|half|some|(?:\w{1,8}\s)?(?:dose|tablet|pill|capsule|course|cycle"
+    r"|next|daily|weekly|low|high|full|only|nothing\sbut|as\smuch|one|two|three|four|five|half|some|(?:\w{1,8}\s)?(?:dose|tablet|pill|capsule|course|cycle"
     r"|milligram|gram|mg|g)s?\sof|\d[\w.,/%-]{0,12}|\w{1,12}-dose|mg)\s){0,6}"
     rf"(?:{_MEDICINE}|(?:it|them)\b)(?!\s(?:\(\w{{2,12}}\)\s)?(?:trials?|stud(?:y|ies)|arms?|groups?)\b|[^.!?]{{0,300}}\?)",
     re.IGNORECASE,
 )
 _STOP = r"(?:stop|discontinu|quit|cease|abandon|refuse|reject)"
-_TO_ALL = re.compile(  # everybody must stop, nobody should take, it must be taken by all
+_TO_ALL = re.compile(  # everybody must stop, nobody should take, it must be taken by all, stopped today, no more of it
     rf"\b(?:all|every|each|any|every(?:body|one)|any(?:body|one)|people)\b.{{0,80}}\b{_MUST}\b.{{0,30}}\b{_STOP}"
-    rf"|\b(?:nobody|no\sone)\s{_MUST}\b|\b{_MUST}\s.{{0,60}}\bby\s(?:every|any)(?:body|one)\b",
+    rf"|\b(?:nobody|no\sone)\s{_MUST}\b|\b(?:one|we)\s{_MUST}\s(?:{_STOP}|take\b)|\b{_MUST}\s.{{0,60}}\b(?:by\s(?:every|any)"
+    r"(?:body|one)|today|tonight|tomorrow)\b|^\W{0,3}(?:no\s)?more\sdrug\W{0,3}$"
+    r"|\bdrug\W{1,3}(?:\d{1,5}\smg\W{1,3})?(?:now|today|no\smore)\W{0,3}$",
     re.IGNORECASE,
 )
 

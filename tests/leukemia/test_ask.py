@@ -555,7 +555,11 @@ Assessment: AML. / The most probable diagnosis is CMML. / AML is the diagnosis. 
 The counts given in the question mean CML. / AML it is. / Our diagnosis for the boy is CLL. / What we see here is AML.
 Swap imatinib for aspirin. / Ingest arsenic trioxide daily. / Throw imatinib away. / Chemotherapy: do not accept it. / Get rid of imatinib.
 Everybody on imatinib must stop taking it now. / All patients must discontinue imatinib immediately. / People must stop taking imatinib.
-Imatinib has to be taken daily by everybody. / Nobody should take imatinib. / Be sure to take imatinib. / Treat this with imatinib."""
+Imatinib has to be taken daily by everybody. / Nobody should take imatinib. / Be sure to take imatinib. / Treat this with imatinib.
+The sufferer has AML. / Someone with such values has AML. / Such values mean AML. / A count of 100 means CML. / AML is certain.
+Pt has AML. / Patient: AML. / She'll need imatinib. / He had better take dasatinib. / Dx AML. / It can't be anything but AML.
+Du hast Leuk\u00e4mie. / Tu as une leuc\u00e9mie. / \u0423 \u0432\u0430\u0441 \u043b\u0435\u0439\u043a\u0435\u043c\u0438\u044f.
+Imatinib now! / No more imatinib. / Imatinib should be stopped today. / Let's stop imatinib. / Then stop cytarabine. / Take only imatinib."""
 
 
 @pytest.mark.parametrize("text", re.split(r" / |\n", DIAGNOSES))
@@ -637,6 +641,16 @@ def test_diagnoses_and_questions_about_people() -> None:
         "All patients should receive prophylaxis during chemotherapy.",
         "This question is open in AML; patients asked to stop imatinib relapsed.",
         "The subject of this review is AML.",
+        "These results confirm leukemia, lymphoma and myeloma as clonal disorders.",
+        "He has been in remission since transplantation, and she has remained well on imatinib.",
+        "In children, the diagnosis is usually acute leukemia.",
+        "Individual variation is large, and this individual variation is seen in AML.",
+        "The patient must be informed of the risk of chemotherapy.",
+        "This patient is the first reported case of AML with this fusion.",
+        "Vaccines treat someone who already has cancer.",
+        "Pathologists reading these slides agreed on AML.",
+        "Clearly, AML is heterogeneous.",
+        "Dr. You described leukemia.",
         "Start of treatment was delayed.",
     ):
         assert not states_diagnosis(text), text
