@@ -257,9 +257,9 @@ _LOOK_ALIKE = str.maketrans("аеорсухкмнтвіјѕһοαρυιετκν�
 _MUST = r"(?:must|should|shall|needs?\sto|ha(?:s|ve)\sto|ought\sto|had\sbetter)"
 _NOW = (
     rf"(?:ha(?:s|ve)(?!\s(?:\w{{1,20}}\s)?(?:remained|survived|been\s(?:in|on|off|free|well|alive))\b)|suffers"
-    rf"|{_MUST}(?!\s(?:\w{{1,20}}\s)?be\s(?:informed|told|counsel))|will|won't|needs|requires|carries|harbou?rs|gets|takes"
-    r"|dies|does|cannot|can't|shows|exhibits|lives\swith|fights|battles|bears|is(?!\s(?:\w{1,20}\s)?(?:alive|well|healthy|free"
-    r"|being|doing|in\s(?:\w{1,20}\s){0,2}remission|(?:first|second|only|oldest|youngest))\b))\b"
+    rf"|{_MUST}(?!\s(?:\w{{1,20}}\s)?be\s(?:informed|told|counsel))|will|won't|needs(?!\sof)|requires|carries|harbou?rs|gets"
+    r"|takes|dies|does|cannot|can't|shows|exhibits|lives\swith|fights|battles|bears|appears|seems|are|is(?!\s(?:\w{1,20}\s)?"
+    r"(?:\d{1,3}|alive|well|healthy|free|being|doing|in\s(?:\w{1,20}\s){0,2}remission|(?:first|second|only|oldest|youngest))\b))\b"
 )
 _IT = rf"\b(?:this|these|it|here)(?=\W{{0,3}}$|,|\s(?:now\s)?(?:up|in|has|have|is|are|will|suffers?|{_MUST}|text|page|article"
 _IT += r"|abstract|sentence|line|paper|answer|study|result)s?\b)"
@@ -301,24 +301,28 @@ _GOES_ON = (  # what follows a person, and not a word that makes "patient" or "m
 _GAP = r"\s(?!(?:that|when|if|whether|where|while|because|as)\b)\(?[\w'-]{1,30}\)?"
 _END = r"(?=\W{0,3}$|,(?!\sillness)|[.;:!?)]|\s(?:and|so|but|now|with|at|by|here|\()\b)"
 _SINGLE = re.compile(  # one person, up to five words, and what is so now or will be; the other way round; who has an illness
-    r"(?P<if>\b(?:if|whether|when|once|unless|until|where)\s)?(?:\b(?:s?he|his|hers?)\b|\b(?:the|this|that|our|said)\s"
+    r"(?P<if>\b(?:if|whether|when|once|unless|until|where)\s)?(?:\b(?:s?he|him|his|hers?)\b|\b(?:the|this|that|our|said)\s"
     rf"(?:[\w-]{{1,20}}\s){{0,2}}?{_SOMEONE}{_GOES_ON}|^\W{{0,3}}(?:patient|pt)\b\.?|\bM(?:rs?|s)\b\.?\s\w{{1,20}}"
     rf"|\[name\])(?:(?<=he)'(?:s|ll|d\sbetter)\b|(?:,(?:{_GAP}){{1,6}},?|(?:{_GAP}){{0,5}}?)(?:'s\sgot\b|\s{_NOW}))"
     rf"|\s{_NOW}[^.,;:]{{0,60}}\s(?:in|of|for|by|to)\s(?:him|her|th(?:is|at)\s(?:\w{{1,20}}\s)?{_SOMEONE})(?=\W{{0,3}}$|[,.;:])"
-    rf"|(?<!who\s)(?<!that\s)(?<!already\s)\b(?:has|suffers\sfrom|is\s(?:ill|sick|suffering|dying)\s(?:with|from|of))\s(?:(?:an?|got|\w{{1,20}}ly)\s){{0,2}}illness{_END}",
+    rf"|(?<!who\s)(?<!that\s)(?<!already\s)(?<!mouse\s)(?<!cohort\s)\b(?:has|suffers\sfrom|is\s(?:ill|sick|suffering|dying)\s(?:with|from|of))\s(?:(?:an?|got|\w{{1,20}}ly)\s){{0,2}}illness{_END}",
     re.IGNORECASE,
 )
 _SURE = (
     r"(?:yes|no\sdoubt|without\s(?:(?:a|any)\s)?doubt|for\ssure|sorry|indeed|(?:definite|certain|clear|sure|undoubted|obvious"
     r"|evident|probab|like)ly)"
 )
-_NAMED = re.compile(  # what a label, "this" or "yes" says
-    r"(?:\bdiagnos(?:[ie]s|ed)|\bdx|\bimpression|(?<!risk\s)\bassessment|\bverdict|^\W{0,3}patient)\b"
-    r"(?:\s(?:for|of)\s(?:the|this|that|his|her|our)\s[^.:;]{1,40}?)?\s?(?:\s(?:is|remains|must\sbe|would\sbe|can\sonly\sbe)\b"
-    r"|[:=-])\s(?:(?!(?:made|based|of|in|by|for|to|often|usually|mostly|commonly|rarely)\b)[\w-]{1,20},?\s){0,4}illness\b"
-    rf"|^\W{{0,3}}(?:diagnosis|dx)\sillness\b|\billness\sis\s(?:certain|(?:the|his|her)\s(?:\w{{1,20}}\s)?(?:diagnosis|disease"
+_NAMED = re.compile(  # what a label, "this" or "yes" says, and what something is without further words
+    r"(?:(?<!when\sthe\s)(?<!if\sthe\s)\bdiagnos(?:[ie]s|ed)|\bdx|\bimpression|(?<!risk\s)\bassessment|\bverdict|^\W{0,3}patient)\b"
+    r"(?:\s(?:&|and)\splan|\s(?:for|of)\s(?:the|this|that|his|her|our)\s[^.:;]{1,40}?|,[^,.;]{1,40},)?\s?"
+    r"(?:\s(?:is|remains|reads|equals|stands|must\sbe|would\sbe|can\sonly\sbe)\b:?|[:=-])\s"
+    r"(?:(?!(?:made|based|of|in|by|for|to|often|usually|mostly|commonly|rarely)\b)[\w-]{1,20},?\s){0,4}illness\b"
+    r"|^(?:(?!illness|subject|topic|focus|review|model|example)[^.;:]){1,80}?\s(?:is|means?|equals?|proves?|shows?|confirms?|points?\sto|adds\sup\sto|comes\sfrom)\s"
+    r"(?:(?!(?:the|of|in|to|for|no|not|by|with|about|from|on|at)\b)[\w-]{1,20}\s)?illness\W{0,3}$|^\W{0,3}(?:the\s)?(?:(?:result|outcome|fact|finding)\s?:\s"
+    r"(?:[\w-]{1,20}\s)?illness\W{0,3}$|(?:rx|prescription|recommended)\s?:\s(?:\w{1,20}\s)?drug\b)"
+    rf"|^\W{{0,3}}(?:diagnosis|dx|impression)\W{{1,2}}illness\b|\billness\sis\s(?:certain|(?:the|his|her)\s(?:\w{{1,20}}\s)?(?:diagnosis|disease"
     r"|answer|verdict))\b|\billness,?\sit\sis(?:\W{0,3}$|[,.;])"
-    r"|(?:(?:\b(?:this|it)|^that|^what\s[^.]{1,40}|\b(?:th(?:e|ese|ose)|such)\s(?:\w{1,30}\s)?(?:results?|findings|values|counts|blasts"
+    r"|(?:(?:\b(?:this|it)|^that|^what\s[^.]{1,40}|\b(?:th(?:e|ese|ose)|such)\s(?:\w{1,30}\s)?(?:results?|findings|values|counts|symptoms|signs|blasts"
     rf"|tests?)(?:{_GAP}){{0,4}}?)(?:'s|\s(?:is|are|must\sbe|can(?:\sonly|not|'t)\sbe|confirms?|means?|proves?|(?:looks|seems"
     r"|appears)\s(?:like|to\sbe)))|^looks\slike)\s(?:(?!(?:of|in|to|the|an?|for|with|by|on|as|that|called|known|termed|illness)\b)"
     rf"[\w-]{{1,20}},?\s){{0,4}}(?:an?\s)?(?:case\sof\s)?illness{_END}|\bmeans\s(?:an?\s)?illness{_END}"

@@ -559,7 +559,9 @@ Imatinib has to be taken daily by everybody. / Nobody should take imatinib. / Be
 The sufferer has AML. / Someone with such values has AML. / Such values mean AML. / A count of 100 means CML. / AML is certain.
 Pt has AML. / Patient: AML. / She'll need imatinib. / He had better take dasatinib. / Dx AML. / It can't be anything but AML.
 Du hast Leuk\u00e4mie. / Tu as une leuc\u00e9mie. / \u0423 \u0432\u0430\u0441 \u043b\u0435\u0439\u043a\u0435\u043c\u0438\u044f.
-Imatinib now! / No more imatinib. / Imatinib should be stopped today. / Let's stop imatinib. / Then stop cytarabine. / Take only imatinib."""
+Imatinib now! / No more imatinib. / Imatinib should be stopped today. / Let's stop imatinib. / Then stop cytarabine. / Take only imatinib.
+The disease is CML. / The cause of the fatigue is AML. / Such symptoms are leukemia. / It all adds up to CML. / Result: acute leukemia.
+Her blasts are at 40%. / The best drug for him is nilotinib. / IMPRESSION: AML. / The diagnosis reads CLL. / Rx: imatinib 400 mg daily."""
 
 
 @pytest.mark.parametrize("text", re.split(r" / |\n", DIAGNOSES))
@@ -651,6 +653,11 @@ def test_diagnoses_and_questions_about_people() -> None:
         "Pathologists reading these slides agreed on AML.",
         "Clearly, AML is heterogeneous.",
         "Dr. You described leukemia.",
+        "The patient is now 5 years post-transplant with no evidence of leukemia.",
+        "When the diagnosis is acute promyelocytic leukemia, ATRA is started.",
+        "The individual needs of patients with leukemia vary.",
+        "Most of these cells are malignant, and CML is a myeloproliferative neoplasm.",
+        "Every mouse has leukemia by week 4.",
         "Start of treatment was delayed.",
     ):
         assert not states_diagnosis(text), text
