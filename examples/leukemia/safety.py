@@ -31,34 +31,46 @@ __all__ = [
 
 # every repeat has a limit, so that the time grows with the length of a text and not with its square
 _NUMBERED = (
-    r"(?:medical\s)?record|hospital|patient|chart|case(?:\snote)?|health\scard|insurance|NHS|social\ssecurity|passport"
-    r"|Medicare|Medicaid"
+    r"(?:medical\s)?record|hospital|patient|chart|case(?:\snote)?|health\scard|(?:health\s)?insurance(?:\s(?:policy"
+    r"|card|member))?|NHS|social\ssecurity|Medicare|Medicaid"
 )
+_DOCUMENT = r"MRN|passport|driv(?:er)?(?:['\u2019]?s|ing)?\slicen[cs]e|insurance\spolicy"  # told by its name alone
 _NUMBERED_ENDS = ("record", "hospital", "patient", "chart", "case", "card", "insurance", "nhs", "security")
-_NUMBERED_ENDS += ("passport", "medicare", "medicaid")
+_NUMBERED_ENDS += ("medicare", "medicaid", "insurance policy", "insurance member")
+_SHORT_DATE = r"(?:\d{8}|\d{6}|\d{1,2}\s\d{1,2}\s(?:\d{4}|\d{2}))\b"  # a date only behind words that say so
 _NI_NUMBER = r"[A-Z]{2}\s?\d{2}\s?\d{2}\s?\d{2}\s?[A-D]\b"
 # each kind's alternatives with the words, as `words_apart` writes them, of which a text must have one
 _IDENTIFIERS: dict[str, tuple[tuple[tuple[str, ...], str], ...]] = {
-    "e-mail address": (((" @ ",), r"(?i:[\w.+-]{1,64}@[\w-]{1,63}\.[\w.-]{0,190}\w)"),),
+    "e-mail address": (((" @ ",), r"(?i:[\w.+-]{1,64}@[\w-]{1,63}\.[\w.-]{0,190}[^\W\d])"),),
     "social security number": (
         ((), r"\b\d{3}-(?<!000-)(?<!666-)(?<!9\d\d-)(?!00)\d{2}-(?!0000)\d{4}\b"),
         (
-            (" ssn",),
+            (" ssn", " social security"),
             (
-                r"(?:(?<=\bSSN)|(?<=\bSSN[\s:#=])|(?<=\bSSN[:#=]\s)|(?<=\bSSN\sis\s)|(?<=\bSSN\sis:\s))"
-                r"\d{3}[ -]?\d{2}[ -]?\d{4}\b"
+                r"(?i:\b(?:SSN|social\ssecurity(?:\scard)?)(?:\s(?:numbers?|no|num|nr|id)\b)?\W{0,3}(?:is\b"
+                r"|was\b)?\W{0,3})\d{3}[ -]?\d{2}[ -]?\d{4}\b"
             ),
         ),
     ),
     "NHS number": (((), r"\b\d{3}[ -]?\d{3}[ -]?\d{4}\b"),),
     "record number": (
         (
-            (" mrn", " passport", *(f"{word} {part}" for word in _NUMBERED_ENDS for part in ("n", "id"))),
-            rf"(?i:\b(?:MRN|passport|(?:{_NUMBERED})\s(?:numbers?|no\.?|id|identifier))\s?(?:(?:is|:|\#|=)\s?){{0,2}}(?!\d{{1,3}}-\d{{1,3}}(?![\w-]))(?=[\w-]{{0,40}}\d)[\w-]{{4,40}})",
+            (
+                " mrn",
+                " passport",
+                " license",
+                " licence",
+                " insurance policy",
+                *(f"{word} {part}" for word in _NUMBERED_ENDS for part in ("n", "id")),
+            ),
+            (
+                rf"(?i:\b(?:(?:{_DOCUMENT})(?:\s(?:numbers?|no\.?|id))?|(?:{_NUMBERED})\s(?:numbers?|no\.?|id|identifier))"
+                r"\s?(?:(?:is|:|\#|=)\s?){0,2}(?!\d{1,3}-\d{1,3}(?![\w-]))(?=[\w-]{0,40}\d)[\w-]{4,40})"
+            ),
         ),
         ((" record",), r"(?i:\b(?:medical\s)?record)\s?[:#]{0,2}\s?\d{6,10}\b"),
         ((" medical record ", " mr "), r"(?i:\bmedical\srecord|\bMR)\s?#\s?:?\s?\d{4,10}\b"),
-        ((" id ", *(f" id{digit}" for digit in range(10))), r"\bID\s?[:#]?\s?\d{7,10}\b"),
+        ((" id ", *(f" id{digit}" for digit in range(10))), r"\b(?<!PubChem\s)(?<!Gene\s)ID\s?[:#]?\s?\d{7,10}\b"),
         (
             (" national insurance",),
             rf"\b(?i:national\sinsurance(?:\s(?:number|no\.?))?)\s?(?:is|:)?\s?{_NI_NUMBER}",
@@ -69,8 +81,9 @@ _IDENTIFIERS: dict[str, tuple[tuple[tuple[str, ...], str], ...]] = {
         (
             (),
             (
-                r"(?<![\w.])\+\d[\d ().-]{7,25}\d|\(\d{3,5}\)\s?\d{3,4}[ -]?\d{3,4}\b|\b\d{3}[.-]\d{3}[.-]\d{4}\b"
-                r"|\b0\d{2,4}[ -]\d{3,4}[ -]?\d{3,4}\b"
+                r"(?<![\w.])\+(?=(?:[ ().-]{0,3}\d){8})\d[\d ().-]{7,25}\d"
+                r"|\((?!(?:19|20)\d\d\))\d{3,5}\)\s?\d{3,4}[ -]?\d{3,4}\b|\b\d{3}[.-]\d{3}[.-]\d{4}\b"
+                r"|(?<!\d\s)\b0(?!00)\d{2,4}[ -]\d{3,4}[ -]?\d{3,4}\b"
             ),
         ),
         (
@@ -85,8 +98,9 @@ _IDENTIFIERS: dict[str, tuple[tuple[tuple[str, ...], str], ...]] = {
         (
             (" dob", " d o b", " date of birth", " birth", " born", " b "),
             (
-                rf"(?i:\b(?:DOB|D\.O\.B\.?|date\sof\sbirth|birth\s?da(?:te|y)|born(?:\son)?|b\.))\s?(?:is|was"
-                rf"|falls|[:=-])?\s?(?:on\s)?{DATE}"
+                rf"(?i:\b(?:(?:DOB|D\.O\.B\.?|date\sof\sbirth|birth\s?da(?:te|y))\s?(?:is|was|falls"
+                rf"|[:=-])?\s?(?:on\s)?(?:the\s)?(?:{DATE}|{_SHORT_DATE})"
+                rf"|(?:born|(?-i:b)\.(?=\s))\s?(?:was|[:=-])?\s?(?:(?:on|in)\s)?(?:the\s)?{DATE}))"
             ),
         ),
     ),

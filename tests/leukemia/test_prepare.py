@@ -121,7 +121,8 @@ def test_cleaning(raw: str, cleaned: str | None) -> None:
     assert clean(raw) == (raw if cleaned is None else cleaned)
 
 
-PIECES = """Mr Who|Mrs. Who|MR WHOM|Miss Doe|Jane Doe|patient|pt: Jane Doe|I am Jane Doe|name: Doe|my name is doe|his name is Doe
+PIECES = """Mr.Who|Señora Doe|social security no. 123 45 6789|insurance policy AB-1234|driver's license D1234567|DOB 030461
+Mr Who|Mrs. Who|MR WHOM|Miss Doe|Jane Doe|patient|pt: Jane Doe|I am Jane Doe|name: Doe|my name is doe|his name is Doe
 a man called doe|my father, Jane Doe|born 12/3/2004| has AML|'s got acute| SSN 123456789| SSN is: 123-45-6789|123-45-6789|a@b.org
 MRN no. ab-12|ID 12345678|case note number 1234|Medicare id 12ab|medical record # 12345|record:1234567|AB 12 34 56 C
 national insurance no. AB123456C|phone at 0123 555 1234|1 Long Street|©|(c)|Copyright 2003 Wiley|The Author(s).|. Published by Wiley.
