@@ -151,7 +151,9 @@ def quantize_rows(x: Tensor, input_scale: float | None = None, lowest: int = -12
         ValueError: x holds NaN or infinity.
     """
     x = (x if x.dtype in (torch.float32, torch.bfloat16) else x.float()).contiguous()
-    q, scale = torch.empty(x.shape, dtype=torch.int8), torch.empty(len(x), 1)
+    # whatever dtype and device are the default: C writes bytes and float32 there
+    q = torch.empty(x.shape, dtype=torch.int8, device=x.device)
+    scale = torch.empty(len(x), 1, dtype=torch.float32, device=x.device)
     half, fixed = x.dtype == torch.bfloat16, ctypes.c_float(input_scale or 0.0)
     places = (x.data_ptr(), q.data_ptr(), scale.data_ptr())
     _check(_required().quantize_rows(*places, *x.shape, half, fixed, lowest), *x.shape)
@@ -191,7 +193,7 @@ def _call(
         return _call(product, weight, of_groups, x.float(), sizes, *more).to(x.dtype)
     x = x.contiguous()
     (N, K), T = weight.shape, x.shape[0]
-    y = torch.empty(T, N, dtype=x.dtype)
+    y = torch.empty(T, N, dtype=x.dtype, device=x.device)
     places = [None if tensor is None else tensor.data_ptr() for tensor in (weight, *of_groups, x, y)]
     _check(product(*places, N, K, T, *sizes, x.dtype == torch.bfloat16, *more), T, K)
     return y

@@ -237,7 +237,7 @@ class Int8Linear(_Stored):
         x, apart = self._part_outliers(x.detach())
         q = self._quantize_input(x)
         size = self.group or max(self.in_features, 1)
-        y = torch.zeros(len(x), self.out_features, device=x.device)
+        y = torch.zeros(len(x), self.out_features, dtype=torch.float32, device=x.device)
         for g, start in enumerate(range(0, self.in_features, size)):
             columns = slice(start, start + size)
             sums = _integer_product(q.values[:, columns], self.weight[:, columns])  # (T, N), exact
@@ -248,7 +248,8 @@ class Int8Linear(_Stored):
     def _many(self, x: Tensor, scale: Tensor) -> Tensor:
         """x w_hat^T for many rows (T, K), in integers: the sums of some rows of the weight at a time stay in the cache."""
         q, input_scale = kernels.quantize_rows(x, self.input_scale, self.lowest)
-        y = torch.empty(len(x), self.out_features, dtype=torch.bfloat16 if x.dtype == torch.bfloat16 else torch.float32)
+        dtype = torch.bfloat16 if x.dtype == torch.bfloat16 else torch.float32
+        y = torch.empty(len(x), self.out_features, dtype=dtype, device=x.device)
         step = max(16, 2**19 // len(x))
         for start in range(0, self.out_features, step):
             rows = slice(start, start + step)

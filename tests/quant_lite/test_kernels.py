@@ -365,3 +365,27 @@ def test_kernels_that_are_asked_for_and_cannot_be_had(tmp_path: Path, environmen
     process = run(tmp_path, **environment)
     _, errors = process.communicate(timeout=120)
     assert process.returncode == 1 and words in errors
+
+
+@needs_c
+def test_defaults_of_dtype_and_device_change_nothing() -> None:
+    """The kernels write float32 into memory that PyTorch allots: by a default dtype of 16 bits it would be half of it."""
+    script = """
+import torch
+from quant_lite import Int8Linear
+torch.manual_seed(0)
+layers = [Int8Linear.from_linear(torch.nn.Linear(64, 48), activations=kind) for kind in ("float", "int8")]
+few, many = torch.randn(2, 64), torch.randn(4000, 64)
+cases = [(layer, x) for layer in layers for x in (few, many)]
+expected = [layer(x) for layer, x in cases]
+for dtype in (torch.bfloat16, torch.float16, torch.float64):
+    torch.set_default_dtype(dtype)
+    for _ in range(5):
+        assert all(torch.equal(layer(x), y) for (layer, x), y in zip(cases, expected)), dtype
+torch.set_default_dtype(torch.float32)
+with torch.device("meta"):
+    assert all(torch.equal(layer(x), y) for (layer, x), y in zip(cases, expected)), "meta"
+print("equal")
+"""
+    done = subprocess.run([sys.executable, "-c", script], check=False, capture_output=True, text=True, timeout=100)
+    assert (done.returncode, done.stdout.strip()) == (0, "equal"), done.stderr[-500:]
