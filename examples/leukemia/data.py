@@ -103,7 +103,10 @@ def read_abstracts(
             counts["without a title"] += not record.title
             records[record.pubmed_id] = record
     if not records:
-        raise UserError(f"{path} holds no row with a pubmed_id and an abstract: nothing to train on")
+        raise UserError(
+            f"{path} holds no row with a {id_column} and an abstract: where the ids stand in another column, name it to "
+            "prepare or index with --id-column"
+        )
     return list(records.values()), counts
 
 

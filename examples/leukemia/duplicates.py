@@ -29,9 +29,8 @@ WIDTH = 4
 ALIKE = 0.65  # Jaccard similarity from which a text repeats another
 CONTAINED = 0.8  # share of the shorter's shingles that the longer has: of a copy without its end, with words changed
 TELLING = 1 / 5  # n, as a share of what is needed
-FEWEST = (
-    30  # shingles of a text that may repeat another without being the same: some sentences, not one that many share
-)
+# shingles of a text that may repeat another without being the same: some sentences, not one that many share
+FEWEST = 30
 
 
 def near_duplicates(texts: Sequence[str], threshold: float = ALIKE) -> dict[int, int]:

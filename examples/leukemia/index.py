@@ -336,7 +336,7 @@ class Index:
             return ""
         left, valid = self._count(_where(since, until, subtype)), _where()
         text = f"{filters} leaves {left:,} of {self._count(valid):,} articles"
-        unknown = 0 if since is until is None else self._count(_Where(f"{valid.sql} AND a.year IS NULL"))
+        unknown = 0 if since is None and until is None else self._count(_Where(f"{valid.sql} AND a.year IS NULL"))
         return f"{text}; {unknown:,} of unknown year." if unknown else f"{text}."
 
     def _count(self, where: _Where) -> int:

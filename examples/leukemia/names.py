@@ -8,13 +8,17 @@ from pathlib import Path
 
 from examples.leukemia.sieve import Sieve
 
-__all__ = ["DATE", "find_names"]
+__all__ = ["DATE", "DRUG_ENDINGS", "find_names"]
 
 _MONTH = r"(?i:Jan|Feb|Mar|Apr|May|Jun|Jul|Aug|Sep|Oct|Nov|Dec)[a-z]{0,6}"
 DATE = (
     rf"(?:\d{{1,2}}[/.-]\d{{1,2}}[/.-](?:\d{{4}}|\d{{2}})|\d{{4}}[/.-]\d{{1,2}}[/.-]\d{{1,2}}"
     rf"|\d{{1,2}}(?:st|nd|rd|th)?[\s-](?:(?:day\s)?of\s)?{_MONTH}\.?,?[\s-]\d{{4}}"
     rf"|{_MONTH}\.?[\s-](?:the\s)?\d{{1,2}}(?:st|nd|rd|th)?,?[\s-]\d{{4}})"
+)
+DRUG_ENDINGS = (  # of names that no gazetteer need have
+    r"(?:nib|mab|clax|tinoin|(?:[rtdl]a|ri|rel)bine|[ct]idine|cin|cristine|trexate|platin|carbazide|purine|sone|solone|parin"
+    r"|cillin|azole|statin)"
 )
 _GIVEN_NAMES = Path(__file__).parent / "data" / "given_names.txt"
 _SMALL = "[a-zà-ÿĀ-ž]"
@@ -190,8 +194,7 @@ _ILLNESS = (
     r"|trisomy|monosomy|karyotype|(?-i:GVHD|A[MPL]L|C[ML]L|CMML|MDS)\b)"
 )
 _MEDICINE = (
-    r"(?:[\w-]{2,20}(?:nib|mab|clax|tinoin|cristine|[rtdl]abine|[ct]idine|rubicin|trexate|platin|carbazide|purine|sone"
-    r"|solone|parin|cillin|azole|statin)\b|hydroxyurea|asparaginase|cyclophosphamide|interferon|arsenic\b|ATRA\b"
+    rf"(?:[\w-]{{2,20}}{DRUG_ENDINGS}\b|hydroxyurea|asparaginase|cyclophosphamide|interferon|arsenic\b|ATRA\b"
     r"|[\d.,]{1,6}\s?m?g\b)"
 )
 _TREATMENT = (

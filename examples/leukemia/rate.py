@@ -253,81 +253,86 @@ def _scale(number: int, dimension: str, said: int | None) -> str:
 
 def make_server(ratings: Ratings, raters: Sequence[str], port: int = 0) -> ThreadingHTTPServer:
     """A server on this machine's own address; nobody else can reach it, and no other page may write to it."""
-
-    class Handler(BaseHTTPRequestHandler):
-        timeout = PATIENCE
-
-        def do_GET(self) -> None:
-            self._answer(*self._heeded(self._page))
-
-        def do_POST(self) -> None:
-            self._answer(*self._heeded(self._store))
-
-        def _heeded(self, request: Callable[[], tuple[int, str]]) -> tuple[int, str]:
-            """The status and the text of an answer, of whatever was sent."""
-            try:
-                return request()
-            except (ValueError, KeyError, TypeError, RecursionError, TimeoutError) as error:
-                return 400, f"not understood: {_one_line(error)}"
-            except sqlite3.Error as error:
-                return 500, f"the ratings cannot be used: {_one_line(error)}"
-
-        def _page(self) -> tuple[int, str]:
-            url = urlsplit(self.path)
-            rater = parse_qs(url.query).get("rater", [""])[0]
-            if not self._is_ours():
-                return 403, "only from this machine"
-            if url.path == "/":
-                return 200, _choose(raters)
-            if url.path == "/rate" and rater in raters:
-                return 200, _rate(ratings, rater)
-            return 404, "there is no such page"
-
-        def _store(self) -> tuple[int, str]:
-            row = json.loads(self._body())
-            json_sent = self.headers.get("Content-Type") == "application/json"
-            if not self._is_ours() or not json_sent or self.path != "/rating" or row["rater"] not in raters:
-                return 403, "not from here, or no such rater"
-            ratings.put(row["rater"], row["item"], row["place"], row["dimension"], row["value"])
-            return 200, "stored"
-
-        def _body(self) -> bytes:
-            """What was sent; more than is read would be cut off, and whoever sends it would not hear why."""
-            told = self.headers.get("Content-Length", "")
-            if not (told.isascii() and told.isdecimal()):
-                raise ValueError(f"Content-Length is {told!r}, not the number of bytes")
-            length = int(told)
-            body = self.rfile.read(min(length, DRAINED))
-            if length > LONGEST or len(body) < length:
-                raise ValueError(f"{len(body)} of {told} bytes came, at most {LONGEST} are read")
-            return body
-
-        def _is_ours(self) -> bool:
-            """Called by its own name, and by its own page: another site's page sends another Origin or Host."""
-            host = f"127.0.0.1:{self.server.server_address[1]}"
-            return self.headers.get("Host") == host and self.headers.get("Origin", f"http://{host}") == f"http://{host}"
-
-        def _answer(self, status: int, text: str) -> None:
-            page = self.command == "GET" and status == 200
-            body = (_PAGE.format(body=text, notice=NOTICE) if page else text).encode()
-            self.send_response(status)
-            self.send_header("Content-Type", f"text/{'html' if page else 'plain'}; charset=utf-8")
-            self.send_header("Content-Length", str(len(body)))
-            self.send_header("Cache-Control", "no-store")
-            self.end_headers()
-            self.wfile.write(body)
-
-        def log_message(self, *arguments: object) -> None:
-            """Say nothing: the terminal shows the address."""
-
-    return _Server(("127.0.0.1", port), Handler)
+    return _Server(ratings, raters, port)
 
 
 class _Server(ThreadingHTTPServer):
+    def __init__(self, ratings: Ratings, raters: Sequence[str], port: int) -> None:
+        super().__init__(("127.0.0.1", port), _Handler)
+        self.ratings, self.raters = ratings, raters
+
     def handle_error(self, request: Any, client_address: Any) -> None:
         """Say nothing of whoever hung up before the answer; anything else is a fault of ours."""
         if not isinstance(sys.exc_info()[1], (ConnectionError, TimeoutError)):
             super().handle_error(request, client_address)
+
+
+class _Handler(BaseHTTPRequestHandler):
+    server: _Server
+    timeout = PATIENCE
+
+    def do_GET(self) -> None:
+        self._answer(*self._heeded(self._page))
+
+    def do_POST(self) -> None:
+        self._answer(*self._heeded(self._store))
+
+    def _heeded(self, request: Callable[[], tuple[int, str]]) -> tuple[int, str]:
+        """The status and the text of an answer, of whatever was sent."""
+        try:
+            return request()
+        except (ValueError, KeyError, TypeError, RecursionError, TimeoutError) as error:
+            return 400, f"not understood: {_one_line(error)}"
+        except sqlite3.Error as error:
+            return 500, f"the ratings cannot be used: {_one_line(error)}"
+
+    def _page(self) -> tuple[int, str]:
+        url = urlsplit(self.path)
+        rater = parse_qs(url.query).get("rater", [""])[0]
+        if not self._is_ours():
+            return 403, "only from this machine"
+        if url.path == "/":
+            return 200, _choose(self.server.raters)
+        if url.path == "/rate" and rater in self.server.raters:
+            return 200, _rate(self.server.ratings, rater)
+        return 404, "there is no such page"
+
+    def _store(self) -> tuple[int, str]:
+        row = json.loads(self._body())
+        json_sent = self.headers.get("Content-Type") == "application/json"
+        if not self._is_ours() or not json_sent or self.path != "/rating" or row["rater"] not in self.server.raters:
+            return 403, "not from here, or no such rater"
+        self.server.ratings.put(row["rater"], row["item"], row["place"], row["dimension"], row["value"])
+        return 200, "stored"
+
+    def _body(self) -> bytes:
+        """What was sent; more than is read would be cut off, and whoever sends it would not hear why."""
+        told = self.headers.get("Content-Length", "")
+        if not (told.isascii() and told.isdecimal()):
+            raise ValueError(f"Content-Length is {told!r}, not the number of bytes")
+        length = int(told)
+        body = self.rfile.read(min(length, DRAINED))
+        if length > LONGEST or len(body) < length:
+            raise ValueError(f"{len(body)} of {told} bytes came, at most {LONGEST} are read")
+        return body
+
+    def _is_ours(self) -> bool:
+        """Called by its own name, and by its own page: another site's page sends another Origin or Host."""
+        host = f"127.0.0.1:{self.server.server_address[1]}"
+        return self.headers.get("Host") == host and self.headers.get("Origin", f"http://{host}") == f"http://{host}"
+
+    def _answer(self, status: int, text: str) -> None:
+        page = self.command == "GET" and status == 200
+        body = (_PAGE.format(body=text, notice=NOTICE) if page else text).encode()
+        self.send_response(status)
+        self.send_header("Content-Type", f"text/{'html' if page else 'plain'}; charset=utf-8")
+        self.send_header("Content-Length", str(len(body)))
+        self.send_header("Cache-Control", "no-store")
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, *arguments: object) -> None:
+        """Say nothing: the terminal shows the address."""
 
 
 def _one_line(error: Exception) -> str:

@@ -264,7 +264,9 @@ def _grouped(path: Path, title: str, label: str, rows: dict[str, dict[str, Any]]
             told.append(f"{words}: {_number(value)}")
     axes.set_xticks(range(len(names)), [_metric(name).removesuffix(" (lower is better)") for name in names])
     axes.margins(y=0.25)
-    axes.legend(frameon=False, fontsize=8, loc="upper left", ncols=2)
+    handles, words = axes.get_legend_handles_labels()
+    once = dict(zip(words, handles))  # two metrics may be read against the same
+    axes.legend(once.values(), once.keys(), frameon=False, fontsize=8, loc="upper left", ncols=2)
     return _save(axes, path, f"Bar chart with 95% intervals. {title}. {'; '.join(told)}.")
 
 

@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 from examples.leukemia.annotate import annotate
 from examples.leukemia.data import Record, UserError
 from examples.leukemia.gazetteer import Gazetteer, load_gazetteer
-from examples.leukemia.names import DATE, find_names
+from examples.leukemia.names import DATE, DRUG_ENDINGS, find_names
 from examples.leukemia.sieve import Sieve, words_apart
 
 __all__ = [
@@ -312,8 +312,8 @@ _ILL = re.compile(
     re.IGNORECASE,
 )
 _MEDICINE = (
-    r"(?:illness|drug|\w{0,12}(?:therap(?:y|ies)|transplant\w{0,30})|chemo\w{0,30}|radiation|treatments?|medic(?:ines?"
-    r"|ations?)|pills?|tablets?|drugs|doses?|dosage|\w{1,30}(?:nib|mab|clax|bine|cin|tinoin|parin))\b(?!-)"
+    r"(?:illness|drug|\w{0,12}(?:therap(?:y|ies)|transplant\w{0,30})|chemo\w{0,30}|radiation|treatments?"
+    rf"|medic(?:ines?|ations?)|pills?|tablets?|drugs|doses?|dosage|\w{{1,30}}{DRUG_ENDINGS})\b(?!-)"
 )
 _MEANT = re.compile(
     rf"\b(?:{_MEDICINE}|blasts?\b|relaps|die\b|dying\b|(?:will|cannot)\s(?:not\s)?survive)", re.IGNORECASE

@@ -271,3 +271,11 @@ def test_a_placeholder_is_no_abstract(tmp_path: Path, text: str) -> None:
     records, counts = read_abstracts(path)
     assert [record.pubmed_id for record in records] == ["2"]
     assert counts["left out: no pubmed_id or no abstract"] == 1
+
+
+def test_a_file_whose_ids_stand_elsewhere_says_how_to_name_them(tmp_path: Path) -> None:
+    path = tmp_path / "typed.csv"
+    path.write_text("pubmed_id,paper_id,title,abstract\n,7,A title,An abstract of some words.\n", encoding="utf-8")
+    with pytest.raises(UserError, match=r"typed\.csv holds no row with a pubmed_id and an abstract: .*--id-column"):
+        read_abstracts(path)
+    assert [record.pubmed_id for record in read_abstracts(path, "paper_id")[0]] == ["7"]

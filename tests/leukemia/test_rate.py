@@ -239,7 +239,7 @@ def test_who_hangs_up_is_not_waited_for_and_not_reported(served, capfd: pytest.C
 
 
 def test_a_body_that_never_comes_is_given_up(monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> None:
-    monkeypatch.setattr("examples.leukemia.rate.PATIENCE", 0.2)
+    monkeypatch.setattr("examples.leukemia.rate._Handler.timeout", 0.2)
     _, port = request.getfixturevalue("served")
     sent = f"POST /rating HTTP/1.1\r\nHost: 127.0.0.1:{port}\r\nContent-Length: 500\r\n\r\n{{"
     with socket.create_connection(("127.0.0.1", port), timeout=30) as connection:

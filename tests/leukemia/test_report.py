@@ -46,6 +46,8 @@ def row(value: float) -> dict:
         "plain": {
             "sari": score(41.5),
             "source_sari": 54.25,
+            "chrf": score(38.5),
+            "source_chrf": 54.0,
             "reading_grade": score(12.25),
             "source_grade": 15.5,
             "expected_grade": 8.5,
@@ -212,7 +214,9 @@ def test_references_are_no_metrics_of_the_models(tmp_path: Path, monkeypatch: py
 
     assert [axis.get_text() for axis in drawn["subtype_accuracy"].get_xticklabels()] == ["accuracy", "macro-F1"]
     assert lines("subtype_accuracy") == [[-0.5, 0.25, 0.5, 0.25]]
-    assert lines("plain_sari") == [[-0.5, 54.25, 0.5, 54.25]]
+    assert lines("plain_sari") == [[-0.5, 54.25, 0.5, 54.25], [0.5, 54.0, 1.5, 54.0]]
+    legend = [text.get_text() for text in drawn["plain_sari"].get_legend().get_texts()]
+    assert legend.count("the source as it is") == 1 and set(legend) > set(METRICS["scores"])
     assert lines("plain_reading_grade") == [[-0.5, 15.5, 0.5, 15.5], [-0.5, 8.5, 0.5, 8.5]]
 
 
