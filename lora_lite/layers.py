@@ -160,7 +160,8 @@ class LowRank(Float32):
             raise ValueError(f"dropout={dropout!r} must be at least 0 and below 1")
         N, K = size
         self.rank, self.alpha, self.dropout, self.rslora = rank, alpha, dropout, rslora
-        A = torch.empty(rank, K)
+        # drawn on the CPU, wherever it goes: the same seed gives the same adapter
+        A = torch.empty(rank, K, device=device if device is None or device.type == "meta" else "cpu")
         if not A.is_meta:
             nn.init.kaiming_uniform_(A, a=math.sqrt(5), generator=generator)  # uniform in +-1/sqrt(K), as nn.Linear
         self.lora_A = nn.Parameter(A.to(device))

@@ -318,13 +318,13 @@ def _collate(examples: Sequence[Example], packed: bool, device: torch.device) ->
     """Lay examples end to end in one row, or pad them on the right to a row each."""
     lengths = [len(example.ids) for example in examples]
     width = sum(lengths) if packed else max(lengths)
-    ids = torch.zeros(1 if packed else len(examples), width, dtype=torch.long)
+    ids = torch.zeros(1 if packed else len(examples), width, dtype=torch.long, device="cpu")
     positions = torch.zeros_like(ids)
     where, start = [], 0
     for example, length in zip(examples, lengths):
-        ids.view(-1)[start : start + length] = torch.tensor(example.ids)
-        positions.view(-1)[start : start + length] = torch.arange(length)
-        where.append(torch.tensor(example.mask[1:]).bool().nonzero().flatten() + start)
+        ids.view(-1)[start : start + length] = torch.tensor(example.ids, device="cpu")
+        positions.view(-1)[start : start + length] = torch.arange(length, device="cpu")
+        where.append(torch.tensor(example.mask[1:], device="cpu").bool().nonzero().flatten() + start)
         start += length if packed else width
     flat = torch.cat(where)
     targets = ids.view(-1)[flat + 1]
@@ -652,7 +652,7 @@ class Trainer:
         generator = torch.Generator().manual_seed(self.config.seed)
         batches = []
         for _ in range(self.config.epochs):
-            order = torch.randperm(examples, generator=generator).tolist()
+            order = torch.randperm(examples, generator=generator, device="cpu").tolist()
             batches += [order[i : i + self.config.batch_size] for i in range(0, examples, self.config.batch_size)]
         return batches
 

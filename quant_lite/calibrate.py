@@ -40,7 +40,7 @@ def range_parameters(low: float, high: float, scheme: str = "absmax", bits: int 
     if low > high:
         raise ValueError(f"the range from {low} to {high} is empty: an observer's range() goes from low to high")
     quantize = absmax_quantize if scheme == "absmax" else zeropoint_quantize
-    q = quantize(torch.tensor([low, high], dtype=torch.float32), bits=bits)
+    q = quantize(torch.tensor([low, high], dtype=torch.float32, device="cpu"), bits=bits)
     return q.scale[0], None if scheme == "absmax" else q.zero_point[0]
 
 
@@ -116,8 +116,8 @@ class MSEObserver:
         if largest == 0:
             return 0.0, 0.0
         counts = self.histogram.counts
-        middles = (torch.arange(_BINS, dtype=torch.float64) + 0.5) * self.histogram.width
-        cuts = torch.arange(1, _CANDIDATES + 1, dtype=torch.float64) / _CANDIDATES * largest
+        middles = (torch.arange(_BINS, dtype=torch.float64, device="cpu") + 0.5) * self.histogram.width
+        cuts = torch.arange(1, _CANDIDATES + 1, dtype=torch.float64, device="cpu") / _CANDIDATES * largest
         errors = torch.stack([self._squared_error(counts, middles, float(cut)) for cut in cuts])
         return _within(self.seen, float(cuts[errors.argmin()]))
 
@@ -131,7 +131,7 @@ class _Histogram:
     """Counts of `|x|` in bins of equal width, which doubles when something larger comes: counts stay exact."""
 
     def __init__(self) -> None:
-        self.counts, self.width = torch.zeros(_BINS, dtype=torch.float64), 0.0
+        self.counts, self.width = torch.zeros(_BINS, dtype=torch.float64, device="cpu"), 0.0
 
     def add(self, x: Tensor) -> None:
         low, high = _ends(x)
@@ -139,7 +139,8 @@ class _Histogram:
         if largest > 0 and self.width == 0:
             self.width = 2.0 ** math.ceil(math.log2(largest)) / _BINS
         while largest > self.width * _BINS:
-            self.counts = torch.cat((self.counts.view(-1, 2).sum(1), torch.zeros(_BINS // 2, dtype=torch.float64)))
+            pairs = self.counts.view(-1, 2).sum(1)
+            self.counts = torch.cat((pairs, torch.zeros_like(pairs)))
             self.width *= 2
         for part in x.detach().flatten().split(2**20):
             places = part.double().abs().div_(self.width or 1.0).long().clamp_(max=_BINS - 1)

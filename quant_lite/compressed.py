@@ -27,7 +27,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from quant_lite.files import QuantizedFileError, checksum, differences, is_finite, replaceable
+from quant_lite.files import QuantizedFileError, checksum, differences, is_finite, replaceable, to_place_of
 from quant_lite.linear import (
     BFloat16Linear,
     Int4Linear,
@@ -150,8 +150,8 @@ def load_compressed(model: nn.Module, folder: str | Path) -> None:
     if problems:
         raise QuantizedFileError(f"{folder} does not fit the model: {'; '.join(sorted(problems))}")
     for name, layer in layers.items():
-        put_layer(model, name, layer)
-    plain = {name: t.to(needed[name].dtype) for name, t in plain.items()}
+        put_layer(model, name, to_place_of(model.get_submodule(name).weight, layer))
+    plain = {name: to_place_of(needed[name], t.to(needed[name].dtype)) for name, t in plain.items()}
     model.load_state_dict(plain, strict=False, assign=True)  # checked above: just the quantized layers are absent
     for name, known in ties.items():  # assign=True parts what was tied
         parent, _, child = name.rpartition(".")
@@ -249,7 +249,7 @@ def _parts(layer: Int8Linear | Int4Linear) -> dict[str, Tensor]:
         return parts | {"weight": layer.weight}
     q = layer.quantized().values
     parts["weight_packed"] = _pack(q, 8 if isinstance(layer, Int8Linear) else 4)
-    return parts | {"weight_shape": torch.tensor(q.shape)}
+    return parts | {"weight_shape": torch.tensor(q.shape, device="cpu")}
 
 
 def _scheme(layer: Int8Linear | Int4Linear) -> _Scheme:

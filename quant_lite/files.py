@@ -28,6 +28,7 @@ _DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch
 _FLOATS = (*_DTYPES.values(), torch.float64)
 _SIDE = 1024  # of the square of words that a checksum sums up at a time: 8 MB
 _Module = TypeVar("_Module", bound=nn.Module)
+_Moved = TypeVar("_Moved", Tensor, nn.Module)
 _Layer = Int8Linear | Int4Linear | Int8Embedding | BFloat16Linear
 
 
@@ -109,13 +110,19 @@ def load_quantized(model: nn.Module, folder: str | Path) -> None:
     if problems:
         raise QuantizedFileError(f"{path} does not fit the model: {'; '.join(sorted(problems))}")
     for name, layer in layers.items():
-        put_layer(model, name, layer)
+        put_layer(model, name, to_place_of(model.get_submodule(name).weight, layer))
+    rest = {name: to_place_of(plain[name], t) for name, t in rest.items()}
     model.load_state_dict(rest, strict=False, assign=True)  # checked above: just the quantized layers are absent
     for name, known in shared.items():  # assign=True parts what was tied
         if name in rest:
             parent, _, child = name.rpartition(".")
             source, _, leaf = known.rpartition(".")
             setattr(model.get_submodule(parent), child, getattr(model.get_submodule(source), leaf))
+
+
+def to_place_of(old: Any, new: _Moved) -> _Moved:
+    """What is mapped, on the device of what it takes the place of; a place on the meta device has no memory to move to."""
+    return new if old.is_meta else new.to(old.device)
 
 
 def checksum(tensor: Tensor) -> str:
@@ -127,9 +134,9 @@ def checksum(tensor: Tensor) -> str:
     """
     data = tensor.reshape(-1).view(torch.uint8)
     height = min(_SIDE, -(-len(data) // (8 * _SIDE)))  # of a small tensor less than a square
-    square, places = torch.empty(height, _SIDE, dtype=torch.int64), torch.arange(_SIDE)
+    square, places = torch.empty(height, _SIDE, dtype=torch.int64, device="cpu"), torch.arange(_SIDE, device="cpu")
     raw = square.view(-1).view(torch.uint8)  # the words' bytes
-    words = placed = torch.zeros((), dtype=torch.int64)
+    words = placed = torch.zeros((), dtype=torch.int64, device="cpu")
     for start in range(0, len(data), max(len(raw), 1)):
         piece = data[start : start + len(raw)]
         raw[: len(piece)] = piece

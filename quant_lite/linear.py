@@ -143,7 +143,9 @@ class Int8Linear(_Stored):
             raise ValueError(f"outliers= and input_scale= are of int8 activations: these are {activations}")
         for argument, number in (("outliers", outliers), ("input_scale", input_scale)):
             is_number = isinstance(number, (int, float))
-            if number is not None and not (is_number and 0 < torch.tensor(number, dtype=torch.float32) < math.inf):
+            if number is not None and not (
+                is_number and 0 < torch.tensor(number, dtype=torch.float32, device="cpu") < math.inf
+            ):
                 raise ValueError(f"{argument}={number!r} must be a positive finite number in float32, as it is read")
         self.out_features, self.in_features = weight.values.shape
         self.dtype, self.group, self.measured = weight.dtype, weight.group, weight.measured

@@ -359,7 +359,7 @@ def _perplexity(model: nn.Module, batches: Sequence[Any]) -> float | None:
             count += int((targets >= 0).sum())
     if told and not count:
         raise ValueError("calibration text of single tokens has nothing to predict: give rows of two tokens or more")
-    return float(torch.tensor(total / count, dtype=torch.float64).exp()) if told else None
+    return float(torch.tensor(total / count, dtype=torch.float64, device="cpu").exp()) if told else None
 
 
 def _tokens(model: nn.Module, batch: Any) -> tuple[Tensor | None, Tensor]:

@@ -395,7 +395,9 @@ def _round_up(x: Tensor, zero: float = 1.0) -> Tensor:
     A scale that were rounded down, as far as to zero among subnormals, would push max|x| / s past 127.
     """
     rounded = x.float()
-    rounded = torch.where(rounded.double() < x, torch.nextafter(rounded, torch.tensor(float("inf"))), rounded)
+    rounded = torch.where(
+        rounded.double() < x, torch.nextafter(rounded, torch.full_like(rounded, float("inf"))), rounded
+    )
     return torch.where(x == 0, torch.full_like(rounded, zero), rounded)
 
 
