@@ -634,7 +634,7 @@ def test_the_recipe_gives_the_same_bits_twice(tmp_path: Path, capsys: pytest.Cap
     threads = torch.get_num_threads()
     try:
         for name in ("a", "b"):
-            pretrain(tmp_path / name, documents=96, number_documents=32, progress=False)
+            pretrain(tmp_path / name, 96, 32, tokenizer_documents=96, progress=False)
     finally:
         torch.set_num_threads(threads)
     for file in ("model.safetensors", "tokenizer.json", "config.json", "tokenizer_config.json"):
