@@ -115,7 +115,7 @@ def _matches(text: str, gazetteer: Gazetteer, denied: bool = False) -> Iterator[
             singular = key.removesuffix("s") or key  # a lone s is no plural of nothing
             names = [*node.get(key, {}).get("", ()), *node.get(singular, {}).get("", ())]
             for entity, name in names:
-                no = not denied and entity.type in ("subtype", "disease") and lowered.endswith("non-", 0, start)
+                no = entity.type in ("subtype", "disease") and not denied and _is_other(text, start, end, entity)
                 if entity.id not in excluded and not no and _as_written(text[start:end], entity, name):
                     found = (start, end, entity), position + 1
             node = node.get(key)
@@ -124,6 +124,40 @@ def _matches(text: str, gazetteer: Gazetteer, denied: bool = False) -> Iterator[
         if found:
             yield found[0]
         place = found[1] if found else place + 1
+
+
+_OPPOSITES = {"acute": "chronic", "chronic": "acute"}
+_BEFORE = re.compile(r"([A-Za-z]+)[\s-]$")
+# Cancer and Leukemia Group B; Leukemia & Lymphoma Society; German CLL Study Group; Leukemia (2012) 26, 1-5
+_ORGANIZATION = re.compile(
+    r"(?:\s(?:&|and|of|for|in|[A-Z][\w-]*)){0,4}?\s(?:(?:Intergr|Gr)oups?(?!\s(?:[A-Z]|[IVX]+|\d)\s(?:was|were|had))|Society|Foundation"
+    r"|Fund|Association|Consortium|Network|Alliance|Federation|Registry|Working\sParty|Institute|Cent(?:er|re)|Committee"
+    r"|Council|Charity|Journal)\b|\s\((?:19|20)\d\d\)\s\d+,"
+)
+
+
+def _is_other(text: str, start: int, end: int, entity: Entity) -> bool:
+    """Whether what stands around the name of a disease makes it that of something else.
+
+    What is denied (non-AML); the acute kind behind "chronic"; what is named after it, be it an organization or, between two
+    hyphens, a protein (myeloid-leukemia-associated); and "ALL" among shouted words.
+    """
+    before = text[max(0, start - 12) : start]
+    word = _BEFORE.search(before)
+    opposite = word and _OPPOSITES.get(word[1].lower())
+    return bool(
+        before.lower().endswith("non-")
+        or (opposite and opposite in entity.name.split() and opposite not in text[start:end].lower())
+        or (entity.type == "disease" and re.search(r"[a-z]-$", before) and re.match(r"-[a-z]", text[end:]))
+        or (text[start].isupper() and _ORGANIZATION.match(text, end))
+        or (text[start:end] == "ALL" and _is_shouted(text[max(0, start - 60) : start], text[end : end + 60]))
+    )
+
+
+def _is_shouted(before: str, behind: str) -> bool:
+    """Whether all longer words around a place are in capitals, as in some titles: "ALL" is a word there."""
+    words = re.findall(r"\b[A-Za-z]{4,}\b", f"{before} {behind}")
+    return len(words) > 1 and all(map(str.isupper, words))
 
 
 @cache  # texts repeat their words
@@ -181,9 +215,9 @@ _VALUE = re.compile(
     (?P<sign>(?:<=|>=|[<>≤≥~]|below|above|over|under|at\sleast|up\sto
       |(?:less|greater|more)\sthan(?:\sor\sequal\sto)?)\s?)?
     (?P<number>{_NUMBER})(?:\s?%?\s?(?P<between>-|to|±|\+/-)\s?(?P<high>{_NUMBER}))?\s?
-    (?P<unit>[x×]\s?10\s?(?:\^|\(|\*\*?|E)?\s?\d{{1,2}}\)?\s?/\s?(?:L|l|[µμu][Ll]|mm\^?(?:3|\(3\))|m[lL])(?!\w)
+    (?P<unit>[x×]\s?10\s?(?:\^|\(|\*\*?|[Ee])?\s?\d{{1,2}}\)?\s?/\s?(?:L|l|[µμu][Ll]|mm\^?(?:3|\(3\))|m[lL])(?!\w)
       |(?:cells?\s?|[Kk]\s?|G(?:pt|iga)?\s?)?/\s?(?:mm\^?(?:3|\(3\))|[µμu][Ll]|microl|nL|L|l)(?!\w)
-      |(?:g|mg|ng|[µμ]g|ug|pg|IU|U|[µμ]mol|mmol)\s?/\s?(?:dL|dl|L|l|mL|ml)(?!\w)|%)
+      |(?:g|mg|ng|[µμ]g|ug|pg|IU|U|[µμu]mol|micromol|mmol)\s?/\s?(?:dL|dl|L|l|mL|ml)(?!\w)|%)
     (?!\s(?:lower|higher|less|more|fewer|greater|below|above
       |increase|rise|gain|improvement|change|difference|decrease|decline|drop|fall|reduction)\b)""",  # a difference is no value
     re.VERBOSE,
@@ -201,6 +235,7 @@ _SCALES: tuple[dict[str, float], ...] = (  # units that can be turned into each 
     {"u/l": 1, "iu/l": 1},
     {"%": 1},
 )
+_MOLES = {"mmol/l": 1e-3, "umol/l": 1e-6}
 _SIGNS = {"less than": "<", "below": "<", "under": "<", "up to": "<=", "at least": ">=", "≤": "<=", "≥": ">="}
 _SIGNS |= dict.fromkeys(("more than", "greater than", "above", "over"), ">")
 _SIGNS |= {"less than or equal to": "<=", "more than or equal to": ">=", "greater than or equal to": ">="}
@@ -214,25 +249,30 @@ def _lab_value(text: str, span: Span, gazetteer: Gazetteer) -> Span | None:
     if match["high"] and re.search(r"\d[, ]\d", match["high"]) and not re.search(r"[., ]", match["number"]):
         return None  # 5-10,000 may be from 5 or from 5,000
     unit = gazetteer.by_id[span.id].unit
-    factor = _factor(match["unit"], unit)
+    factor = _factor(match["unit"], gazetteer.by_id[span.id])
     if factor is None:
         return None
     sign = (match["sign"] or "").strip()
     numbers = [float(re.sub("[, ]", "", n)) * factor for n in (match["number"], match["high"]) if n]
     between = "±" if match["between"] in ("±", "+/-") else "-"
-    value = _SIGNS.get(sign, sign) + between.join(f"{number:.6g}" for number in numbers)
+    digits = 3 if match["unit"].lower().replace(" ", "").endswith("mol/l") else 6  # a molar mass makes numbers long
+    value = _SIGNS.get(sign, sign) + between.join(f"{number:.{digits}g}" for number in numbers)
     words = text[span.end : match.start("sign") if sign else match.start("number")]
     return Span(span.start, match.end(), text[span.start : match.end()], "lab", span.id, span.name, value, unit, words)
 
 
-def _factor(written: str, wanted: str) -> float | None:
-    """What a number in one unit is multiplied by to be in the other; None where they do not go together."""
+def _factor(written: str, analyte: Entity) -> float | None:
+    """What a number in one unit is multiplied by to be in the analyte's; None where they do not go together."""
+    wanted = analyte.unit
     written = re.sub(r"[\s^()]", "", written).replace("µ", "u").replace("μ", "u")
     if wanted == "10^9/L":
         count = _COUNT.fullmatch(written)
         power = int(count["power"] or _MANY.get(count["many"], 0)) if count else 0
         return 10.0**power * _PER_LITRE[count["volume"].lower()] / 1e9 if count else None
+    written = written.replace("micro", "u").lower()
+    if written in _MOLES and analyte.molar_mass:
+        return _MOLES[written] * analyte.molar_mass / _SCALES[0][wanted.lower()]
     for scale in _SCALES:
-        if written.lower() in scale and wanted.lower() in scale:
-            return scale[written.lower()] / scale[wanted.lower()]
+        if written in scale and wanted.lower() in scale:
+            return scale[written] / scale[wanted.lower()]
     return None

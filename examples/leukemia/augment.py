@@ -83,7 +83,7 @@ def _swap(row: dict[str, Any], gazetteer: Gazetteer, rng: random.Random) -> str:
         entity = gazetteer.by_id.get(span["id"])
         if entity and entity.type in _SWAPPED and rng.random() < 0.5:
             near = text[max(0, span["start"] - NEAR) : span["end"] + NEAR].lower()
-            others = [name for name in (entity.name, *entity.names) if name.lower() not in near]
+            others = [name for name in (entity.name, *entity.names) if name.lower() not in near and " (" not in name]
             if others:
                 text = text[: span["start"]] + rng.choice(others) + text[span["end"] :]
     return text

@@ -17,9 +17,21 @@ _MATH = (  # elements of MathML, with or without a prefix
     r"(?:mml:\w+|(?:m:)?(?:math|semantics|m(?:row|n|i|o|s|text|frac|sqrt|root|style|space|padded|phantom|fenced|enclose|error"
     r"|sup|sub|subsup|over|under|underover|multiscripts|prescripts|table|tr|td)))"
 )
-_TAGS = re.compile(rf"</?(?:i|b|u|em|strong|span|italic|bold|jats:\w+|{_MATH}){_ATTRIBUTES}>", re.IGNORECASE)
-_BLOCKS = re.compile(rf"</?(?:p|br|sec|title|abstract|jats:p|jats:sec|jats:title){_ATTRIBUTES}>", re.IGNORECASE)
-_BEHIND = re.compile(r"<publisher>[^<]*(?:</publisher>|$)", re.IGNORECASE)  # where a record was cut out of XML
+_TAGS = re.compile(
+    rf"</?(?:a|abbr|b|bold|cite|code|em|font|i|img|italic|mark|q|s|small|span|strike|strong|tt|u|jats:\w+|{_MATH}){_ATTRIBUTES}>",
+    re.IGNORECASE,
+)
+_BLOCKS = re.compile(
+    r"</?(?:abstract|abstracttext|article|blockquote|body|br|center|dd|div|dl|dt|figcaption|figure|h[1-6]|head|hr|html|li|ol|p|pre"
+    rf"|sec|section|table|tbody|td|tfoot|th|thead|title|tr|ul|jats:p|jats:sec|jats:title){_ATTRIBUTES}>",
+    re.IGNORECASE,
+)
+# what is no text: comments, programs, and the publisher's name where a record was cut out of XML
+_BEHIND = re.compile(
+    r"<!--.*?(?:-->|$)|<(script|style)\b[^>]*>.*?(?:</\1\s*>|$)|<publisher>[^<]*(?:</publisher>|$)|<!\[CDATA\[|\]\]>"
+    r"|<!DOCTYPE\b[^>]*>|<\?xml\b[^>]*>",
+    re.IGNORECASE | re.DOTALL,
+)
 _LEVELS = re.compile(rf"<(/?)(?:jats:)?(su[bp]){_ATTRIBUTES}>", re.IGNORECASE)
 _ROWS = re.compile(rf"</?(?:mml:|m:)?mrow{_ATTRIBUTES}>\s*", re.IGNORECASE)  # MathML's, which only hold parts together
 _MATHML = re.compile(
@@ -188,16 +200,20 @@ _SPREAD = re.compile(r"\d.{0,19}$|interval|range|median|mean")  # before [2, 6] 
 
 
 def clean(text: str, counts: Counter[str] | None = None) -> str:
-    """`text` after every step of `CLEANING`.
+    """`text` after every step of `CLEANING`, again until none changes it: what one mends may show another something.
 
     Args:
         counts: gets one more for each step that changed this text.
     """
-    for name, step in CLEANING.items():
-        after = step(text)
-        if counts is not None and after != text:
-            counts[name] += 1
-        text = after
+    before, changed = "", set[str]()
+    while text != before:
+        before = text
+        for name, step in CLEANING.items():
+            after = step(text)
+            changed |= {name} if after != text else set()
+            text = after
+    if counts is not None:
+        counts.update(changed)
     return text
 
 
@@ -212,8 +228,14 @@ def _markup(text: str) -> str:
     if "<" not in text:
         return text
     text = _LEVELS.sub(r"<\1\2>", _ROWS.sub("", _BEHIND.sub("", text)))
-    text = _FRACTION.sub(r"\3/\5", _MATHML.sub(r"\2<sup>\3</sup>", text))
+    text = _FRACTION.sub(_fraction, _MATHML.sub(r"\2<sup>\3</sup>", text))
     return on_one_line(_TAGS.sub("", _BLOCKS.sub(" ", text)))
+
+
+def _fraction(found: re.Match[str]) -> str:
+    """One of MathML as a/b, apart from a number right before it: 3 1/2."""
+    before = re.sub(r"(?:<[^<>]*>\s*)+$", "", found.string[max(0, found.start() - 300) : found.start()])
+    return f"{' ' * before[-1:].isdigit()}{found[3]}/{found[5]}"
 
 
 def on_one_line(text: str) -> str:

@@ -28,6 +28,7 @@ __all__ = [
     "read_csv",
     "side_of",
     "split",
+    "year_of",
 ]
 
 SPLITS = ("train", "validation", "test")
@@ -206,14 +207,13 @@ def _is_plain(row: dict[str, Any], key: str) -> bool:
 
 def _from_fields(rows: Iterable[dict[str, Any]], id_column: str, subtype_column: str) -> Iterator[Record]:
     for row in rows:
-        year = str(row.get("year") or "")[:4]
         sections = row.get("sections")
         yield Record(
             pubmed_id=as_text(row.get(id_column)),
             title=as_text(row.get("title")),
             abstract=as_text(row.get("abstract")),
             subtype=clean(as_text(row.get(subtype_column))) or None,
-            year=int(year) if year.isdecimal() else None,
+            year=year_of(str(row.get("year") or "")),
             journal=as_text(row.get("journal")),
             retracted=str(row.get("retracted") or "").strip().lower() in ("true", "1", "1.0", "yes", "y", "retracted"),
             sections=tuple(
@@ -222,6 +222,12 @@ def _from_fields(rows: Iterable[dict[str, Any]], id_column: str, subtype_column:
                 if isinstance(part, list) and len(part) == 2
             ),
         )
+
+
+def year_of(date: str) -> int | None:
+    """The first year from 1700 to 2099 in a date: 2012 of "2012.0" and of "Mar-Apr 2012"; None where there is none."""
+    found = re.search(r"(?<!\d)(?:1[789]|20)\d\d(?!\d)", date, re.ASCII)
+    return int(found.group()) if found else None
 
 
 def as_text(value: object) -> str:

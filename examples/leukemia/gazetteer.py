@@ -25,6 +25,7 @@ class Entity:
     Attributes:
         label: of a subtype: the class that it belongs to.
         unit: of an analyte: the unit to which its values are brought.
+        molar_mass: of an analyte: grams per mole, by which moles are brought to that unit; 0 where there are none.
         needs, unless: lower-case words of which one must, or none may, stand in the text.
     """
 
@@ -34,6 +35,7 @@ class Entity:
     names: tuple[str, ...] = ()
     label: str = ""
     unit: str = ""
+    molar_mass: float = 0.0
     needs: tuple[str, ...] = ()
     unless: tuple[str, ...] = ()
 

@@ -6,7 +6,6 @@ The elements are those of NLM's PubMed DTD: PubmedArticle / MedlineCitation / Ar
 from __future__ import annotations
 
 import gzip
-import re
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,7 +14,7 @@ from xml.etree import ElementTree
 from xml.etree.ElementTree import Element
 
 from examples.leukemia.clean import on_one_line
-from examples.leukemia.data import NO_TITLE, Record, UserError
+from examples.leukemia.data import NO_TITLE, Record, UserError, year_of
 
 __all__ = ["inner_text", "pubmed_ids", "read_pubmed_xml"]
 
@@ -87,13 +86,12 @@ def _record(article: Element) -> Record:
     sections = _sections(body.find("Abstract"))
     issue = "./Journal/JournalIssue/PubDate"
     date = _text(body, f"{issue}/Year", f"{issue}/MedlineDate", "./ArticleDate/Year", "./Book/PubDate/Year")
-    year = re.search(r"\b(1[789]|20)\d\d\b", date)
     title = _text(body, "ArticleTitle")
     return Record(
         pubmed_id=_text(article, "./MedlineCitation/PMID", "./BookDocument/PMID"),
         title=_text(body, "VernacularTitle", "./Book/BookTitle") if title in ("", *NO_TITLE) else title,
         abstract=" ".join(f"{label}: {text}" if label else text for label, text in sections),
-        year=int(year.group()) if year else None,
+        year=year_of(date),
         journal=_text(body, "./Journal/ISOAbbreviation", "./Journal/Title", "./Book/Publisher/PublisherName"),
         retracted=_is_retracted(article, body),
         sections=sections if any(label for label, _ in sections) else (),

@@ -86,6 +86,28 @@ def test_nan_is_refused(tmp_path: Path, name: str) -> None:
         read_abstracts(write(tmp_path / "a.jsonl", row))
 
 
+@pytest.mark.parametrize(
+    ("date", "year"),
+    [
+        ("2012", 2012),
+        ("2012.0", 2012),
+        (" 2012-03-01", 2012),
+        ("Mar-Apr 2012", 2012),
+        ("5/2012", 2012),
+        ("20201", None),
+        ("99", None),
+        ("1066", None),
+        ("12012", None),
+        ("", None),
+        ("unknown", None),
+    ],
+)
+def test_a_year_has_four_digits(tmp_path: Path, date: str, year: int | None) -> None:
+    path = tmp_path / "a.csv"
+    path.write_text(f"pubmed_id,title,abstract,year\n1,On AML,AML.,{date}\n")
+    assert [record.year for record in read_abstracts(path)[0]] == [year]
+
+
 @pytest.mark.parametrize("damaged", ["1.23E+07", "1,23E+07", " 1.2345e+07 ", "3E+07", "1.23E07", "-1.23E+07", "1e+16"])
 def test_an_id_that_a_spreadsheet_has_shortened_is_refused(tmp_path: Path, damaged: str) -> None:
     path = tmp_path / "a.jsonl"
