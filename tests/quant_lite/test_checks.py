@@ -6,8 +6,10 @@ import subprocess
 import sys
 from collections.abc import Callable
 
+import numpy as np
 import pytest
 import torch
+from hypothesis import strategies as st
 from torch import Tensor
 
 from quant_lite import PerChannel, PerGroup, PerTensor, PerToken, absmax_quantize, checks
@@ -16,7 +18,7 @@ from quant_lite import PerChannel, PerGroup, PerTensor, PerToken, absmax_quantiz
 class Absmax:
     """A right one, as a student writes it: a scale for each index of axis 0. Faults are put in below."""
 
-    granularity, symmetric, bits = PerChannel(0), True, 8
+    granularity, symmetric, bits, inputs = PerChannel(0), True, 8, None
     largest = 127
 
     def largest_of(self, x: Tensor) -> Tensor:
@@ -51,7 +53,7 @@ class Absmax:
 class ZeroPoint:
     """A right one with one scale and zero point, from 0 to 255."""
 
-    granularity, symmetric, bits = PerTensor(), False, 8
+    granularity, symmetric, bits, inputs = PerTensor(), False, 8, None
 
     def ends(self, x: Tensor) -> tuple[Tensor, Tensor]:
         x = torch.cat((x.double().flatten(), torch.zeros(1)))
@@ -89,7 +91,125 @@ def refuse(x: Tensor) -> None:
 
 def quantizer(student: Student) -> checks.Quantizer:
     functions = student.quantize, student.dequantize, student.quantize_with
-    return checks.Quantizer(*functions, student.granularity, student.symmetric, student.bits)
+    return checks.Quantizer(*functions, student.granularity, student.symmetric, student.bits, student.inputs)
+
+
+class Float16Groups(Absmax):
+    """Groups of 4 in matrices of float16, whose K must be a multiple; what else it is given it fails on."""
+
+    granularity = PerGroup(4)
+    inputs = checks.tensors((torch.float16,), min_dims=3, max_dims=3, min_side=1).map(
+        lambda x: x.flatten(1).repeat(1, 4)
+    )
+
+    def groups(self, x: Tensor) -> Tensor:
+        assert x.dim() == 2 and x.shape[1] % 4 == 0 and x.dtype in (torch.float16, torch.int8), (x.shape, x.dtype)
+        return x.reshape(-1, 4)
+
+    def quantize(self, x: Tensor) -> tuple[Tensor, Tensor, None]:
+        values, scale, _ = super().quantize(self.groups(x))
+        return values.view(x.shape), scale.view(len(x), -1), None
+
+    def quantize_with(self, x: Tensor, scale: Tensor, zero_point: None) -> Tensor:
+        return super().quantize_with(self.groups(x), scale.flatten(), None).view(x.shape)
+
+    def dequantize(self, values: Tensor, scale: Tensor, zero_point: None) -> Tensor:
+        return super().dequantize(self.groups(values), scale.flatten(), None).view(values.shape)
+
+
+class PythonNumbers(ZeroPoint):
+    """Scale and zero point as a first version returns them; in dequantize they must still be Python's."""
+
+    def parameters(self, x: Tensor) -> tuple[float, int]:
+        scale, zero_point = super().parameters(x)
+        return scale.item(), zero_point.item()
+
+    def dequantize(self, values: Tensor, scale: float, zero_point: int) -> Tensor:
+        assert type(scale) is float and type(zero_point) is int
+        return super().dequantize(values, scale, zero_point)
+
+
+class NumPyNumbers(ZeroPoint):
+    def quantize(self, x: Tensor) -> tuple[Tensor, np.float32, np.int64]:
+        values, scale, zero_point = super().quantize(x)
+        return values, np.float32(scale), np.int64(zero_point)
+
+    def quantize_with(self, x: Tensor, scale: np.float32, zero_point: np.int64) -> Tensor:
+        return super().quantize_with(x, float(scale), int(zero_point))
+
+    def dequantize(self, values: Tensor, scale: np.float32, zero_point: np.int64) -> Tensor:
+        return super().dequantize(values, float(scale), int(zero_point))
+
+
+class FullRange(Absmax):
+    """Divides by 127.5 and uses -128, too: right, but for the sign."""
+
+    largest = 127.5
+
+    def integers(self, t: Tensor) -> Tensor:
+        return t.round().clamp(-128, 127).to(torch.int8)
+
+
+class AlwaysRoundsUp(Absmax):
+    """Its scale is 1 for no round number."""
+
+    def scale(self, x: Tensor) -> Tensor:
+        return super().scale(x * (1 + 2.0**-23))
+
+
+class GroupsOfOne(ZeroPoint):
+    """Each number has its own scale, so there is no tie; and one to three in a set leave few places for them."""
+
+    granularity, size = PerGroup(1), 1
+    inputs = st.integers(1, 3).flatmap(lambda rows: st.just(torch.linspace(-1, 1, rows * 6).view(rows, 6)))
+
+    def ends(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        x = x.double().view(len(x), -1, self.size)
+        return x.amin(-1).clamp(max=0), x.amax(-1).clamp(min=0)
+
+    def parameters(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        low, high = self.ends(x)
+        scale = ((high - low) / 255).float().nextafter(torch.tensor(torch.inf))
+        scale = torch.where((high - low) / 255 == scale.double().round(), scale.round(), scale)
+        return scale, (-low / scale.double()).round().int()
+
+    def along(self, t: Tensor) -> Tensor:
+        return t.repeat_interleave(self.size, -1)
+
+    def quantize_with(self, x: Tensor, scale: Tensor, zero_point: Tensor) -> Tensor:
+        return super().quantize_with(x, self.along(scale), self.along(zero_point))
+
+    def dequantize(self, values: Tensor, scale: Tensor, zero_point: Tensor) -> Tensor:
+        return super().dequantize(values, self.along(scale), self.along(zero_point))
+
+
+class GroupsOfTwo(GroupsOfOne):
+    granularity, size = PerGroup(2), 2
+
+
+class GroupsOfThree(GroupsOfOne):
+    granularity, size = PerGroup(3), 3
+
+
+@pytest.mark.parametrize("student", [Float16Groups, PythonNumbers])
+def test_right_ones_of_few_inputs_and_of_plain_numbers_pass_all(student: type[Student]) -> None:
+    checks.check_all(quantizer(student()))
+
+
+QUICK = (checks.check_not_finite, checks.check_rounding, checks.check_sign_symmetry)
+
+
+@pytest.mark.parametrize("student", [AlwaysRoundsUp, NumPyNumbers, GroupsOfOne, GroupsOfTwo, GroupsOfThree])
+def test_right_ones_have_their_ties_and_refuse_nan(student: type[Student]) -> None:
+    for check in QUICK[: 2 + student.symmetric]:
+        check(quantizer(student()))
+
+
+def test_of_right_ones_only_the_full_range_fails_sign_symmetry() -> None:
+    for check in (*QUICK[:2], checks.check_levels, checks.check_saturation):
+        check(quantizer(FullRange()))
+    with pytest.raises(AssertionError, match="use -127 to 127"):
+        checks.check_sign_symmetry(quantizer(FullRange()))
 
 
 @pytest.mark.parametrize("student", [Absmax, ZeroPoint])
@@ -100,6 +220,89 @@ def test_a_students_right_one_passes_all(student: type[Student]) -> None:
 class Truncates(Absmax):
     def integers(self, t: Tensor) -> Tensor:
         return super().integers(t.trunc())
+
+
+class _WithAGivenScale(Absmax):
+    """Right where it measures the scale; what is wrong with a given one is put into `quantize_with`."""
+
+    def quantize(self, x: Tensor) -> tuple[Tensor, Tensor, None]:
+        refuse(x)
+        scale = self.scale(x.float())
+        return self.integers(x.float() / self.along(scale, x)), scale, None
+
+
+class RoundsTinyScalesDown(Absmax):
+    """As a division in float32 does, but never to 0."""
+
+    def scale(self, x: Tensor) -> Tensor:
+        exact = self.largest_of(x.unsqueeze(-1)).double() / self.largest
+        return torch.where(exact == 0, 1.0, exact.float().clamp(min=2.0**-149))
+
+
+class RoundsTinyScalesDownToFourBits(RoundsTinyScalesDown):
+    bits, largest = 4, 7
+
+
+class TruncatesFloat16Groups(Float16Groups):
+    def integers(self, t: Tensor) -> Tensor:
+        return super().integers(t.trunc())
+
+
+class RoundsFloat16GroupsHalfUp(Float16Groups):
+    def integers(self, t: Tensor) -> Tensor:
+        return super().integers((t + 0.5).floor())
+
+
+class UsesMinus128InFloat16Groups(Float16Groups):
+    largest = 127.5
+
+    def integers(self, t: Tensor) -> Tensor:
+        return t.round().clamp(-128, 127).to(torch.int8)
+
+
+class TakesNaNInFloat16Groups(Float16Groups):
+    def quantize(self, x: Tensor) -> tuple[Tensor, Tensor, None]:
+        return super().quantize(x.nan_to_num(0.0, 6e4, -6e4))
+
+
+class RoundsTheSumInGroups(GroupsOfThree):
+    def quantize_with(self, x: Tensor, scale: Tensor, zero_point: Tensor) -> Tensor:
+        refuse(x)
+        return (x / self.along(scale) + self.along(zero_point)).round().clamp(0, 255).to(torch.uint8)
+
+
+class RoundsPythonNumbersHalfUp(PythonNumbers):
+    def quantize_with(self, x: Tensor, scale: float, zero_point: int) -> Tensor:
+        refuse(x)
+        return ((x.float() / scale + 0.5).floor() + zero_point).clamp(0, 255).to(torch.uint8)
+
+
+class ChangesX(Absmax):
+    def quantize(self, x: Tensor) -> tuple[Tensor, Tensor, None]:
+        parts = super().quantize(x)
+        x.clamp_(-1, 1)
+        return parts
+
+
+class GivenScaleGivesInt32(_WithAGivenScale):
+    def quantize_with(self, x: Tensor, scale: Tensor, zero_point: None) -> Tensor:
+        return super().quantize_with(x, scale, zero_point).int()
+
+
+class ForgetsToReturnTheZeroPoint(Absmax):
+    def quantize(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        return super().quantize(x)[:2]
+
+
+class NumPyValues(Absmax):
+    def quantize(self, x: Tensor) -> tuple[np.ndarray, Tensor, None]:
+        values, scale, _ = super().quantize(x)
+        return values.numpy(), scale, None
+
+
+class NoScale(Absmax):
+    def quantize(self, x: Tensor) -> tuple[Tensor, None, None]:
+        return super().quantize(x)[0], None, None
 
 
 class RoundsHalfUp(Absmax):
@@ -276,15 +479,6 @@ class GivenScaleIsIgnored(Absmax):
         return self.integers(x.float() / self.along(scale, x)), scale, None
 
 
-class _WithAGivenScale(Absmax):
-    """Right where it measures the scale; what is wrong with a given one is put into `quantize_with`."""
-
-    def quantize(self, x: Tensor) -> tuple[Tensor, Tensor, None]:
-        refuse(x)
-        scale = self.scale(x.float())
-        return self.integers(x.float() / self.along(scale, x)), scale, None
-
-
 class GivenScaleWithABias(_WithAGivenScale):
     def quantize_with(self, x: Tensor, scale: Tensor, zero_point: None) -> Tensor:
         refuse(x)
@@ -410,10 +604,23 @@ class SevenBits(ZeroPoint):
 
 
 MUTANTS: list[tuple[type[Student], Callable, str]] = [
-    (Truncates, checks.check_rounding, r"3.5 becomes 3.0|1.5 becomes 1.0"),
+    (Truncates, checks.check_rounding, r"[13].5 becomes -?[13].0"),
     (Truncates, checks.check_error_bound, "half a step is the bound"),
-    (RoundsHalfUp, checks.check_rounding, r"0.5 becomes 1.0: round half to even"),
+    (RoundsHalfUp, checks.check_rounding, r"[02].5 becomes [13].0: round half to even"),
     (RoundsHalfUp, checks.check_sign_symmetry, "round half to even"),
+    (RoundsTinyScalesDown, checks.check_error_bound, "the scale was rounded down"),
+    (RoundsTinyScalesDownToFourBits, checks.check_error_bound, "the scale was rounded down"),
+    (TruncatesFloat16Groups, checks.check_rounding, "[13].5 becomes -?[13].0"),
+    (RoundsFloat16GroupsHalfUp, checks.check_rounding, "round half to even"),
+    (UsesMinus128InFloat16Groups, checks.check_sign_symmetry, "use -127 to 127"),
+    (TakesNaNInFloat16Groups, checks.check_not_finite, "nan in x .* of torch.float16 is quantized without a word"),
+    (RoundsTheSumInGroups, checks.check_rounding, "before a zero point is added"),
+    (RoundsPythonNumbersHalfUp, checks.check_rounding, "round half to even"),
+    (ChangesX, checks.check_shapes, "quantize changes the tensor that it is given"),
+    (GivenScaleGivesInt32, checks.check_given_scale, "quantize_with gives torch.int32 of .*, quantize torch.int8"),
+    (ForgetsToReturnTheZeroPoint, checks.check_shapes, "return values, scale, zero_point"),
+    (NumPyValues, checks.check_shapes, "values: a numpy.ndarray is returned, return a torch.Tensor"),
+    (NoScale, checks.check_shapes, "the scale is None: return a tensor or a number"),
     (CastsBeforeClamping, checks.check_saturation, "clamp before the cast, or integers wrap around"),
     (DividesBy128AndWraps, checks.check_order, "a larger number becomes a smaller one: integers wrap around"),
     (DividesBy128, checks.check_error_bound, "the range is cut"),
