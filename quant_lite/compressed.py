@@ -18,6 +18,7 @@ import os
 import re
 import shutil
 import tempfile
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -136,6 +137,7 @@ def load_compressed(model: nn.Module, folder: str | Path) -> None:
     folder = Path(folder)
     schemes, problems = _schemes(model, folder / _CONFIG)
     tensors = _read(folder)
+    _join_biases(model, schemes, tensors)
     layers = {}
     for name, scheme in schemes.items():
         parts = {key.removeprefix(f"{name}."): t for key, t in tensors.items() if key.rpartition(".")[0] == name}
@@ -243,7 +245,7 @@ def _plain_tensors(model: nn.Module) -> tuple[dict[str, Tensor], bool]:
 
 def _parts(layer: Int8Linear | Int4Linear) -> dict[str, Tensor]:
     """The layer's tensors in the layout; a scale of the whole tensor becomes one a row, which all readers take."""
-    parts: dict[str, Tensor] = {} if layer.bias is None else {"bias": layer.bias}
+    parts: dict[str, Tensor] = {} if layer.bias is None else {"bias": layer.bias.clone()}  # others may read its memory
     parts["weight_scale"] = layer.scale.expand(layer.out_features, -1)
     if isinstance(layer, Int8Linear) and layer.activations != "float":
         return parts | {"weight": layer.weight}
@@ -456,14 +458,31 @@ def _check_parts(parts: dict[str, Tensor], needed: dict[str, tuple[tuple[int, ..
         raise ValueError(", ".join(problems))
 
 
-def _ties(needed: dict[str, Tensor], given: dict[str, Tensor], model: nn.Module) -> dict[str, str]:
-    """Names that the file lacks since the model reads the parameter of another name there, and that name."""
+def _join_biases(model: nn.Module, schemes: Collection[str], tensors: dict[str, Tensor]) -> None:
+    """Let a quantized layer's bias be the tensor of its other names in the model, where the file has the same or only that."""
+    for names in _owners(model):
+        biases = [name for name in names if name.endswith(".bias") and name.removesuffix(".bias") in schemes]
+        given = [name for name in names if name in tensors]
+        if len(names) == 1 or not biases or len({checksum(tensors[name]) for name in given}) != 1:
+            continue
+        one = tensors[given[0]]
+        one = one.to(model.get_parameter(given[0]).dtype) if one.is_floating_point() else one
+        tensors |= dict.fromkeys((*given, *biases), one)
+
+
+def _owners(model: nn.Module) -> list[list[str]]:
+    """The names of each parameter."""
     owners: dict[int, list[str]] = {}
     for name, parameter in model.named_parameters(remove_duplicate=False):
         owners.setdefault(id(parameter), []).append(name)
+    return list(owners.values())
+
+
+def _ties(needed: dict[str, Tensor], given: dict[str, Tensor], model: nn.Module) -> dict[str, str]:
+    """Names that the file lacks since the model reads the parameter of another name there, and that name."""
     return {
         name: next(other for other in names if other in given)
-        for names in owners.values()
+        for names in _owners(model)
         for name in names
         if name in needed and name not in given and any(other in given for other in names)
     }

@@ -104,9 +104,7 @@ def load_quantized(model: nn.Module, folder: str | Path) -> None:
 
     plain = {name: t for name, t in model.state_dict().items() if name.rpartition(".")[0] not in about}
     rest = {name: t for name, t in tensors.items() if name.rpartition(".")[0] not in about}
-    problems += differences(model, plain, rest) + _other_ties(
-        model, shared, {*tensors, *(f"{name}.weight" for name in about)}
-    )
+    problems += differences(model, plain, rest) + _other_ties(model, shared, tensors, about)
     if problems:
         raise QuantizedFileError(f"{path} does not fit the model: {'; '.join(sorted(problems))}")
     for name, layer in layers.items():
@@ -287,12 +285,20 @@ def differences(model: nn.Module, needed: dict[str, Tensor], given: dict[str, Te
     return problems
 
 
-def _other_ties(model: nn.Module, shared: dict[str, str], names: Collection[str]) -> list[str]:
-    """Parameters of these names that are one in the model and two in the file, or the other way round."""
+def _other_ties(
+    model: nn.Module, shared: dict[str, str], tensors: Collection[str], layers: Collection[str]
+) -> list[str]:
+    """Parameters of the file that are one in the model and two in the file, or the other way round.
+
+    A quantized layer's bias may be one or two: the layer keeps what the file has, a copy where a cast has made it one.
+    """
+    names = {*tensors, *(f"{name}.weight" for name in layers)}
     parameters = {name: id(p) for name, p in model.named_parameters(remove_duplicate=False) if name in names}
     first: dict[int, str] = {}
     problems = []
     for name, parameter in parameters.items():
+        if name.endswith(".bias") and name.removesuffix(".bias") in layers:
+            continue
         known = first.setdefault(parameter, name)
         if known != name and shared.get(name, name) != shared.get(known, known):
             problems.append(

@@ -113,7 +113,7 @@ class Int8Linear(_Stored):
 
     Args:
         weight: int8 (N, K), with scales per output channel (N, 1), for the whole tensor (1, 1), or by groups (N, G).
-        bias: (N,) or None.
+        bias: (N,) or None; its memory is read, not copied, so that what shared it with a float layer's still does.
         activations: "float"; or "int8" or "int8_full", which need a weight without zero points and K <= 65,536.
         outliers: with int8 activations, how large a number must be for its column to be kept apart; None for never.
         input_scale: with int8 activations, positive.
@@ -155,7 +155,7 @@ class Int8Linear(_Stored):
         self.register_buffer("scale", weight.scale.contiguous())
         symmetric = not weight.zero_point.any()
         self.register_buffer("zero_point", None if symmetric else weight.zero_point)
-        self.register_buffer("bias", None if bias is None else bias.detach().clone())
+        self.register_buffer("bias", None if bias is None else bias.detach())
         self.register_buffer("smooth", smooth)
         if activations != "float" and (not symmetric or self.in_features > _MOST_BYTES):
             raise ValueError(
@@ -167,7 +167,7 @@ class Int8Linear(_Stored):
     def from_linear(
         cls, linear: nn.Linear, scheme: str = "absmax", granularity: Granularity = PER_ROW, activations: str = "float"
     ) -> Int8Linear:
-        """Quantize the weight of a float layer; its bias stays as it is.
+        """Quantize the weight of a float layer; its bias is copied as it is.
 
         Args:
             linear: (N, K), finite.
@@ -178,7 +178,8 @@ class Int8Linear(_Stored):
         quantizers = {"absmax": absmax_quantize, "zeropoint": zeropoint_quantize}
         if scheme not in quantizers:
             raise ValueError(f"scheme={scheme!r} is not known: take one of {', '.join(quantizers)}")
-        return cls(quantizers[scheme](linear.weight.detach(), granularity), linear.bias, activations)
+        bias = None if linear.bias is None else linear.bias.detach().clone()
+        return cls(quantizers[scheme](linear.weight.detach(), granularity), bias, activations)
 
     def quantized(self) -> QuantizedTensor:
         """The weight as its quantizer returned it (times `smooth`, where there is one)."""
@@ -328,7 +329,7 @@ class Int4Linear(_Stored):
 
     Args:
         weight: (N, K), with scales per output channel, for the whole tensor, or by groups.
-        bias: (N,) or None.
+        bias: (N,) or None, read where it lies.
         packed: uint8 (N, ceil(K / 2)), what a file has of the values: these are not looked at then, only at their shape.
     """
 
@@ -349,7 +350,7 @@ class Int4Linear(_Stored):
         self.register_buffer("scale", weight.scale)
         self.register_buffer("zero_point", weight.zero_point if weight.zero_point.any() else None)
         self.register_buffer("levels", weight.levels)
-        self.register_buffer("bias", None if bias is None else bias.detach().clone())
+        self.register_buffer("bias", None if bias is None else bias.detach())
 
     def quantized(self) -> QuantizedTensor:
         """The weight as its quantizer returned it."""
@@ -397,7 +398,7 @@ class BFloat16Linear(_Stored):
 
     Args:
         weight: bfloat16 (N, K).
-        bias: (N,) or None.
+        bias: (N,) or None, read where it lies.
         dtype: of the layer that this one stands for.
     """
 
@@ -411,7 +412,7 @@ class BFloat16Linear(_Stored):
         self.out_features, self.in_features = weight.shape
         self.dtype = dtype
         self.register_buffer("weight", weight.detach().contiguous())
-        self.register_buffer("bias", None if bias is None else bias.detach().clone())
+        self.register_buffer("bias", None if bias is None else bias.detach())
 
     def to_linear(self) -> nn.Linear:
         """The float layer that this one stands for."""

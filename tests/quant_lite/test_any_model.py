@@ -2,14 +2,26 @@
 
 from __future__ import annotations
 
+import copy
 import math
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from quant_lite import Int8Linear, QuantConfig, quantize_
+from quant_lite import (
+    Int8Linear,
+    PerGroup,
+    QuantConfig,
+    load_compressed,
+    load_quantized,
+    quantize_,
+    save_compressed,
+    save_quantized,
+)
 
 CONFIGS = [
     QuantConfig(),
@@ -241,3 +253,88 @@ def test_what_a_class_reads_of_its_layers() -> None:
         report = quantize_(model)
         assert set(report.kept) == {"by_weight", "by_dtype"}
         assert model(torch.randn(2, 8)).isfinite().all()
+
+
+class Biased(nn.Module):
+    """Two layers and a parameter beside them that are one bias, as a masked language model has it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.head, self.other = nn.Linear(16, 4), nn.Linear(16, 4)
+        self.bias = nn.Parameter(torch.randn(4))
+        self.head.bias = self.other.bias = self.bias
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(x) * self.other(x) + self.bias
+
+
+def of_transformers(name: str) -> nn.Module:
+    transformers = pytest.importorskip("transformers")
+    sizes = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 48}
+    settings = getattr(transformers, f"{name}Config")(vocab_size=50, tie_word_embeddings=True, **sizes)
+    return getattr(transformers, f"{name}ForMaskedLM")(settings).eval()
+
+
+BIASES = {
+    "Biased": {"bias", "head.bias", "other.bias"},
+    "Bert": {"cls.predictions.bias", "cls.predictions.decoder.bias"},
+    "Roberta": {"lm_head.bias", "lm_head.decoder.bias"},
+}
+
+
+@torch.no_grad()
+@pytest.mark.parametrize(
+    ("name", "config"),
+    [(name, QuantConfig()) for name in BIASES]
+    + [("Biased", QuantConfig(bits=4, granularity=PerGroup(8))), ("Biased", QuantConfig("bfloat16"))],
+    ids=str,
+)
+def test_a_bias_that_is_another_parameter_stays_one(name: str, config: QuantConfig, tmp_path: Path) -> None:
+    """Quantized, saved and loaded. A cast parts them, and each is then saved and loaded as it is."""
+    build = Biased if name == "Biased" else lambda: of_transformers(name)
+    inputs = torch.randn(3, 16) if name == "Biased" else IDS
+
+    def one(model: nn.Module) -> bool:
+        return len({tensor.data_ptr() for key, tensor in model.state_dict().items() if key in BIASES[name]}) == 1
+
+    def same(model: nn.Module, other: nn.Module) -> bool:
+        y, z = model(inputs), other(inputs)
+        return torch.equal(y, z) if name == "Biased" else torch.equal(y.logits, z.logits)
+
+    model, again = build(), build()
+    assert one(model)
+    next(p for key, p in model.named_parameters() if key in BIASES[name]).normal_()
+    quantize_(model, config)
+    assert one(model) and BIASES[name] <= model.state_dict().keys()
+    save_quantized(model, tmp_path)
+    load_quantized(again, tmp_path)
+    assert one(again) and same(again, model)
+
+    if config.scheme != "bfloat16":
+        folder = save_compressed(model, tmp_path, None if name != "Biased" else {"model_type": "biased"})
+        load_compressed(again := build(), folder)
+        assert one(again) and same(again, model)
+        tensors = load_file(folder / "model.safetensors")
+        lacking = {key: tensor for key, tensor in tensors.items() if key != max(BIASES[name], key=len)}
+        assert len(lacking) == len(tensors) - 1  # save_pretrained leaves out what is tied
+        save_file(lacking, folder / "model.safetensors")
+        load_compressed(again := build(), folder)
+        assert one(again) and same(again, model)
+
+    cast, again = copy.deepcopy(model).bfloat16(), build().bfloat16()
+    assert not one(cast)
+    save_quantized(cast, tmp_path)
+    load_quantized(again, tmp_path)
+    for key, tensor in cast.state_dict().items():
+        assert torch.equal(tensor, again.state_dict()[key]), key
+
+
+def test_a_layer_made_of_a_float_one_has_a_bias_of_its_own() -> None:
+    """What quantize_ leaves nothing beside may share memory; what was given and goes on may not."""
+    linear = nn.Linear(8, 4)
+    layer = Int8Linear.from_linear(linear)
+    before = layer.bias.clone()
+    with torch.no_grad():
+        linear.bias.add_(1)
+    assert torch.equal(layer.bias, before)
