@@ -18,7 +18,7 @@ import os
 import re
 import shutil
 import tempfile
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -108,11 +108,13 @@ def save_compressed(model: nn.Module, folder: str | Path, config: dict[str, Any]
     folder = Path(folder)
     if (folder / _INDEX).exists():
         raise ValueError(f"{folder} holds a checkpoint in several files ({_INDEX}): give another folder")
-    settings = _settings(model, config)
-    tensors, shared = _plain_tensors(model)
+    tied = _is_tied(model)
+    settings = _settings(
+        model, config, tied, [name for name, layer in layers.items() if _scheme(layer).format == _PACK]
+    )
+    tensors = _plain_tensors(model, tied)
     for name, layer in layers.items():
         tensors |= {f"{name}.{part}": tensor.cpu().contiguous() for part, tensor in _parts(layer).items()}
-    settings["tie_word_embeddings"] = bool(settings.get("tie_word_embeddings")) and shared
     dtype = str(next(iter(layers.values())).dtype).removeprefix("torch.")
     settings["torch_dtype" if "torch_dtype" in settings else "dtype"] = dtype
     settings["quantization_config"] = _quantization_config(model, layers)
@@ -177,34 +179,70 @@ def _lacks(layer: Int8Linear | Int4Linear) -> list[str]:
     ]
 
 
-def _settings(model: nn.Module, config: dict[str, Any] | None) -> dict[str, Any]:
-    """The model's own config, once it is known to be that of the model's layers."""
-    if config is None:
-        own = getattr(model, "config", None)
-        if own is None or not hasattr(own, "to_dict"):
-            raise ValueError(
-                f"{type(model).__name__} has no config.to_dict(): give config=, what config.json shall say"
-            )
-        expected = {name.rpartition(".")[0] for name in _unquantized(model).state_dict()}
-        other = sorted(expected ^ {name.rpartition(".")[0] for name in model.state_dict()})
-        if other:
-            raise ValueError(
-                f"the model's layers are not those of its config: {', '.join(other[:4])} ({len(other)} differ); merge or "
-                "remove adapters, and quantize without stacking products"
-            )
-        config = own.to_dict()
-    if not config.get("model_type"):
+def _settings(model: nn.Module, config: dict[str, Any] | None, tied: bool, packed: list[str]) -> dict[str, Any]:
+    """What `config.json` says of the architecture, once it is known to be that of the model's layers.
+
+    Where nothing is tied any more, that is said at every level: a model of several parts has a config for each.
+    """
+    own: Any = getattr(model, "config", None)
+    if config is None and not hasattr(own, "to_dict"):
+        raise ValueError(f"{type(model).__name__} has no config.to_dict(): give config=, what config.json shall say")
+    settings = own.to_dict() if config is None else config
+    if not settings.get("model_type"):
         raise ValueError("the config has no model_type, by which transformers would know the architecture: add it")
-    _as_json({name: value for name, value in config.items() if name != "quantization_config"})
-    architectures = config.get("architectures") or [type(model).__name__]
-    return {**config, "architectures": architectures}
+    settings = {name: value for name, value in settings.items() if name != "quantization_config"}
+    _as_json(settings)
+    written = settings if tied else {**_with_ties(settings, False), "tie_word_embeddings": False}
+    if config is None:
+        _check_reading(model, settings, written, packed)
+    architectures = settings.get("architectures") or [type(model).__name__]
+    return {"tie_word_embeddings": False, **written, "architectures": architectures}
 
 
-def _unquantized(model: nn.Module) -> nn.Module:
-    """The model that `model.config` describes, on the meta device."""
+def _with_ties(settings: dict[str, Any], tied: bool | None) -> dict[str, Any]:
+    """The settings with each `tie_word_embeddings` so, at every level."""
+    return {
+        name: tied if name == "tie_word_embeddings" else _with_ties(value, tied) if isinstance(value, dict) else value
+        for name, value in settings.items()
+    }
+
+
+def _check_reading(model: nn.Module, settings: dict[str, Any], written: dict[str, Any], packed: list[str]) -> None:
+    """Refuse what the model's class would not make the model of again, from what is written and not its own settings."""
+    kind = type(model.config)
+    config = model.config
+    if hasattr(kind, "from_dict"):
+        config, before = (kind.from_dict(json.loads(_as_json(said))) for said in (written, settings))
+        now, then = (_with_ties(read.to_dict(), None) for read in (config, before))
+        changed = sorted(name for name in then.keys() | now.keys() if now.get(name) != then.get(name))
+        if changed:
+            raise ValueError(
+                f"{kind.__name__} takes other {', '.join(changed)} from a head that is not tied to its embedding any "
+                "more: skip the head"
+            )
+    again = _unquantized(model, config)
+    expected = {name.rpartition(".")[0] for name in again.state_dict()}
+    other = sorted(expected ^ {name.rpartition(".")[0] for name in model.state_dict()})
+    if other:
+        raise ValueError(
+            f"the model's layers are not those of its config: {', '.join(other[:4])} ({len(other)} differ); merge or "
+            "remove adapters, and quantize without stacking products"
+        )
+    for names in _owners(again):
+        for name in packed:
+            if f"{name}.weight" in names and len(names) > 1:
+                others = ", ".join(other for other in names if other != f"{name}.weight")
+                raise ValueError(
+                    f"{name}: {type(model).__name__} ties its weight to {others} whatever the config says, and a "
+                    f"packed layer has none: skip {name}, or take activations='int8_full'"
+                )
+
+
+def _unquantized(model: nn.Module, config: Any) -> nn.Module:
+    """The model that a config describes, on the meta device."""
     try:
         with torch.device("meta"):
-            return type(model)(model.config)
+            return type(model)(config)
     except TypeError as problem:
         kind = type(model).__name__
         raise ValueError(
@@ -221,26 +259,42 @@ def _as_json(settings: dict[str, Any]) -> str:
     return json.dumps(settings, indent=2) + "\n"
 
 
-def _plain_tensors(model: nn.Module) -> tuple[dict[str, Tensor], bool]:
-    """What stays in float, by name, the first of those that share it, and whether any do; int8 embeddings dequantized."""
-    modules = dict(model.named_modules())
+def _is_tied(model: nn.Module) -> bool:
+    """Whether floats are shared, as an embedding and its head are, and none that quantized layers share with a table."""
+    kinds: dict[bool, set[int]] = {True: set(), False: set()}
+    for layer in model.modules():
+        if isinstance(layer, (Int8Linear, Int8Embedding)) and layer.weight.numel():
+            kinds[isinstance(layer, Int8Linear)].add(layer.weight.data_ptr())
+    floats = [tensor.data_ptr() for _, tensor in _floats(model) if tensor.numel()]
+    return len(set(floats)) < len(floats) and not kinds[True] & kinds[False]
+
+
+def _floats(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    """The state of all but what is quantized."""
+    modules = dict(model.named_modules(remove_duplicate=False))
+    for name, tensor in model.state_dict().items():
+        if not isinstance(modules[name.rpartition(".")[0]], (Int8Linear, Int4Linear, Int8Embedding)):
+            yield name, tensor
+
+
+def _plain_tensors(model: nn.Module, tied: bool) -> dict[str, Tensor]:
+    """What stays in float, by name, and int8 embeddings dequantized; tied, only the first of those that share memory."""
+    modules = dict(model.named_modules(remove_duplicate=False))
     tensors: dict[str, Tensor] = {}
     first: dict[tuple[int, torch.Size], str] = {}
-    shared = False
-    for name, tensor in model.state_dict().items():
+    for name, layer in modules.items():
+        if isinstance(layer, Int8Embedding):
+            tensors[f"{name}.weight"] = layer.quantized().dequantize().cpu()
+    for name, tensor in _floats(model):
+        known = first.setdefault((tensor.data_ptr(), tensor.shape), name) if tensor.numel() else name
+        if tied and known != name:
+            continue
         parent, _, leaf = name.rpartition(".")
         layer = modules[parent]
-        if isinstance(layer, (Int8Linear, Int4Linear)):
-            continue
-        if isinstance(layer, Int8Embedding):
-            if leaf == "weight":
-                tensors[name] = layer.quantized().dequantize().cpu()
-        elif tensor.numel() and first.setdefault((tensor.data_ptr(), tensor.shape), name) != name:
-            shared = True
-        else:
-            of_layer = isinstance(layer, BFloat16Linear) and leaf == "weight"
-            tensors[name] = (tensor.to(layer.dtype) if of_layer else tensor).detach().cpu().contiguous()
-    return tensors, shared
+        of_layer = isinstance(layer, BFloat16Linear) and leaf == "weight"
+        tensor = (tensor.to(layer.dtype) if of_layer else tensor).detach().cpu().contiguous()
+        tensors[name] = tensor if known == name else tensor.clone()
+    return tensors
 
 
 def _parts(layer: Int8Linear | Int4Linear) -> dict[str, Tensor]:

@@ -157,6 +157,92 @@ def test_transformers_loads_the_folder_with_equal_logits(tmp_path: Path, config:
     assert quantized_layers(again).keys() == quantized_layers(ours).keys()
 
 
+def of_parts(name: str, tied: bool = True) -> tuple[nn.Module, dict[str, torch.Tensor]]:
+    """A small model of transformers' whose config has configs of its parts, or whose class ties, and inputs for it."""
+    sizes = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4}
+    text, sight = {"vocab_size": 96, "tie_word_embeddings": tied, **sizes}, {"image_size": 16, "patch_size": 8, **sizes}
+    ids = {"input_ids": TOKENS[:, :9].clamp(min=4)}
+    if name == "Llava":
+        parts = transformers.LlamaConfig(**text), transformers.CLIPVisionConfig(**sight)
+        more = {"image_token_index": 95, "tie_word_embeddings": tied}
+        config = transformers.LlavaConfig(text_config=parts[0], vision_config=parts[1], **more)
+    elif name == "Qwen2VL":
+        rope = {"rope_type": "default", "mrope_section": [1, 1, 2], "rope_theta": 1e4}
+        eyes = {"depth": 1, "embed_dim": 32, "hidden_size": 32, "num_heads": 4, "patch_size": 8}
+        config = transformers.Qwen2VLConfig(
+            text_config={"rope_parameters": rope, "num_key_value_heads": 2, **text},
+            vision_config=eyes,
+            tie_word_embeddings=tied,
+        )
+    elif name == "Blip":
+        special = {"bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0, "sep_token_id": 3}
+        words = {"encoder_hidden_size": 32, **special, **text}
+        config = transformers.BlipConfig(text_config=words, vision_config=sight)
+        ids["pixel_values"] = torch.ones(2, 3, 16, 16)
+    else:
+        shape = {"d_model": 32, "d_kv": 8, "d_ff": 64, "num_layers": 1, "num_heads": 4, "vocab_size": 96}
+        config = transformers.T5Config(decoder_start_token_id=0, **shape)
+        ids["decoder_input_ids"] = ids["input_ids"].flip(1)
+    torch.manual_seed(0)
+    model = getattr(transformers, f"{name}ForConditionalGeneration")(config).eval()
+    for parameter in model.parameters():
+        parameter.data += 0.05 * torch.randn_like(parameter)
+    return model.requires_grad_(False), ids
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("skip", [False, True])
+@pytest.mark.parametrize("tied", [True, False])
+@pytest.mark.parametrize("name", ["Llava", "Qwen2VL", "Blip"])
+def test_a_head_that_the_config_of_a_part_ties(tmp_path: Path, name: str, tied: bool, skip: bool) -> None:
+    """Against the dequantized twin: where the head is written apart, no config of a part ties it again."""
+    ours, inputs = of_parts(name, tied)
+    head = "text_decoder.cls.predictions.decoder" if name == "Blip" else "lm_head"
+    quantize_(ours, QuantConfig(skip=(head,) if skip else ()))
+    logits, twin = ours(**inputs).logits, twin_of(ours)
+    theirs, info = type(ours).from_pretrained(save_compressed(ours, tmp_path), output_loading_info=True)
+    assert not any(info.values()), info
+    settings = json.loads((tmp_path / "config.json").read_text())
+    assert skip or not (settings["tie_word_embeddings"] or settings["text_config"]["tie_word_embeddings"])
+    assert torch.equal(theirs.eval()(**inputs).logits, twin(**inputs).logits)
+    again, _ = of_parts(name, tied)
+    load_compressed(again, tmp_path)
+    assert torch.equal(again(**inputs).logits, logits)
+
+
+@torch.no_grad()
+def test_a_class_that_ties_whatever_its_config_says(tmp_path: Path) -> None:
+    """T5's: a packed head cannot be loaded and is refused; one of int8 and activations is loaded, and nothing else changes."""
+    ours, inputs = of_parts("T5")
+    quantize_(ours)
+    with pytest.raises(ValueError, match="lm_head: T5ForConditionalGeneration ties its weight to .*: skip lm_head, or"):
+        save_compressed(ours, tmp_path)
+    assert not list(tmp_path.iterdir())
+    ours, _ = of_parts("T5")
+    quantize_(ours, QuantConfig(activations="int8_full"))
+    theirs, info = type(ours).from_pretrained(save_compressed(ours, tmp_path), output_loading_info=True)
+    assert not any(info.values()), info
+    assert theirs.config.scale_decoder_outputs  # which T5Config takes from the tie where nothing else says it
+    assert torch.equal(theirs.lm_head.weight, ours.lm_head.weight)
+    off, size = (theirs(**inputs).logits - ours(**inputs).logits).norm(), ours(**inputs).logits.norm()
+    assert off < 0.05 * size  # scaled or not is a factor of 32 ** -0.5
+
+
+def test_a_config_that_takes_more_from_the_tie_is_refused(tmp_path: Path) -> None:
+    class Scaled(transformers.LlamaConfig):
+        def __post_init__(self, **more) -> None:
+            super().__post_init__(**more)
+            self.rms_norm_eps = 1e-6 if self.tie_word_embeddings else 1e-3
+
+    shape = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 1, "num_attention_heads": 2}
+    ours = transformers.LlamaForCausalLM(Scaled(vocab_size=96, tie_word_embeddings=True, **shape))
+    quantize_(ours)
+    with pytest.raises(
+        ValueError, match="Scaled takes other rms_norm_eps from a head that is not tied .*: skip the head"
+    ):
+        save_compressed(ours, tmp_path)
+
+
 @torch.no_grad()
 @pytest.mark.parametrize("config", W8A8, ids=str)
 def test_int8_activations_differ_from_the_library_by_its_half_step_alone(
