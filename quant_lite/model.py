@@ -31,7 +31,7 @@ from quant_lite.quantize import (
     nf4_quantize,
     zeropoint_quantize,
 )
-from quant_lite.replacing import SET_BY_HOOK, WAYS_OUT, is_plain_embedding, put_layer, reason_to_stay
+from quant_lite.replacing import MERGED, SET_BY_HOOK, WAYS_OUT, is_plain_embedding, put_layer, reason_to_stay
 
 __all__ = ["LayerReport", "QuantConfig", "QuantReport", "quantize_", "sqnr"]
 
@@ -215,8 +215,8 @@ def quantize_(model: nn.Module, config: QuantConfig | None = None, calibration: 
 
     Raises:
         TypeError: a weight has another dtype than float32, float16 and bfloat16 (named), or `calibration` is one input.
-        ValueError: there is nothing to quantize, a weight is not finite or holds no numbers yet (named), a `skip` pattern
-            matches nothing, or the config needs inputs to calibrate on.
+        ValueError: there is nothing to quantize, a weight is not finite or holds no numbers yet, or an adapter that is to
+            be taken out again (named), a `skip` pattern matches nothing, or the config needs inputs to calibrate on.
         The model is unchanged where that is known before the first layer is replaced; only a weight that is not finite
         is found on the way, and then the layers before it are quantized already.
     """
@@ -413,18 +413,17 @@ def _choose(model: nn.Module, config: QuantConfig) -> tuple[list[list[str]], dic
         named.update(others)
         embeddings = [other for other in others if is_plain_embedding(model.get_submodule(other))]
         shared = bool(others) and (len(embeddings) < len(others) or not _can_share(layer, config))
-        reason = _reason_to_keep(model, name, config, shared)
-        if reason == SET_BY_HOOK:
-            raise ValueError(f"{name}: {reason}: {WAYS_OUT[reason]}, or skip it")
+        # in bfloat16 the embedding stays as it is: the head reads its very memory
+        together = [name, *(embeddings if config.scheme != "bfloat16" else [])]
+        reason = _reason_to_keep(model, together, config, shared)
         if reason is not None:
             kept[name] = reason
         elif name:
             _check_weight(name, layer)
-            # in bfloat16 the embedding stays as it is: the head reads its very memory
-            chosen.append([name, *(embeddings if config.scheme != "bfloat16" else [])])
+            chosen.append(together)
     # what a head shares was chosen or kept with it
     for name in [name for name in tables if name not in named]:
-        reason = _reason_to_keep(model, name, config, shared=len(owners[id(tables[name].weight)]) > 1)
+        reason = _reason_to_keep(model, [name], config, shared=len(owners[id(tables[name].weight)]) > 1)
         if reason is not None:
             kept[name] = reason
         elif name:
@@ -435,11 +434,21 @@ def _choose(model: nn.Module, config: QuantConfig) -> tuple[list[list[str]], dic
     return chosen, kept | _other_matrices(model, named | tables.keys())
 
 
-def _reason_to_keep(model: nn.Module, name: str, config: QuantConfig, shared: bool) -> str | None:
-    """Why a layer stays in float, a key of `_WAYS_OUT`; None where it need not."""
-    if any(fnmatch.fnmatchcase(name, pattern) for pattern in config.skip):
+def _reason_to_keep(model: nn.Module, names: list[str], config: QuantConfig, shared: bool) -> str | None:
+    """Why a layer, with those that read its weight, stays in float, a key of `_WAYS_OUT`; None where it need not.
+
+    Raises:
+        ValueError: its weight is not what it is to be: a hook sets it, or an adapter is to be taken out of it.
+    """
+    if any(fnmatch.fnmatchcase(names[0], pattern) for pattern in config.skip):
         return _SKIPPED
-    return _SHARED if shared else reason_to_stay(model, name)
+    if shared:
+        return _SHARED
+    reasons = {name: reason_to_stay(model, name) for name in names}
+    for name, reason in reasons.items():
+        if reason in (SET_BY_HOOK, MERGED) and reasons[names[0]] in (None, reason):
+            raise ValueError(f"{name}: {reason}: {WAYS_OUT[reason]}, or skip it")
+    return reasons[names[0]]
 
 
 def _nothing_to_quantize(kept: Mapping[str, str]) -> str:

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import inspect
 import re
-from functools import cache
-from typing import Any
+from functools import cache, partial
+from typing import Any, NoReturn
 
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 from torch.nn.utils.parametrize import is_parametrized
 
-__all__ = ["SET_BY_HOOK", "WAYS_OUT", "is_plain_embedding", "put_layer", "reason_to_stay"]
+__all__ = ["MERGED", "SET_BY_HOOK", "WAYS_OUT", "is_plain_embedding", "put_layer", "reason_to_stay"]
 
 SET_BY_HOOK = "its weight is set by a hook, as pruning does"
+MERGED = "an adapter is merged into it"
 
 _ADAPTER = "part of an adapter"
 _FORWARD = "its forward is not nn.Linear's"
@@ -24,6 +25,7 @@ WAYS_OUT = {  # by reason
     _FORWARD: "put what its forward does besides the product into a module around a plain nn.Linear",
     _READ: "let its module call the layer",
     _HOOK: "take register_full_backward_hook",
+    MERGED: "unmerge it, or merge it for good (merge_and_unload)",
     SET_BY_HOOK: "make it a parameter first (torch.nn.utils.prune.remove)",
 }
 
@@ -35,16 +37,35 @@ _HOOKS = (
 
 
 def put_layer(model: nn.Module, name: str, layer: nn.Module) -> None:
-    """Put a new layer in the place of the one that is called `name`, with its mode and its hooks, forward and backward."""
+    """Put a new layer in the place of the one that is called `name`, with its mode and its hooks, forward and backward.
+
+    What merges adapters into the layer refuses to from then on, where that holds integers.
+    """
     above, _, child = name.rpartition(".")
     parent = model.get_submodule(above)
     old = parent.get_submodule(child)
     for hooks in _HOOKS:
         setattr(layer, hooks, getattr(old, hooks))
     setattr(parent, child, layer.train(old.training))
+    weight = getattr(layer, "weight", None)
+    if _merges(parent) and not (isinstance(weight, Tensor) and weight.is_floating_point()):
+        # it would add to the integers what it casts to them before: nearly always 0
+        vars(parent)["merge"] = partial(_refuse_merge, name, type(layer).__name__)
     if isinstance(parent, nn.TransformerEncoderLayer):
         # without gradients its fused path would read the weights past their layers: this is how it is told to take none
         parent.activation_relu_or_gelu = 0
+
+
+def _merges(module: nn.Module) -> bool:
+    """Whether it adds an adapter to the layer inside and takes it out again, as the library peft's do."""
+    return callable(getattr(module, "merge", None)) and callable(getattr(module, "unmerge", None))
+
+
+def _refuse_merge(name: str, kind: str, *_: Any, **__: Any) -> NoReturn:
+    raise ValueError(
+        f"{name}: no adapter can be merged into integers ({kind}): merge it into the float layer before quantizing, or "
+        "keep it beside"
+    )
 
 
 def reason_to_stay(model: nn.Module, name: str) -> str | None:
@@ -55,6 +76,8 @@ def reason_to_stay(model: nn.Module, name: str) -> str | None:
     plain = isinstance(layer, nn.Embedding) or type(layer).forward is nn.Linear.forward
     if not plain or "forward" in vars(layer):  # a subclass's, or patched
         return _FORWARD
+    if _holds_merged(model, name) and not _has_dora_of_peft(model, name):
+        return MERGED
     if isinstance(layer, NonDynamicallyQuantizableLinear) or _has_dora_of_peft(model, name) or _reads(model, name):
         return _READ
     if _has_old_backward_hook(layer):
@@ -96,6 +119,12 @@ def _source(kind: type) -> str:
             except (OSError, TypeError):  # written where no file is
                 continue
     return "\n".join(found)
+
+
+def _holds_merged(model: nn.Module, name: str) -> bool:
+    """Whether the module around a layer has an adapter in the layer's weight, which it means to take out again."""
+    parent = model.get_submodule(name.rpartition(".")[0])
+    return _merges(parent) and getattr(parent, "merged", False) is True
 
 
 def _has_dora_of_peft(model: nn.Module, name: str) -> bool:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import copy
+import pickle
+
 import pytest
 import torch
 from hypothesis import given
@@ -9,6 +12,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.nn.utils import parametrize, prune
 
+from lora_lite import LoRAConfig, add_lora, lora_parameters, merge_lora, unmerge_lora
 from quant_lite import (
     BFloat16Linear,
     Int4Linear,
@@ -260,6 +264,97 @@ def test_peft_adapters_stay_in_float() -> None:
         assert {row.name for row in report.layers} == {"base_model.model.2"} | (set() if dora else {base})
         assert report.kept["base_model.model.0.lora_A.default"] == "part of an adapter"
         assert not dora or report.kept[base] == "its module reads the weight by itself"
+
+
+def adapted_by_peft(**more) -> nn.Module:
+    peft = pytest.importorskip("peft")
+    model = peft.get_peft_model(net(), peft.LoraConfig(r=4, target_modules=["0"], **more)).eval()
+    torch.manual_seed(1)
+    nn.init.normal_(model.base_model.model[0].lora_B["default"].weight, std=0.1)
+    return model
+
+
+@pytest.mark.parametrize("safe", [True, False])
+@pytest.mark.parametrize("config", [QuantConfig(), QuantConfig(bits=4), QuantConfig(activations="int8")], ids=str)
+def test_no_adapter_is_merged_into_integers(config: QuantConfig, safe: bool, tmp_path) -> None:
+    """What peft would add to int8 in a safe merge is cast to int8, which is nearly always 0: the adapter would be gone."""
+    x = torch.randn(5, 64)
+    base = adapted_by_peft()
+    quantize_(base, config)
+    save_quantized(base, tmp_path)
+    loaded = adapted_by_peft()
+    load_quantized(loaded, tmp_path)
+    for model in (base, loaded, copy.deepcopy(base), pickle.loads(pickle.dumps(base))):
+        before = model(x)
+        for merge in (model.merge_and_unload, model.merge_adapter):
+            with pytest.raises(ValueError, match="base_model.model.0.base_layer: .* into integers .*: merge .* before"):
+                merge(safe_merge=safe)
+            assert torch.equal(model(x), before)
+        plain = model.unload()
+        assert type(plain[0]) is type(base.base_model.model[2])
+        with pytest.raises(AssertionError):
+            torch.testing.assert_close(plain(x), before)
+
+
+@torch.no_grad()
+def test_an_adapter_is_merged_into_bfloat16_as_ever() -> None:
+    model, x = adapted_by_peft(), torch.randn(5, 64)
+    quantize_(model, QuantConfig("bfloat16"))
+    before = model(x)
+    merged = model.merge_and_unload(safe_merge=True)
+    assert (merged(x) - before).norm() / before.norm() < 2e-3
+
+
+@torch.no_grad()
+def test_a_layer_with_an_adapter_in_it_is_refused_until_it_can_be_kept(tmp_path) -> None:
+    """peft would take the adapter out of the integers again, and round what it takes to integers, too."""
+    model, x = adapted_by_peft(), torch.randn(5, 64)
+    quantize_(other := adapted_by_peft())
+    save_quantized(other, tmp_path)
+    before = model(x)
+    model.merge_adapter()
+    name = "base_model.model.0.base_layer"
+    words = f"{name}: .* merged into it: unmerge it, or merge it for good"
+    with pytest.raises(ValueError, match=words):
+        quantize_(model)
+    with pytest.raises(QuantizedFileError, match="merged into it"):
+        load_quantized(model, tmp_path)
+    assert not any(isinstance(module, Int8Linear) for module in model.modules())
+    quantize_(model, QuantConfig(skip=(name,)))
+    model.unmerge_adapter()
+    assert (model(x) - before).norm() / before.norm() < 0.02
+    dora = adapted_by_peft(use_dora=True)
+    dora.merge_adapter()
+    assert name in quantize_(dora).kept
+    for_good = adapted_by_peft().merge_and_unload()
+    assert len(quantize_(for_good).layers) == 2 and (for_good(x) - before).norm() / before.norm() < 0.02
+
+
+@torch.no_grad()
+def test_a_table_with_an_adapter_in_it_is_refused() -> None:
+    """Alone, and where a head reads it, too."""
+    peft = pytest.importorskip("peft")
+    for tied in (False, True):
+        model = nn.Sequential(nn.Embedding(9, 64), nn.Linear(64, 9, bias=False))
+        if tied:
+            model[1].weight = model[0].weight
+        adapted = peft.get_peft_model(model, peft.LoraConfig(r=2, target_modules=["0"]))
+        adapted.merge_adapter()
+        with pytest.raises(ValueError, match="base_model.model.0.base_layer: .* merged into it"):
+            quantize_(adapted, QuantConfig(embeddings=not tied))
+
+
+@torch.no_grad()
+def test_what_lora_lite_merged_and_was_quantized_has_no_way_back() -> None:
+    model, x = net(), torch.randn(5, 64)
+    add_lora(model, LoRAConfig(rank=2, targets=("0",)))
+    nn.init.normal_(lora_parameters(model)[-1])
+    merged = merge_lora(model, keep=True)
+    quantize_(model)
+    before = model(x)
+    with pytest.raises(ValueError, match="the weight of 0 was changed after the merge"):
+        unmerge_lora(model, merged)
+    assert torch.equal(model(x), before)
 
 
 def test_an_embedding_that_does_more_than_look_up_keeps_its_head_in_float() -> None:
