@@ -23,6 +23,7 @@ from quant_lite.quantize import (
     QuantizedTensor,
     absmax_quantize,
     full_range_rows,
+    is_traced,
     zeropoint_quantize,
 )
 
@@ -300,6 +301,10 @@ class Int8Linear(_Stored):
         """x with its outlying columns set to zero, and what these add to the product, in float (None: there are none)."""
         if self.outliers is None:
             return x, None
+        if is_traced():  # all columns take part, zero where they are not outlying: which they are is not yet known
+            outlying = (x.abs() >= self.outliers).any(0)
+            weight = replace(self.quantized(), dtype=torch.float32).dequantize()
+            return x.masked_fill(outlying, 0.0), ((x.float() * outlying) @ weight.T).to(x.dtype)
         columns = outlier_columns(x, self.outliers)  # (K',)
         if not len(columns):
             return x, None
@@ -311,7 +316,7 @@ class Int8Linear(_Stored):
         """Rows of x as int8: each with the scale of its own, or all with the calibrated one, past which they saturate."""
         if self.input_scale is None:
             return full_range_rows(x) if self.lowest == -128 else absmax_quantize(x, PerToken())
-        if not x.isfinite().all():
+        if not is_traced() and not x.isfinite().all():
             raise ValueError("cannot quantize activations that hold NaN or infinity: look where they come from")
         scale = torch.tensor(self.input_scale, dtype=torch.float32, device=x.device)
         values = (x.float() / scale).round_().clamp_(-127, 127).to(torch.int8)
@@ -511,10 +516,14 @@ def _check_shapes(layer: str, weight: QuantizedTensor) -> None:
 
 
 def _for_kernels(weight: Tensor, x: Tensor, few: bool = True) -> bool:
-    """Whether kernels.c multiplies these: some rows, and only a few where so asked, on the CPU, if it could be built."""
+    """Whether kernels.c multiplies these: some rows, and only a few where so asked, on the CPU, if it could be built.
+
+    What is recorded takes PyTorch's operators: of C there would be nothing to see but what it wrote this time.
+    """
     T = x.shape[0]
     fits = 0 < T and not (few and T > _FEW) and x.is_cpu and weight.numel() > 0 and weight.is_contiguous()
-    return fits and not torch.compiler.is_compiling() and kernels.library() is not None
+    plain = fits and type(x) is Tensor and not torch.compiler.is_compiling() and not is_traced()
+    return plain and kernels.library() is not None
 
 
 def _integer_product(a: Tensor, b: Tensor) -> Tensor:

@@ -8,6 +8,7 @@ Shapes: ... any leading dimensions, K the size of the last axis, G = ceil(K / si
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from types import EllipsisType
@@ -329,6 +330,17 @@ def _midpoints(levels: Tensor) -> Tensor:
     return (levels[1:] + levels[:-1]) / 2
 
 
+def is_traced() -> bool:
+    """Whether operators are being recorded (torch.jit.trace, make_fx, torch.export), which have no numbers to ask for.
+
+    torch.compile is another thing: it breaks its graph where a number is asked for.
+    """
+    if torch.compiler.is_dynamo_compiling():
+        return False
+    recording = sys.modules.get("torch.fx.experimental.proxy_tensor")  # heavy to import, and not loaded is not running
+    return torch.jit.is_tracing() or (recording is not None and recording.get_proxy_mode() is not None)
+
+
 def _half_gaps(levels: Tensor) -> Tensor:
     """How far from each level what is nearest to it may lie: float64."""
     wide = levels.double()
@@ -356,7 +368,7 @@ def _range(x: Tensor, granularity: Granularity) -> tuple[Tensor, Tensor]:
         else:
             low = x.amin(shared, keepdim=True) if shared else x  # amin over no axes would reduce all of them
             high = x.amax(shared, keepdim=True) if shared else x
-    if not (low.isfinite().all() and high.isfinite().all()):  # NaN spreads to both
+    if not is_traced() and not (low.isfinite().all() and high.isfinite().all()):  # NaN spreads to both
         raise ValueError("cannot quantize NaN or infinity: the tensor holds at least one; look where it comes from")
     return low.double().clamp_(max=0), high.double().clamp_(min=0)
 

@@ -14,8 +14,19 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
+from torch.fx.experimental.proxy_tensor import make_fx
 
-from quant_lite import BFloat16Linear, Int8Linear, PerChannel, PerGroup, QuantizedTensor, absmax_quantize, kernels
+from quant_lite import (
+    BFloat16Linear,
+    Int8Linear,
+    PerChannel,
+    PerGroup,
+    QuantConfig,
+    QuantizedTensor,
+    absmax_quantize,
+    kernels,
+    quantize_,
+)
 
 ROOT = Path(__file__).parents[2]
 needs_c = pytest.mark.skipif(
@@ -389,3 +400,41 @@ print("equal")
 """
     done = subprocess.run([sys.executable, "-c", script], check=False, capture_output=True, text=True, timeout=100)
     assert (done.returncode, done.stdout.strip()) == (0, "equal"), done.stderr[-500:]
+
+
+TRACERS = {
+    "jit": lambda layer, x: torch.jit.trace(layer, x),
+    "fx": lambda layer, x: make_fx(layer)(x),
+    "fx before autograd": lambda layer, x: make_fx(layer, pre_dispatch=True)(x),
+    "fx of fakes": lambda layer, x: make_fx(layer, tracing_mode="fake", _allow_non_fake_inputs=True)(x),
+    "export": lambda layer, x: torch.export.export(layer, (x,)).module(),
+    "compile": lambda layer, x: torch.compile(layer, backend="eager"),
+}
+TRACED = [
+    *(QuantConfig(scheme, granularity) for scheme in ("absmax", "zeropoint") for granularity in (None, PerGroup(16))),
+    *(QuantConfig(activations=kind) for kind in ("int8", "int8_full")),
+    QuantConfig(activations="int8", granularity=PerGroup(16)),
+    QuantConfig(activations="int8", outliers=2.0),
+    QuantConfig(activations="int8", observer="minmax"),
+    QuantConfig(bits=4),
+    QuantConfig("bfloat16"),
+]
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("rows", [1, 3, 40])
+@pytest.mark.parametrize("config", TRACED, ids=str)
+@pytest.mark.parametrize("tracer", TRACERS)
+@pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning", "ignore::DeprecationWarning")
+def test_a_traced_layer_computes(tracer: str, config: QuantConfig, rows: int) -> None:
+    """Of other rows than those that it was traced with, with outliers elsewhere; to the rounding of K + 4 operations."""
+    model = nn.Sequential(nn.Linear(64, 24)).eval()
+    x, other = numbers(rows, 64, seed=1, spread=0.0), 3 * numbers(rows, 64, seed=2, spread=0.0)
+    quantize_(model, config, [x] if config.calibrated else ())
+    layer = model[0]
+    traced = TRACERS[tracer](model, x)
+    reach = layer.to_linear().weight.abs().sum(-1)
+    for rows_of in (other, x):
+        y = layer(rows_of)
+        rounding = 68 * 2.0**-24 * (1.01 * rows_of.abs().amax(-1, keepdim=True) * reach + y.abs())
+        assert ((traced(rows_of) - y).abs() <= rounding).all()
