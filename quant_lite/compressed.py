@@ -13,6 +13,7 @@ Shapes: N out features, K in features, G groups.
 
 from __future__ import annotations
 
+import copy
 import json
 import os
 import re
@@ -52,6 +53,12 @@ _WEIGHTS_KEYS = (  # all that the library writes
     *("scale_dtype", "zp_dtype", "observer", "observer_kwargs"),
 )
 _TOKEN = {"num_bits": 8, "type": "int", "symmetric": True, "strategy": "token", "dynamic": True}  # a row as it comes
+# settings of training, of generating, of a caller's wishes, and of what the tensors or their ties say themselves
+_NO_FUNCTION = re.compile(
+    r"architectures|(torch_)?dtype|transformers_version|attn_implementation|tie_word_embeddings|max_position_embeddings|"
+    r"(bos|eos|pad|sep|cls|unk|mask|decoder_start)_token_ids?|use_cache|return_dict|output_.*|initializer_.*|init_std|"
+    r".*dropout.*|.*drop_path.*|id2label|label2id|num_labels|problem_type|pretraining_tp|chunk_size_feed_forward|.*_loss_.*"
+)
 
 
 @dataclass(frozen=True)
@@ -133,11 +140,13 @@ def load_compressed(model: nn.Module, folder: str | Path) -> None:
 
     Raises:
         QuantizedFileError: a file is missing or damaged, the folder is in another layout, or it does not fit the model;
-            every scheme that is not read, every missing, unexpected and misshapen tensor and every layer that `quantize_`
-            would keep in float is named, and the model is unchanged.
+            every scheme that is not read, every setting that makes another function than `model.config`, every missing,
+            unexpected and misshapen tensor and every layer that `quantize_` would keep in float is named, and the model
+            is unchanged.
     """
     folder = Path(folder)
     schemes, problems = _schemes(model, folder / _CONFIG)
+    problems += _other_settings(model, _read_json(folder / _CONFIG))
     tensors = _read(folder)
     _join_biases(model, schemes, tensors)
     layers = {}
@@ -413,6 +422,44 @@ def _schemes(model: nn.Module, path: Path) -> tuple[dict[str, _Scheme], list[str
     return schemes, problems
 
 
+def _other_settings(model: nn.Module, settings: dict[str, Any]) -> list[str]:
+    """What of the folder's config would make another function of the same tensors than the model's config does.
+
+    Both as the model's own class of configs reads them, so that what a file leaves out has its default.
+    """
+    own: Any = getattr(model, "config", None)
+    if not hasattr(own, "from_dict") or not hasattr(own, "to_dict"):
+        return []
+    settings = {name: value for name, value in settings.items() if name != "quantization_config"}
+    read = lambda said: _flat(type(own).from_dict(copy.deepcopy(said)).to_dict())
+    mine = read(own.to_dict())
+    kind = settings.get("model_type", mine.get("model_type"))
+    if kind != mine.get("model_type"):
+        return [f"{_CONFIG}: model_type={kind!r}, the model's is {mine.get('model_type')!r}"]
+    try:
+        theirs = read(settings)
+    except Exception as problem:  # noqa: BLE001 - classes of configs raise what they like
+        return [f"{_CONFIG}: {type(own).__name__} cannot read it: {problem}"]
+    return [
+        f"{_CONFIG}: {name}={theirs.get(name)!r}, the model's is {mine.get(name)!r}"
+        for name in sorted(theirs.keys() | mine.keys())
+        if theirs.get(name) != mine.get(name)
+    ]
+
+
+def _flat(settings: dict[str, Any], above: str = "") -> dict[str, Any]:
+    """The settings by their full names, without those that logits do not depend on, lists for tuples."""
+    flat: dict[str, Any] = {}
+    for name, value in settings.items():
+        if name.startswith("_") or _NO_FUNCTION.fullmatch(name):
+            continue
+        if isinstance(value, dict):
+            flat |= _flat(value, f"{above}{name}.")
+        else:
+            flat[above + name] = list(value) if isinstance(value, tuple) else value
+    return flat
+
+
 def _match(name: str, layer: nn.Module, targets: list[str]) -> str | None:
     """The target that names a layer most narrowly: by its name, then by a pattern, then by its class."""
     classes = {kind.__name__ for kind in type(layer).__mro__}
@@ -580,5 +627,8 @@ def _read(folder: Path) -> dict[str, Tensor]:
             raise QuantizedFileError(
                 f"{path}: {', '.join(changed)} has other bytes than were saved: save the model again"
             )
+        twice = sorted(tensors.keys() & here.keys())
+        if twice:
+            raise QuantizedFileError(f"{path}: {', '.join(twice)} is in another file, too: write the folder again")
         tensors |= here
     return tensors

@@ -623,3 +623,77 @@ def test_damaged_and_foreign_folders_are_refused(tmp_path: Path) -> None:
     config.write_text(json.dumps(settings))
     load_compressed(net, tmp_path)
     assert len(quantized_layers(net)) == 14
+
+
+def test_a_folder_whose_config_computes_something_else_is_refused(tmp_path: Path, root: Path) -> None:
+    """Every setting that differs is named, for transformers' models and ours; what changes no logits may differ."""
+    ours = random_llama()
+    quantize_(ours)
+    path = save_compressed(ours, tmp_path / "theirs") / "config.json"
+    settings = json.loads(path.read_text())
+    small = load_llama(root / TINY, dtype=torch.float32)
+    quantize_(small)
+    path_of_ours = save_compressed(small, tmp_path / "ours") / "config.json"
+
+    def refused(model: nn.Module, path: Path, change: dict, *words: str) -> None:
+        whole = path.read_text()
+        path.write_text(json.dumps(json.loads(whole) | change))
+        before = list(model.state_dict())
+        with pytest.raises(QuantizedFileError) as caught:
+            load_compressed(model, path.parent)
+        assert all(word in str(caught.value) for word in words), caught.value
+        assert list(model.state_dict()) == before and not quantized_layers(model)
+        path.write_text(whole)
+
+    net = random_llama()
+    rope = settings["rope_parameters"]
+    heads = {"num_attention_heads": 8, "num_key_value_heads": 4, "head_dim": 8}
+    for change, word in (
+        (heads, "num_attention_heads=8, the model's is 4"),
+        (heads, "head_dim=8, the model's is 16"),
+        ({"rms_norm_eps": 1e-5}, "rms_norm_eps=1e-05, the model's is 1e-06"),
+        ({"hidden_act": "gelu"}, "hidden_act='gelu', the model's is 'silu'"),
+        (
+            {"rope_parameters": rope | {"rope_theta": 5e5}},
+            "rope_parameters.rope_theta=500000.0, the model's is 10000.0",
+        ),
+        ({"rope_parameters": rope | {"rope_type": "linear", "factor": 2.0}}, "rope_parameters.rope_type='linear'"),
+        ({"model_type": "mistral"}, "model_type='mistral', the model's is 'llama'"),
+    ):
+        refused(net, path, change, "config.json", word)
+    float_small = load_llama(root / TINY, dtype=torch.float32)
+    eight = {"num_attention_heads": 2 * small.config.num_attention_heads, "head_dim": small.config.head_dim // 2}
+    eight["num_key_value_heads"] = 2 * small.config.num_key_value_heads
+    refused(float_small, path_of_ours, eight, "num_attention_heads=", "head_dim=", "num_key_value_heads=")
+    refused(float_small, path_of_ours, {"rms_norm_eps": 0.1}, "rms_norm_eps=0.1")
+    refused(float_small, path_of_ours, {"rope_theta": 3.0}, "rope_theta=3.0")
+    refused(float_small, path_of_ours, {"hidden_act": "gelu"}, "hidden_act='gelu' is not supported")
+
+    harmless = {"use_cache": False, "eos_token_id": 7, "dtype": "bfloat16", "max_position_embeddings": 99}
+    harmless |= {"attention_dropout": 0.5, "initializer_range": 0.5, "transformers_version": "4.0.0", "pad_token_id": 3}
+    path.write_text(json.dumps(settings | harmless))
+    load_compressed(net, path.parent)
+    with torch.no_grad():
+        assert torch.equal(net(TOKENS).logits, ours(TOKENS).logits)
+
+
+@pytest.mark.parametrize("name", ["Llava", "Qwen2VL"])
+def test_the_config_of_a_part_that_computes_something_else_is_refused(tmp_path: Path, name: str) -> None:
+    ours, _ = of_parts(name)
+    quantize_(ours)
+    path = save_compressed(ours, tmp_path) / "config.json"
+    settings = json.loads(path.read_text())
+    settings["text_config"]["rms_norm_eps"] = 0.5
+    path.write_text(json.dumps(settings))
+    with pytest.raises(QuantizedFileError, match="text_config.rms_norm_eps=0.5, the model's is 1e-0"):
+        load_compressed(of_parts(name)[0], tmp_path)
+
+
+def test_a_tensor_in_two_files_is_refused(tmp_path: Path) -> None:
+    library_folder(tmp_path, "W4", torch.float32, "30KB")
+    load_compressed(random_llama(), tmp_path)
+    first, second = sorted(tmp_path.glob("*.safetensors"))[:2]
+    name, tensor = next(iter(load_file(first).items()))
+    save_file({**load_file(second), name: tensor + 1}, second)
+    with pytest.raises(QuantizedFileError, match=rf"{second.name}: {re.escape(name)} is in another file, too"):
+        load_compressed(random_llama(), tmp_path)
