@@ -12,7 +12,8 @@ from examples.leukemia.sieve import Sieve, folded
 
 __all__ = ["CLEANING", "clean", "on_one_line"]
 
-_ATTRIBUTES = r"""(?:\s+[\w:.-]+\s*=\s*(?:"[^"<>]*"|'[^'<>]*'|[^\s<>"']+))*\s*/?"""
+_ATTRIBUTE = r"""\s+(?:[\w:.-]+\s*=\s*(?:"[^"<>]*"|'[^'<>]*'|[^\s<>"']+)|(?:checked|controls|disabled|hidden|nowrap)\b)"""
+_ATTRIBUTES = rf"(?:{_ATTRIBUTE})*\s*/?"
 _MATH = (  # elements of MathML, with or without a prefix
     r"(?:mml:\w+|(?:m:)?(?:math|semantics|m(?:row|n|i|o|s|text|frac|sqrt|root|style|space|padded|phantom|fenced|enclose|error"
     r"|sup|sub|subsup|over|under|underover|multiscripts|prescripts|table|tr|td)))"
@@ -28,10 +29,14 @@ _BLOCKS = re.compile(
 )
 # what is no text: comments, programs, and the publisher's name where a record was cut out of XML
 _BEHIND = re.compile(
-    r"<!--.*?(?:-->|$)|<(script|style)\b[^>]*>.*?(?:</\1\s*>|$)|<publisher>[^<]*(?:</publisher>|$)|<!\[CDATA\[|\]\]>"
-    r"|<!DOCTYPE\b[^>]*>|<\?xml\b[^>]*>",
+    r"<!--(?:-?>|.*?(?:--!?>|$))|<(script|style)\b[^>]*>.*?(?:</\1\s*>|$)|<publisher>[^<]*(?:</publisher>|$)|<!\[CDATA\[|\]\]>"
+    r"|<!DOCTYPE\b[^>]*>|<\?[a-z]+\s[^>]*>",
     re.IGNORECASE | re.DOTALL,
 )
+_NAME = r"[A-Za-z][\w:.-]*"
+# a tag of any other name, which it must show to be: "x<y>z" is none
+_CLOSING_TAG = re.compile(rf"</({_NAME})\s*>(?P<next>\s*(?=<{_NAME}))?")
+_OPENING_TAG = re.compile(rf"<({_NAME})(?P<told>(?:{_ATTRIBUTE})+\s*/?|\s*/)?>", re.IGNORECASE)
 _LEVELS = re.compile(rf"<(/?)(?:jats:)?(su[bp]){_ATTRIBUTES}>", re.IGNORECASE)
 _ROWS = re.compile(rf"</?(?:mml:|m:)?mrow{_ATTRIBUTES}>\s*", re.IGNORECASE)  # MathML's, which only hold parts together
 _MATHML = re.compile(
@@ -39,9 +44,10 @@ _MATHML = re.compile(
     re.IGNORECASE | re.DOTALL,
 )
 _FRACTION = re.compile(
-    r"<(mml:|m:|)mfrac[^>]*>\s*<\1m([ni])[^>]*>([^<]{1,30})</\1m\2>\s*<\1m([ni])[^>]*>([^<]{1,30})</\1m\4>\s*</\1mfrac>",
+    r"<(mml:|m:|)mfrac[^<>]*>\s*<\1m([ni])[^>]*>([^<]{1,30})</\1m\2>\s*<\1m([ni])[^>]*>([^<]{1,30})</\1m\4>\s*</\1mfrac>",
     re.IGNORECASE,
 )
+_HALVES = re.compile(r"(\d?)\s?<sup>\s*(\d+)\s*</sup>\s*[/\u2044]\s*<sub>\s*(\d+)\s*</sub>", re.IGNORECASE)
 # only 10 has a space before its exponent: "2 <sup>14</sup>C" is an isotope
 _POWER = re.compile(r"(?:(?<=\d)|(?<=\b10)\s)<sup>\s*([-−–+]?)\s*([\dΔ∆].{0,30}?)\s*</sup>", re.IGNORECASE)
 _CHARACTERS = str.maketrans(
@@ -229,17 +235,29 @@ def _markup(text: str) -> str:
         return text
     text = _LEVELS.sub(r"<\1\2>", _ROWS.sub("", _BEHIND.sub("", text)))
     text = _FRACTION.sub(_fraction, _MATHML.sub(r"\2<sup>\3</sup>", text))
-    return on_one_line(_TAGS.sub("", _BLOCKS.sub(" ", text)))
+    return _other_tags(on_one_line(_TAGS.sub("", _BLOCKS.sub(" ", text))))
+
+
+def _other_tags(text: str) -> str:
+    """Drop what else is a tag: it closes or is closed, has attributes, or ends in />. One that closes before another parts texts."""
+    closed = {match[1].lower() for match in _CLOSING_TAG.finditer(text)}
+    text = _CLOSING_TAG.sub(lambda match: "" if match["next"] is None else " ", text)
+    return _OPENING_TAG.sub(lambda match: "" if match["told"] or match[1].lower() in closed else match[0], text)
 
 
 def _fraction(found: re.Match[str]) -> str:
-    """One of MathML as a/b, apart from a number right before it: 3 1/2."""
-    before = re.sub(r"(?:<[^<>]*>\s*)+$", "", found.string[max(0, found.start() - 300) : found.start()])
-    return f"{' ' * before[-1:].isdigit()}{found[3]}/{found[5]}"
+    """One of MathML as a/b, apart from a number right before or behind it: 3 1/2."""
+    before = re.sub(r"(?:<[^<>]*>\s*|[\u2061-\u2064])+$", "", found.string[max(0, found.start() - 300) : found.start()])
+    behind = re.match(r"(?:<[^<>]{0,99}>){0,9}\d", found.string[found.end() : found.end() + 300])
+    return f"{' ' * before[-1:].isdigit()}{found[3]}/{found[5]}{' ' * bool(behind)}"
 
 
 def on_one_line(text: str) -> str:
-    """Drop <sup> and <sub>: a superscript behind a digit is a power (10<sup>9</sup> is 10^9), log<sub>10</sub>4 is log10 4."""
+    """Drop <sup> and <sub>: a superscript behind a digit is a power (10<sup>9</sup> is 10^9), log<sub>10</sub>4 is log10 4.
+
+    One above a <sub> is a fraction: 3<sup>1</sup>/<sub>2</sub> is 3 1/2.
+    """
+    text = _HALVES.sub(lambda match: f"{match[1]}{' ' * bool(match[1])}{match[2]}/{match[3]}", text)
     return re.sub(r"(?i)</?su[bp]>", "", re.sub(r"(?i)</sub>(?=\d)", " ", _POWER.sub(r"^\1\2", text)))
 
 
