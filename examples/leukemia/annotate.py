@@ -13,6 +13,7 @@ from functools import cache
 
 from examples.leukemia.gazetteer import Entity, Gazetteer, load_gazetteer, words_of
 from examples.leukemia.spelling import american_word
+from examples.leukemia.surroundings import names_something_else
 
 __all__ = ["Span", "annotate", "blank_subtypes", "find_subtypes", "subtype_of", "subtype_of_spans"]
 
@@ -115,7 +116,7 @@ def _matches(text: str, gazetteer: Gazetteer, denied: bool = False) -> Iterator[
             singular = key.removesuffix("s") or key  # a lone s is no plural of nothing
             names = [*node.get(key, {}).get("", ()), *node.get(singular, {}).get("", ())]
             for entity, name in names:
-                no = entity.type in ("subtype", "disease") and not denied and _is_other(text, start, end, entity)
+                no = not denied and entity.type in ("subtype", "disease") and _is_other(text, start, end, entity)
                 if entity.id not in excluded and not no and _as_written(text[start:end], entity, name):
                     found = (start, end, entity), position + 1
             node = node.get(key)
@@ -126,38 +127,8 @@ def _matches(text: str, gazetteer: Gazetteer, denied: bool = False) -> Iterator[
         place = found[1] if found else place + 1
 
 
-_OPPOSITES = {"acute": "chronic", "chronic": "acute"}
-_BEFORE = re.compile(r"([A-Za-z]+)[\s-]$")
-# Cancer and Leukemia Group B; Leukemia & Lymphoma Society; German CLL Study Group; Leukemia (2012) 26, 1-5
-_ORGANIZATION = re.compile(
-    r"(?:\s(?:&|and|of|for|in|[A-Z][\w-]*)){0,4}?\s(?:(?:Intergr|Gr)oups?(?!\s(?:[A-Z]|[IVX]+|\d)\s(?:was|were|had))|Society|Foundation"
-    r"|Fund|Association|Consortium|Network|Alliance|Federation|Registry|Working\sParty|Institute|Cent(?:er|re)|Committee"
-    r"|Council|Charity|Journal)\b|\s\((?:19|20)\d\d\)\s\d+,"
-)
-
-
 def _is_other(text: str, start: int, end: int, entity: Entity) -> bool:
-    """Whether what stands around the name of a disease makes it that of something else.
-
-    What is denied (non-AML); the acute kind behind "chronic"; what is named after it, be it an organization or, between two
-    hyphens, a protein (myeloid-leukemia-associated); and "ALL" among shouted words.
-    """
-    before = text[max(0, start - 12) : start]
-    word = _BEFORE.search(before)
-    opposite = word and _OPPOSITES.get(word[1].lower())
-    return bool(
-        before.lower().endswith("non-")
-        or (opposite and opposite in entity.name.split() and opposite not in text[start:end].lower())
-        or (entity.type == "disease" and re.search(r"[a-z]-$", before) and re.match(r"-[a-z]", text[end:]))
-        or (text[start].isupper() and _ORGANIZATION.match(text, end))
-        or (text[start:end] == "ALL" and _is_shouted(text[max(0, start - 60) : start], text[end : end + 60]))
-    )
-
-
-def _is_shouted(before: str, behind: str) -> bool:
-    """Whether all longer words around a place are in capitals, as in some titles: "ALL" is a word there."""
-    words = re.findall(r"\b[A-Za-z]{4,}\b", f"{before} {behind}")
-    return len(words) > 1 and all(map(str.isupper, words))
+    return names_something_else(text, start, end, (entity.name, *entity.names))
 
 
 @cache  # texts repeat their words

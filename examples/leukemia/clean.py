@@ -12,7 +12,9 @@ from examples.leukemia.sieve import Sieve, folded
 
 __all__ = ["CLEANING", "clean", "on_one_line"]
 
-_ATTRIBUTE = r"""\s+(?:[\w:.-]+\s*=\s*(?:"[^"<>]*"|'[^'<>]*'|[^\s<>"']+)|(?:checked|controls|disabled|hidden|nowrap)\b)"""
+_ATTRIBUTE = (
+    r"""\s+(?:[\w:.-]+\s*=\s*(?:"[^"<>]*"|'[^'<>]*'|[^\s<>"']+)|(?:checked|controls|disabled|hidden|nowrap)\b)"""
+)
 _ATTRIBUTES = rf"(?:{_ATTRIBUTE})*\s*/?"
 _MATH = (  # elements of MathML, with or without a prefix
     r"(?:mml:\w+|(?:m:)?(?:math|semantics|m(?:row|n|i|o|s|text|frac|sqrt|root|style|space|padded|phantom|fenced|enclose|error"

@@ -378,12 +378,54 @@ def found(text: str) -> list[tuple[str, str, str]]:
         ("the myeloid-leukemia-associated SET protein, Leukemia (2012) 26, 1-5", []),
         ("ALL PATIENTS WITH AML WERE TREATED", [("AML", "ICD-O:9861/3", "acute myeloid leukemia")]),
         ("ALL patients. Leukemia groups differ.", [("ALL", "ICD-O:9835/3", "acute lymphoblastic leukemia"), ("Leukemia", "ICD-O:9800/3", "leukemia")]),
+        ("B-cell lymphoma 2 (BCL-2); T-cell CLL", [("B-cell lymphoma 2", "HGNC:990", "BCL2"), ("BCL-2", "HGNC:990", "BCL2"),
+                                                   ("T-cell CLL", "ICD-O:9834/3", "T-prolymphocytic leukemia")]),
+        ("human T-cell leukemia-lymphoma virus", [("human T-cell leukemia-lymphoma virus", "NCBITaxon:11908 or 11909", "human T-lymphotropic virus")]),
         ("a RUNX1/PRDM16 fusion", [("RUNX1/PRDM16", "HGNC:10471::HGNC:14000", "RUNX1::PRDM16")]),
         (f"Bcl-2/Bax and {'other ' * 12} fusions", [("Bcl-2", "HGNC:990", "BCL2"), ("Bax", "HGNC:959", "BAX")]),
     ],
 )  # fmt: skip
 def test_spans_have_offsets_and_ids(text: str, spans: list[tuple[str, str, str]]) -> None:
     assert found(text) == spans
+
+
+OTHER_THINGS = """the Cancer and Leukemia Group B trial; a Leukemia & Lymphoma Society grant; the European Leukemia Net; Leukaemia Foundation of Australia
+supported by the Leukemia, Lymphoma and Myeloma Society; the Children's Leukaemia Trust; the German AML Cooperative Group; the German CLL study group
+by the Acute Leukemia French Association; the Northern California Childhood Leukemia Study; the Dutch Childhood Leukemia Study Group
+the International Workshop on Chronic Lymphocytic Leukemia (iwCLL) criteria; the Medical Research Council Working Party on Leukaemia in Adults
+at the MD Anderson Leukemia Department; from the Department of Leukemia; the EORTC Leukemia Group and HOVON; the Polish Adult Leukemia group
+as seen before (Leukemia 2012;26:1-5); Leukemia (2012) 26, 1-5; as published in Leukemia; in the journal Leukemia; Leukemia & Lymphoma (2010)
+the AML-BFM 98 study; treated on ALL-BFM 95; on the NOPHO ALL-2008 protocol; the AML 15 trial; CML-Study IV; the ALL-IDB1 database
+promyelocytic leukemia nuclear bodies; myeloid leukemia factor 1; a feline leukemia virus; the myeloid-leukemia-associated SET protein
+regulation of leukemia-associated protein SET; the T-cell leukemia homeobox 1; anaplastic lymphoma kinase; Rauscher leukaemia virus
+We treated ALL patients WERE we could; ALL CHILDREN WERE SEEN; RISKS IN ALL AGE GROUPS; we saw ALL CASES"""
+DISEASES = """Leukemia patients in Group B; Patients with AML in Group A; The AML Group had worse survival; In AML, Group 1 did better; the Swedish registry for AML
+Outcome of Acute Myeloid Leukemia in a Tertiary Center; Treatment of AML at a Cancer Center; Acute Myeloid Leukemia Patients: Results from a Single Center
+A Leukemia Registry in Northern Countries With Many Older Patients; Life With Acute Myeloid Leukemia Study Outcomes Among Older Adults Treated Elsewhere
+leukemia (2012 to 2014); in a leukemia study; AML trials and AML MRD studies; AML-M5 and CML-BC1-4 cells; leukemia protein expression
+leukemia-associated antigens; lymphoma 2 (5%); METHODS: ALL patients were seen; ALL, AML and BPDCN; OBJECTIVE: To study ALL. METHODS: WBC
+ACUTE LEUKEMIA (ALL) IN CHILDREN; it was chronic, AML was not; chronic and acute myeloid leukemia; the graft-versus-leukemia-effect"""
+
+
+def parts(text: str) -> list[str]:
+    return [part for line in text.splitlines() for part in line.split("; ")]
+
+
+@pytest.mark.parametrize("text", parts(OTHER_THINGS))
+def test_what_is_named_after_a_disease_is_none(text: str) -> None:
+    assert [span.text for span in annotate(text) if span.type in ("subtype", "disease")] == []
+
+
+@pytest.mark.parametrize("text", parts(DISEASES))
+def test_a_disease_near_such_words_is_one(text: str) -> None:
+    assert [span.text for span in annotate(text) if span.type in ("subtype", "disease")]
+
+
+@pytest.mark.parametrize("word", ["chronic ", "chronic, ", "subacute ", "Chronic-"])
+@pytest.mark.parametrize("name", ["lymphoblastic leukemia", "B-lymphoblastic leukemia", "T-lymphoblastic leukemia"])
+def test_chronic_makes_another_disease_of_an_acute_one(word: str, name: str) -> None:
+    text = f"It was {word}{name}."
+    assert [span.name for span in annotate(text)] == ["leukemia"] and normalize(text, annotate(text)) == text
 
 
 @pytest.mark.parametrize(
