@@ -179,16 +179,23 @@ def _joined_fusions(text: str, spans: list[Span], gazetteer: Gazetteer) -> list[
 
 
 _NUMBER = r"\d{1,3}(?:[, ]\d{3})+(?:\.\d+)?|\d+(?:\.\d+)?"
+_VOLUME = r"[dmnµμu]?[Ll]|micro[lL]|(?:deci|milli|micro)?lit(?:er|re)|mm\^?(?:3|\(3\))|cu(?:bic|\.)?\s?(?:mm|millimet(?:er|re))"
+_UNIT = re.compile(  # x 10^9/L, K/µL, cells per mm3, g/dL, µmol L-1
+    rf"""(?:(?:(?:[xX×*]\s?10|10(?=\s?(?:\^|\(|\*\*)))\s?(?:\^|\(|\*\*?|[Ee]\+?)?\s?|[Ee]\+?)(?P<power>\d{{1,2}})\)?\s?
+      |(?P<many>[Kk]|Gpt|Giga|G)\s?(?=/)
+      |(?P<amount>[mnpµμu]?g|mcg|IU|U|[Uu]nits?|(?:m|mc|[µμu]|micro|milli)mol(?:es?)?)\s?|(?=/|cells?\b|per\s))
+    (?:cells?\s?)?(?:(?:/|per\s)\s?(?P<volume>{_VOLUME})(?!\w)|[.·]?(?P<inverse>[dm]?[Ll])\s?\^?\(?-1\)?(?!\w))
+    |%""",
+    re.VERBOSE,
+)
 _VALUE = re.compile(
     rf"""(?:\s\([A-Za-z]{{2,6}}\))?(?:\s(?:counts?|levels?|values?|concentrations?|percentages?))?
     (?:\s(?:at\s(?:diagnosis|presentation|admission)|in\s(?:the\s)?(?:bone\smarrow|peripheral\sblood|marrow|blood)))?
-    (?:\s?[:=,(]\s?|\s(?:was|were|is|of|equal\sto)\s|\s)?
+    (?:\s?[:=,(]\s?|\s(?:was|were|is|of|equal\sto)\s|\s)?(?:(?:a\s)?(?:median|mean)(?:\sof)?[:,]?\s)?
     (?P<sign>(?:<=|>=|[<>≤≥~]|below|above|over|under|at\sleast|up\sto
       |(?:less|greater|more)\sthan(?:\sor\sequal\sto)?)\s?)?
     (?P<number>{_NUMBER})(?:\s?%?\s?(?P<between>-|to|±|\+/-)\s?(?P<high>{_NUMBER}))?\s?
-    (?P<unit>[x×]\s?10\s?(?:\^|\(|\*\*?|[Ee])?\s?\d{{1,2}}\)?\s?/\s?(?:L|l|[µμu][Ll]|mm\^?(?:3|\(3\))|m[lL])(?!\w)
-      |(?:cells?\s?|[Kk]\s?|G(?:pt|iga)?\s?)?/\s?(?:mm\^?(?:3|\(3\))|[µμu][Ll]|microl|nL|L|l)(?!\w)
-      |(?:g|mg|ng|[µμ]g|ug|pg|IU|U|[µμu]mol|micromol|mmol)\s?/\s?(?:dL|dl|L|l|mL|ml)(?!\w)|%)
+    (?P<unit>{_UNIT.pattern})
     (?!\s(?:lower|higher|less|more|fewer|greater|below|above
       |increase|rise|gain|improvement|change|difference|decrease|decline|drop|fall|reduction)\b)""",  # a difference is no value
     re.VERBOSE,
@@ -196,17 +203,14 @@ _VALUE = re.compile(
 _CHANGE = re.compile(
     r"\b(?:increase|rise|gain|improvement|change|difference|decrease|decline|drop|fall|reduction)s?\s(?:in|of)\s(?:\w+\s)?$"
 )
-_COUNT = re.compile(
-    r"(?:[x×]10[*eE]*(?P<power>\d+)|(?P<many>[Kk]|G|Gpt|Giga)|cells?)?/(?P<volume>[lL]|m[lL]|u[lL]|nL|mm3|microl)"
-)
 _MANY = {"K": 3, "k": 3, "G": 9, "Gpt": 9, "Giga": 9}  # powers of ten; Gpt: of particles
-_PER_LITRE = {"l": 1.0, "ml": 1e3, "ul": 1e6, "mm3": 1e6, "microl": 1e6, "nl": 1e9}
-_SCALES: tuple[dict[str, float], ...] = (  # units that can be turned into each other
-    {"g/l": 1, "g/dl": 10, "mg/dl": 1e-2, "mg/l": 1e-3, "ug/ml": 1e-3, "ug/dl": 1e-5, "ug/l": 1e-6, "ng/ml": 1e-6},
-    {"u/l": 1, "iu/l": 1},
-    {"%": 1},
-)
-_MOLES = {"mmol/l": 1e-3, "umol/l": 1e-6}
+_PER_LITRE = {"l": 1.0, "dl": 10.0, "ml": 1e3, "ul": 1e6, "mm3": 1e6, "nl": 1e9}
+_AMOUNTS = {"g": 1.0, "mg": 1e-3, "ug": 1e-6, "ng": 1e-9, "pg": 1e-12, "u": 1.0, "iu": 1.0, "mmol": 1e-3, "umol": 1e-6}
+_SHORT = (  # as it is in these tables
+    (re.compile(r"[\s^().]"), ""), (re.compile(r"[µμ]|micro|mc(?=g|mol)"), "u"), (re.compile("milli(?!met)"), "m"),
+    (re.compile("deci"), "d"), (re.compile("lit(?:er|re)"), "l"), (re.compile("cu(?:bic)?m.*"), "mm3"), (re.compile("moles?"), "mol"),
+    (re.compile("units?"), "u"),
+)  # fmt: skip
 _SIGNS = {"less than": "<", "below": "<", "under": "<", "up to": "<=", "at least": ">=", "≤": "<=", "≥": ">="}
 _SIGNS |= dict.fromkeys(("more than", "greater than", "above", "over"), ">")
 _SIGNS |= {"less than or equal to": "<=", "more than or equal to": ">=", "greater than or equal to": ">="}
@@ -219,31 +223,44 @@ def _lab_value(text: str, span: Span, gazetteer: Gazetteer) -> Span | None:
         return None
     if match["high"] and re.search(r"\d[, ]\d", match["high"]) and not re.search(r"[., ]", match["number"]):
         return None  # 5-10,000 may be from 5 or from 5,000
-    unit = gazetteer.by_id[span.id].unit
-    factor = _factor(match["unit"], gazetteer.by_id[span.id])
+    analyte = gazetteer.by_id[span.id]
+    factor = _factor(match["unit"], analyte)
     if factor is None:
         return None
     sign = (match["sign"] or "").strip()
     numbers = [float(re.sub("[, ]", "", n)) * factor for n in (match["number"], match["high"]) if n]
     between = "±" if match["between"] in ("±", "+/-") else "-"
-    digits = 3 if match["unit"].lower().replace(" ", "").endswith("mol/l") else 6  # a molar mass makes numbers long
+    digits = 3 if "mol" in match["unit"] else 6  # a molar mass makes numbers long
     value = _SIGNS.get(sign, sign) + between.join(f"{number:.{digits}g}" for number in numbers)
     words = text[span.end : match.start("sign") if sign else match.start("number")]
-    return Span(span.start, match.end(), text[span.start : match.end()], "lab", span.id, span.name, value, unit, words)
+    return Span(
+        span.start, match.end(), text[span.start : match.end()], "lab", span.id, span.name, value, analyte.unit, words
+    )
 
 
 def _factor(written: str, analyte: Entity) -> float | None:
     """What a number in one unit is multiplied by to be in the analyte's; None where they do not go together."""
-    wanted = analyte.unit
-    written = re.sub(r"[\s^()]", "", written).replace("µ", "u").replace("μ", "u")
-    if wanted == "10^9/L":
-        count = _COUNT.fullmatch(written)
-        power = int(count["power"] or _MANY.get(count["many"], 0)) if count else 0
-        return 10.0**power * _PER_LITRE[count["volume"].lower()] / 1e9 if count else None
-    written = written.replace("micro", "u").lower()
-    if written in _MOLES and analyte.molar_mass:
-        return _MOLES[written] * analyte.molar_mass / _SCALES[0][wanted.lower()]
-    for scale in _SCALES:
-        if written in scale and wanted.lower() in scale:
-            return scale[written] / scale[wanted.lower()]
-    return None
+    kind, size = _measured(written)
+    wanted, unit = _measured(analyte.unit)
+    if kind == "mol" and wanted == "g" and analyte.molar_mass:
+        return size * analyte.molar_mass / unit
+    return size / unit if kind == wanted else None
+
+
+@cache
+def _measured(unit: str) -> tuple[str, float]:
+    """What a unit measures, and how much of it: ("g", 10.0) of g/dL is grams a litre, ("", 1e9) of x 10^9/L a count."""
+    match = _UNIT.fullmatch(unit)
+    if match is None or unit == "%":
+        return unit, 1.0
+    volume = _PER_LITRE[_short(match["volume"] or match["inverse"])]
+    if not match["amount"]:
+        return "", 10.0 ** int(match["power"] or _MANY.get(match["many"], 0)) * volume
+    amount = _short(match["amount"])
+    return "mol" if amount.endswith("mol") else amount[-1], _AMOUNTS[amount] * volume
+
+
+def _short(words: str) -> str:
+    for pattern, new in _SHORT:
+        words = pattern.sub(new, words.lower())
+    return words

@@ -455,6 +455,26 @@ def test_chronic_makes_another_disease_of_an_acute_one(word: str, name: str) -> 
         ("uric acid 0.595 mmol/L", "10", "mg/dL"),
         ("calcium 2.50 mmol/l", "10", "mg/dL"),
         ("blasts were less than or equal to 5%", "<=5", "%"),
+        ("WBC 50 X 10(9)/L", "50", "10^9/L"),
+        ("WBC 50 * 10^9/l", "50", "10^9/L"),
+        ("WBC 50 10^9/L", "50", "10^9/L"),
+        ("WBC 50 x 10^9 cells/L", "50", "10^9/L"),
+        ("WBC 50 x 10e+09/L", "50", "10^9/L"),
+        ("WBC 50e9/L", "50", "10^9/L"),
+        ("WBC 50 × 10^9 L-1", "50", "10^9/L"),
+        ("WBC 50 x 10^9 L^-1", "50", "10^9/L"),
+        ("platelets <20 x 10(9)/litre", "<20", "10^9/L"),
+        ("WBC of 50 x 10^3 per microliter", "50", "10^9/L"),
+        ("WBC count of 50,000 per cubic millimeter", "50", "10^9/L"),
+        ("WBC 50,000 cells per mm3", "50", "10^9/L"),
+        ("platelets (median, 20 x 10^9/L", "20", "10^9/L"),
+        ("hemoglobin 9 g per deciliter", "9", "g/dL"),
+        ("bilirubin > 34 micromoles/L", ">1.99", "mg/dL"),
+        ("bilirubin 34 micromoles per litre", "1.99", "mg/dL"),
+        ("creatinine 88.4 umol L-1", "1", "mg/dL"),
+        ("creatinine 88.4 µmol·L-1", "1", "mg/dL"),
+        ("creatinine 88.4 mcmol/L", "1", "mg/dL"),
+        ("LDH 500 units/L", "500", "U/L"),
         ("platelets were greater than or equal to 50,000/µl", ">=50", "10^9/L"),
     ],
 )
@@ -465,7 +485,8 @@ def test_lab_values_come_in_one_unit(text: str, value: str, unit: str) -> None:
 
 @pytest.mark.parametrize("text", ["platelets were low", "hemoglobin 8 mmol/L", "WBC in 2003", "WBC 12 g/dL", "WBC 12 g/L",
                                   "hemoglobin was 20 g/L lower in men", "blasts 5% more", "a hemoglobin 2 g/dL increase",
-                                  "an increase in hemoglobin of 2 g/dL", "Platelets 20-50,000/mm3"])  # fmt: skip
+                                  "an increase in hemoglobin of 2 g/dL", "WBC 10/12", "platelets 3 10 L", "blasts 3 L-1",
+                                  "neutrophils 5e3 cells", "Platelets 20-50,000/mm3"])  # fmt: skip
 def test_no_value_or_a_unit_of_another_kind_is_no_lab_value(text: str) -> None:
     assert annotate(text) == []
 
