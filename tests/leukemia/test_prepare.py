@@ -485,7 +485,7 @@ def test_lab_values_come_in_one_unit(text: str, value: str, unit: str) -> None:
 
 @pytest.mark.parametrize("text", ["platelets were low", "hemoglobin 8 mmol/L", "WBC in 2003", "WBC 12 g/dL", "WBC 12 g/L",
                                   "hemoglobin was 20 g/L lower in men", "blasts 5% more", "a hemoglobin 2 g/dL increase",
-                                  "an increase in hemoglobin of 2 g/dL", "WBC 10/12", "platelets 3 10 L", "blasts 3 L-1",
+                                  "an increase in hemoglobin of 2 g/dL", "WBC 10/12", "WBC of 50,000/L", "platelets 3 10 L", "blasts 3 L-1",
                                   "neutrophils 5e3 cells", "Platelets 20-50,000/mm3"])  # fmt: skip
 def test_no_value_or_a_unit_of_another_kind_is_no_lab_value(text: str) -> None:
     assert annotate(text) == []
