@@ -380,6 +380,10 @@ def found(text: str) -> list[tuple[str, str, str]]:
         ("ALL patients. Leukemia groups differ.", [("ALL", "ICD-O:9835/3", "acute lymphoblastic leukemia"), ("Leukemia", "ICD-O:9800/3", "leukemia")]),
         ("B-cell lymphoma 2 (BCL-2); T-cell CLL", [("B-cell lymphoma 2", "HGNC:990", "BCL2"), ("BCL-2", "HGNC:990", "BCL2"),
                                                    ("T-cell CLL", "ICD-O:9834/3", "T-prolymphocytic leukemia")]),
+        ("acute T-cell lymphocytic leukemia", [("acute T-cell lymphocytic leukemia", "ICD-O:9837/3", "T-lymphoblastic leukemia")]),
+        ("acute leukemia, Burkitt's lymphoma, B cell lymphomas", [
+            ("acute leukemia", "ICD-O:9801/3 of any lineage", "acute leukemia"), ("Burkitt's lymphoma", "ICD-O:9687/3", "Burkitt lymphoma"),
+            ("B cell lymphomas", "ICD-O:9591/3 of B cells", "B-cell lymphoma")]),
         ("human T-cell leukemia-lymphoma virus", [("human T-cell leukemia-lymphoma virus", "NCBITaxon:11908 or 11909", "human T-lymphotropic virus")]),
         ("a RUNX1/PRDM16 fusion", [("RUNX1/PRDM16", "HGNC:10471::HGNC:14000", "RUNX1::PRDM16")]),
         (f"Bcl-2/Bax and {'other ' * 12} fusions", [("Bcl-2", "HGNC:990", "BCL2"), ("Bax", "HGNC:959", "BAX")]),
