@@ -14,6 +14,7 @@ from typing import Any
 
 from examples.leukemia.gazetteer import Gazetteer
 from examples.leukemia.reading import sentences_of
+from examples.leukemia.spelling import americanize
 
 __all__ = ["augment"]
 
@@ -82,11 +83,16 @@ def _swap(row: dict[str, Any], gazetteer: Gazetteer, rng: random.Random) -> str:
     for span in reversed([span for span in row["spans"] if span["field"] == "abstract"]):
         entity = gazetteer.by_id.get(span["id"])
         if entity and entity.type in _SWAPPED and rng.random() < 0.5:
-            near = text[max(0, span["start"] - NEAR) : span["end"] + NEAR].lower()
-            others = [name for name in (entity.name, *entity.names) if name.lower() not in near and " (" not in name]
+            near = _plain(text[max(0, span["start"] - NEAR) : span["end"] + NEAR])
+            others = [name for name in (entity.name, *entity.names) if _plain(name) not in near and " (" not in name]
             if others:
                 text = text[: span["start"]] + rng.choice(others) + text[span["end"] :]
     return text
+
+
+def _plain(text: str) -> str:
+    """One way of writing a name: AML-M3 and AML M3, leukaemia and leukemia are the same."""
+    return americanize(text.lower().replace("-", " "))
 
 
 _PERSONAL = r"(?:he|she|his|hers?|him|himself|herself)"

@@ -791,6 +791,8 @@ def test_what_is_left_out_is_not_spoken_of_any_more(text: str, droppable: set[in
         ("CML in blast crisis.", "CP-CML|CML-CP|chronic-phase", LEUKEMIA),
         ("T-ALL in children.", "ETP-ALL|early", LEUKEMIA),
         ("APL in adults.", r"\(", LEUKEMIA),
+        ("Acute promyelocytic leukaemia (AML-M3) is rare.", r"(?i)AML.M3 \(AML|leukemia \(acute promy", LEUKEMIA),
+        ("In acute myeloid leukaemia (AML), all went well.", r"leuka?emia \(acute myeloid leuk", LEUKEMIA),
         ("They were treated with all-trans retinoic acid (ATRA) daily.", r"(\b[\w -]+) \(\1\)", LEUKEMIA),
         ("ABC-DLBCL was worse than GCB-DLBCL.", r"(A|a)(BC|ctivated).*(A|a)(BC|ctivated)", LYMPHOMA / "gazetteer.json"),
     ],
