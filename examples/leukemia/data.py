@@ -225,9 +225,9 @@ def _from_fields(rows: Iterable[dict[str, Any]], id_column: str, subtype_column:
 
 
 def year_of(date: str) -> int | None:
-    """The first year from 1700 to 2099 in a date: 2012 of "2012.0" and of "Mar-Apr 2012"; None where there is none."""
-    found = re.search(r"(?<!\d)(?:1[789]|20)\d\d(?!\d)", date, re.ASCII)
-    return int(found.group()) if found else None
+    """The first year from 1700 to 2099 in a date: 2012 of "Mar-Apr 2012" and of "20120301"; None where there is none."""
+    found = re.search(r"(?<!\d)((?:1[789]|20)\d\d)(?:(?:0[1-9]|1[0-2])(?:0[1-9]|[12]\d|3[01]))?(?!\d)", date, re.ASCII)
+    return int(found[1]) if found else None
 
 
 def as_text(value: object) -> str:

@@ -94,6 +94,8 @@ def test_nan_is_refused(tmp_path: Path, name: str) -> None:
         (" 2012-03-01", 2012),
         ("Mar-Apr 2012", 2012),
         ("5/2012", 2012),
+        ("20120301", 2012),
+        ("20129901", None),
         ("20201", None),
         ("99", None),
         ("1066", None),
