@@ -8,22 +8,23 @@ __all__ = ["names_something_else"]
 
 _OPPOSITES = {"acute": ("chronic",), "chronic": ("acute",), "subacute": ("acute", "chronic")}
 _BEFORE = re.compile(r"([A-Za-z]+)(,?)[\s-](?:[BT][\s-](?:(?:cell|lineage)[\s-])?)?$")
-# what is named after a disease: promyelocytic leukemia bodies, B-cell lymphoma 6 (BCL6), leukemia-associated SET protein
+# promyelocytic leukemia bodies, B-cell lymphoma 6 (BCL6), leukemia-associated SET protein
 _MOLECULE = re.compile(
-    r"\s(?:onco)?protein\b(?!\s(?:expression|level|profil|signature|content|synthesis|bio|marker))|\s(?:nuclear\s)?bod(?:y|ies)\b"
-    r"|\s(?:\w+\s)?inhibitory\sfactor|\sfactor\s\d|\szinc[\s-]finger|\shomeobox|(?<=lymphoma)\skinase|(?<=lymphoblastic\sleukemia)\santigen"
-    r"|[\s-](?:\d\d?|extra[\s-]large)\s\([A-Za-z][\w-]*\d|(?:[\s/-]l(?:eukemia|ymphoma))?[\s-](?:retro|pro)?virus"
+    r"\s(?:onco)?protein\b(?!\s(?:expression|level|profil|signature|content|synthesis|bio|marker))"
+    r"|\s(?:nuclear\s)?bod(?:y|ies)\b|\s(?:\w+\s)?inhibitory\sfactor|\sfactor\s\d|\szinc[\s-]finger|\shomeobox"
+    r"|(?<=lymphoma)\skinase|(?<=lymphoblastic\sleukemia)\santigen|[\s-](?:\d\d?|extra[\s-]large)\s\([A-Za-z][\w-]*\d"
+    r"|(?:[\s/-]l(?:eukemia|ymphoma))?[\s-](?:retro|pro)?virus"
     r"|-(?:associated|related|derived)\s(?:\w+[\s-])?(?:protein|antigen|factor|sequence)\b",
     re.IGNORECASE,
 )
 _CAPITALS = r"(?:(?:[\s/-]|,\s)(?:&|and|[A-Z][\w'-]*)){0,4}?[\s/-]"  # between the name and what it is: & Lymphoma
 _GROUP = (
-    r"(?:(?:[Ss]tudy|[Rr]esearch|[Cc]o-?operative|[Cc]ollaborative|[Ww]orking)\s[Gg]roup|Intergroup|[Ww]orking\s[Pp]arty|Society"
-    r"|Foundation|Fund|Trust|Charity|Association|Organi[sz]ation|Consortium|Network|Net|Alliance|Coalition|Federation|League)"
+    r"(?:(?:[Ss]tudy|[Rr]esearch|[Cc]ooperative|[Cc]ollaborative|[Ww]orking)\s[Gg]roup|[Ww]orking\s[Pp]arty|Intergroup"
+    r"|Society|Foundation|Charity|Consortium|Coalition|Federation|Fund|Trust|Alliance|League)"
 )
-_PLACE = (
-    r"(?:Registry|Committee|Council|Initiative|Program(?:me)?|Project|Workshop|Symposium|Congress|Conference|Meeting|Journal|Database"
-    r"|Questionnaire|Scale|Department|Division|Service|Section)"
+_PLACE = (  # words that a title may have, too: Leukemia and Association With Age
+    r"(?:Association|Organi[sz]ation|Network|Net|Registry|Committee|Council|Initiative|Program(?:me)?|Project|Workshop"
+    r"|Symposium|Congress|Conference|Meeting|Journal|Database|Questionnaire|Scale|Department|Division|Service)"
 )
 _IS_GROUP = re.compile(
     rf"{_CAPITALS}{_GROUP}\b|\s(?:and|&)\s[A-Z][a-z]+\sGroup\b|\sGroup\s[A-Z]\b(?!\s(?:was|were|had))"
@@ -35,7 +36,8 @@ _LED_BY_GROUP = re.compile(
 _CAPITAL_BEFORE = re.compile(r"(?:\b[A-Z][\w-]*|&|\band)\s$")
 # Leukemia (2012) 26, 1-5; Leukemia 2012;26:1-5; Leukemia & Lymphoma 51: 1-5
 _IS_JOURNAL = re.compile(
-    r"(?:\s(?:&|and)\sLymphoma|\sRes(?:earch)?\b\.?)?(?:\s\((?:19|20)\d\d\)|[.,]?\s(?:19|20)\d\d\s?[;:,]\s?\d|[.,]?\s\d+\s?(?:\(\d+\)\s?)?:\s?\d)"
+    r"(?:\s(?:&|and)\sLymphoma|\sRes(?:earch)?\b\.?)?(?:\s\((?:19|20)\d\d\)|[.,]?\s(?:19|20)\d\d\s?[;:,]\s?\d"
+    r"|[.,]?\s\d+\s?(?:\(\d+\)\s?)?:\s?\d)"
 )
 _IN_JOURNAL = re.compile(r"\b(?:[Jj]ournals?|[Pp]ublished\sin|[Ii]ssues?\sof)\s(?:(?:[A-Z][\w-]*|and|&|of)\s){0,4}$")
 _OF_TRIALS = r"\s?\(?\s?(?:trial|stud(?:y|ies)\b|protocol|database|instrument|questionnaire|scale)"
@@ -52,8 +54,8 @@ _SHOUTED = re.compile(r"\b(?:THE|WERE|WITH|FROM|HAVE|THAT|THIS|THESE|BEEN|WILL|M
 def names_something_else(text: str, start: int, end: int, names: tuple[str, ...]) -> bool:
     """Whether text[start:end], which is written as one of a disease's `names`, names no such disease where it stands.
 
-    What is denied (non-AML); the acute kind behind "chronic"; a molecule or a virus; a group, a journal or a trial; the word
-    "all" among shouted words.
+    What is denied (non-AML); the acute kind behind "chronic"; a molecule or a virus; a group, a journal or a trial; the
+    word "all" among shouted words.
     """
     found, before, behind = text[start:end], text[max(0, start - 80) : start], text[end : end + 80]
     if before.lower().endswith("non-") or _is_opposite(found, before, names) or _is_molecule(text, start, end):
@@ -66,7 +68,7 @@ def names_something_else(text: str, start: int, end: int, names: tuple[str, ...]
 
 
 def _is_opposite(found: str, before: str, names: tuple[str, ...]) -> bool:
-    """Whether "chronic" stands before a disease that is acute, or the other way round, and its own name does not say so."""
+    """Whether "chronic" stands before a disease that is acute, or the other way round, unless its name says so."""
     word = _BEFORE.search(before)
     if not word or (word[2] and found.isupper()):  # "it was chronic, AML was not"
         return False
@@ -105,7 +107,7 @@ def _is_named_after(text: str, start: int, end: int, before: str, behind: str) -
 
 
 def _is_title(before: str, behind: str) -> bool:
-    """Whether most longer words around are in capitals, those left out that touch the name: they may be of the same name."""
+    """Whether most longer words around are in capitals, but for those that touch the name and may be part of it."""
     before, behind = re.split(r"[.;?!]\s", before)[-1], re.split(r"[.;?!]\s", behind)[0]
     before = re.sub(r"(?:\b(?:[A-Z][\w'-]*|and|of|on|for|&)[\s,/-]+){1,5}$", "", before)
     behind = re.sub(r"^(?:[\s,/-]+(?:[A-Z][\w'-]*|and|of|on|for|&)){1,5}", "", behind)

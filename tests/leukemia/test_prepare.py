@@ -407,6 +407,7 @@ DISEASES = """Leukemia patients in Group B; Patients with AML in Group A; The AM
 Outcome of Acute Myeloid Leukemia in a Tertiary Center; Treatment of AML at a Cancer Center; Acute Myeloid Leukemia Patients: Results from a Single Center
 A Leukemia Registry in Northern Countries With Many Older Patients; Life With Acute Myeloid Leukemia Study Outcomes Among Older Adults Treated Elsewhere
 leukemia (2012 to 2014); in a leukemia study; AML trials and AML MRD studies; AML-M5 and CML-BC1-4 cells; leukemia protein expression
+Chronic Myeloid Leukemia, Smoking and Association With Obesity in Older Adults; Targets of the Chronic Lymphocytic Leukemia Gene Network in Mice and Humans
 leukemia-associated antigens; lymphoma 2 (5%); METHODS: ALL patients were seen; ALL, AML and BPDCN; OBJECTIVE: To study ALL. METHODS: WBC
 ACUTE LEUKEMIA (ALL) IN CHILDREN; it was chronic, AML was not; chronic and acute myeloid leukemia; the graft-versus-leukemia-effect"""
 
