@@ -55,9 +55,9 @@ _WEIGHTS_KEYS = (  # all that the library writes
 _TOKEN = {"num_bits": 8, "type": "int", "symmetric": True, "strategy": "token", "dynamic": True}  # a row as it comes
 # settings of training, of generating, of a caller's wishes, and of what the tensors or their ties say themselves
 _NO_FUNCTION = re.compile(
-    r"architectures|(torch_)?dtype|transformers_version|attn_implementation|tie_word_embeddings|max_position_embeddings|"
-    r"(bos|eos|pad|sep|cls|unk|mask|decoder_start)_token_ids?|use_cache|return_dict|output_.*|initializer_.*|init_std|"
-    r".*dropout.*|.*drop_path.*|id2label|label2id|num_labels|problem_type|pretraining_tp|chunk_size_feed_forward|.*_loss_.*"
+    r"architectures|(torch_)?dtype|transformers_version|attn_implementation|tie_word_embeddings|use_cache|return_dict|"
+    r"(bos|eos|pad|sep|cls|unk|mask|decoder_start)_token_ids?|max_position_embeddings|output_.*|initializer_.*|init_std|"
+    r".*dropout.*|.*drop_path.*|id2label|label2id|num_labels|problem_type|pretraining_tp|chunk_size_.*|.*_loss_.*"
 )
 
 
@@ -90,11 +90,11 @@ def save_compressed(model: nn.Module, folder: str | Path, config: dict[str, Any]
     (`<layer>.weight` int8), one with float activations `pack-quantized` (`<layer>.weight_packed` int32 and
     `<layer>.weight_shape`); both have `<layer>.weight_scale`, float32 (N, 1) or (N, G), so that q times scale is what
     `dequantize` returns. `config.json` is the model's with a `quantization_config`, whose `ignore` names the linear
-    layers that stay in float. Other readers quantize a layer's input as `activations="int8_full"` does: quantize so for
-    the same integers there and here. An int8 embedding is written in float, with the values that it stands for: the
-    layout is of linear layers; where a head was tied to it, the config says that it no longer is. The header of the
-    weights has a checksum of each tensor besides, which `load_compressed` looks at. Files are written beside their
-    targets and renamed, the config last.
+    layers that stay in float. Other readers quantize a layer's input as `activations="int8_full"` does: quantize so
+    for the same integers there and here. An int8 embedding is written in float, with the values that it stands for:
+    the layout is of linear layers; where a head was tied to it, the config, and that of each part, says that it no
+    longer is. The header of the weights has a checksum of each tensor besides, which `load_compressed` looks at.
+    Files are written beside their targets and renamed, the config last.
 
     Args:
         model: a model of llama_min or transformers, or any with `model.config.to_dict()`.
@@ -104,7 +104,8 @@ def save_compressed(model: nn.Module, folder: str | Path, config: dict[str, Any]
     Raises:
         ValueError: no layer is quantized; a layer has what the layout lacks (zero points, NF4, outliers kept apart,
             smoothing, a calibrated scale of the input, groups that do not divide K), all such layers named; the config
-            is missing or is no JSON; the model has other layers than its config (adapters, stacked products).
+            is missing or is no JSON; the model has other layers than its config (adapters, stacked products); or its
+            class could not load packed layers: it ties them whatever the config says, or its `_init_weights` reads them.
     """
     layers = {name: layer for name, layer in model.named_modules() if isinstance(layer, (Int8Linear, Int4Linear))}
     if not layers:
@@ -217,7 +218,7 @@ def _with_ties(settings: dict[str, Any], tied: bool | None) -> dict[str, Any]:
 
 
 def _check_reading(model: nn.Module, settings: dict[str, Any], written: dict[str, Any], packed: list[str]) -> None:
-    """Refuse what the model's class would not make the model of again, from what is written and not its own settings."""
+    """Refuse what the model's class would not make the model of again, from what is written in place of `settings`."""
     kind = type(model.config)
     config = model.config
     if hasattr(kind, "from_dict"):
@@ -245,6 +246,39 @@ def _check_reading(model: nn.Module, settings: dict[str, Any], written: dict[str
                     f"{name}: {type(model).__name__} ties its weight to {others} whatever the config says, and a "
                     f"packed layer has none: skip {name}, or take activations='int8_full'"
                 )
+    unready = _unready(again, packed)
+    if unready:
+        few = ", ".join(list(unready)[:4]) + (f" and {len(unready) - 4} more" if len(unready) > 4 else "")
+        raise ValueError(
+            f"{few}: {' and '.join(sorted(set(unready.values())))}, which transformers calls on loading, reads the "
+            "weight there, and a packed layer has none: take activations='int8_full', or skip such layers"
+        )
+
+
+def _unready(again: nn.Module, packed: list[str]) -> dict[str, str]:
+    """Packed layers that a class of transformers cannot initialize, and whose `_init_weights` it is: as it loads them,
+    they have no weight, and a few classes ask for it nevertheless."""
+    names = {module: name for name, module in again.named_modules()}
+    for name in packed:
+        del again.get_submodule(name).weight
+    unready: dict[str, str] = {}
+
+    def visit(module: nn.Module, owner: nn.Module) -> None:
+        owner = module if hasattr(module, "_init_weights") else owner
+        for child in module.children():
+            visit(child, owner)
+        inside = [name for name in packed if name == names[module] or name.startswith(f"{names[module]}.")]
+        if not inside or not hasattr(owner, "_init_weights"):
+            return
+        try:
+            owner._init_weights(module)  # type: ignore[operator]
+        except AttributeError as problem:
+            if "has no attribute 'weight'" in str(problem):
+                unready.update(dict.fromkeys(inside, f"{type(owner).__name__}._init_weights"))
+
+    with torch.device("meta"):
+        visit(again, again)
+    return unready
 
 
 def _unquantized(model: nn.Module, config: Any) -> nn.Module:
@@ -269,7 +303,7 @@ def _as_json(settings: dict[str, Any]) -> str:
 
 
 def _is_tied(model: nn.Module) -> bool:
-    """Whether floats are shared, as an embedding and its head are, and none that quantized layers share with a table."""
+    """Whether floats are shared, as by an embedding and its head, and no quantized layer shares with a table."""
     kinds: dict[bool, set[int]] = {True: set(), False: set()}
     for layer in model.modules():
         if isinstance(layer, (Int8Linear, Int8Embedding)) and layer.weight.numel():
@@ -287,7 +321,7 @@ def _floats(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
 
 
 def _plain_tensors(model: nn.Module, tied: bool) -> dict[str, Tensor]:
-    """What stays in float, by name, and int8 embeddings dequantized; tied, only the first of those that share memory."""
+    """What stays in float, by name, and int8 embeddings dequantized; tied, only the first of what shares memory."""
     modules = dict(model.named_modules(remove_duplicate=False))
     tensors: dict[str, Tensor] = {}
     first: dict[tuple[int, torch.Size], str] = {}
@@ -560,7 +594,7 @@ def _check_parts(parts: dict[str, Tensor], needed: dict[str, tuple[tuple[int, ..
 
 
 def _join_biases(model: nn.Module, schemes: Collection[str], tensors: dict[str, Tensor]) -> None:
-    """Let a quantized layer's bias be the tensor of its other names in the model, where the file has the same or only that."""
+    """Let a quantized layer's bias be the tensor of its other names in the model, if the file has the same or one alone."""
     for names in _owners(model):
         biases = [name for name in names if name.endswith(".bias") and name.removesuffix(".bias") in schemes]
         given = [name for name in names if name in tensors]

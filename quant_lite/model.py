@@ -215,8 +215,8 @@ def quantize_(model: nn.Module, config: QuantConfig | None = None, calibration: 
 
     Raises:
         TypeError: a weight has another dtype than float32, float16 and bfloat16 (named), or `calibration` is one input.
-        ValueError: there is nothing to quantize, a weight is not finite or holds no numbers yet, or an adapter that is to
-            be taken out again (named), a `skip` pattern matches nothing, or the config needs inputs to calibrate on.
+        ValueError: there is nothing to quantize, a weight is not finite or holds no numbers yet, or an adapter that is
+            to be taken out again (named), a `skip` pattern matches nothing, or the config needs inputs to calibrate on.
         The model is unchanged where that is known before the first layer is replaced; only a weight that is not finite
         is found on the way, and then the layers before it are quantized already.
     """

@@ -93,11 +93,15 @@ def is_plain_embedding(module: nn.Module) -> bool:
     return plain and not _has_old_backward_hook(module)
 
 
+_STAYS = r"(?!\.(?:device|shape|size|ndim|dim)\b|\.data\.\w+_\(|\s*=[^=])"  # what is the same after, or sets it
+
+
 def _reads(model: nn.Module, name: str) -> bool:
     """Whether the class of the module around a layer reads `self.<layer>.weight`, for its dtype even, as Mamba's do.
 
-    Its source says so, where there is one. Not counted are its device and shape, which stay; setting it, as a model does
-    that ties it; and a class that knows of int8, as T5's.
+    Its source says so, where there is one; or that of a class further out, as RWKV's, by the last two names. Not
+    counted are its device and shape, which stay; setting it, as a model does that ties or initializes it; and a class
+    that knows of int8, as T5's.
     """
     above, _, child = name.rpartition(".")
     parent: Any = type(model.get_submodule(above))
@@ -105,7 +109,26 @@ def _reads(model: nn.Module, name: str) -> bool:
     weight = rf"\bself\.{re.escape(child)}\.weight\b"
     if re.search(rf"{weight}\.dtype\s*!=\s*torch\.int8", source):
         return False
-    return bool(re.search(rf"{weight}(?!\.(?:device|shape|size|ndim|dim)\b|\.data\.\w+_\(|\s*=[^=])", source))
+    return bool(re.search(weight + _STAYS, source)) or _is_read_from_afar(model, name)
+
+
+def _is_read_from_afar(model: nn.Module, name: str) -> bool:
+    """Whether a class further out than the module around a layer reads `<anything>.<module>.<layer>.weight`."""
+    steps = ["", *name.split(".")]
+    kinds: set[Any] = {type(model.get_submodule(".".join(steps[1 : depth + 1]))) for depth in range(len(steps) - 2)}
+    return any(f".{name}".endswith(path) for kind in kinds for path in _read_paths(kind))
+
+
+@cache
+def _read_paths(kind: type) -> frozenset[str]:
+    """What of its modules' weights a class reads: `block.attention.output.weight` is ".attention.output".
+
+    Not in lines that initialize a weight or tie another to it. A number in brackets is a step, anything else any.
+    """
+    lines = [line for line in _source(kind).splitlines() if not re.search(r"\binit\.|\.weight\s*=\s*[\w.]+$", line)]
+    chain = rf"(?<![\"'\w.])\w+((?:\.\w+|\[\w+\])+)\.weight\b{_STAYS}"
+    found = (re.sub(r"\[(\d+)\]", r".\1", path) for line in lines for path in re.findall(chain, line))
+    return frozenset(path.rpartition("]")[2] for path in found if path.count(".") > 1 or "]." in path)
 
 
 @cache

@@ -212,7 +212,7 @@ def test_a_head_that_the_config_of_a_part_ties(tmp_path: Path, name: str, tied: 
 
 @torch.no_grad()
 def test_a_class_that_ties_whatever_its_config_says(tmp_path: Path) -> None:
-    """T5's: a packed head cannot be loaded and is refused; one of int8 and activations is loaded, and nothing else changes."""
+    """T5's: a packed head cannot be loaded and is refused; with int8 activations it can, and nothing else changes."""
     ours, inputs = of_parts("T5")
     quantize_(ours)
     with pytest.raises(ValueError, match="lm_head: T5ForConditionalGeneration ties its weight to .*: skip lm_head, or"):
@@ -226,6 +226,34 @@ def test_a_class_that_ties_whatever_its_config_says(tmp_path: Path) -> None:
     assert torch.equal(theirs.lm_head.weight, ours.lm_head.weight)
     off, size = (theirs(**inputs).logits - ours(**inputs).logits).norm(), ours(**inputs).logits.norm()
     assert off < 0.05 * size  # scaled or not is a factor of 32 ** -0.5
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("bits", [8, 4])
+def test_a_class_that_reads_weights_where_a_packed_layer_has_none(tmp_path: Path, bits: int) -> None:
+    """T5's and SigLIP's _init_weights, which transformers calls as it loads: named, and the way out can be loaded."""
+    sizes = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 1, "num_attention_heads": 4}
+    sight = transformers.SiglipVisionModel(transformers.SiglipVisionConfig(image_size=16, patch_size=8, **sizes))
+    pixels, torch_ids = {"pixel_values": torch.randn(2, 3, 16, 16)}, {"input_ids": TOKENS[:, :9]}
+    shape = {"d_model": 32, "d_kv": 8, "d_ff": 64, "num_layers": 1, "num_heads": 4, "vocab_size": 96}
+    text = transformers.T5EncoderModel(transformers.T5Config(**shape))
+    for model, inputs, layers, fine in (
+        (sight, pixels, "encoder.layers.0.self_attn.k_proj, .* and 4 more", ()),
+        (text, torch_ids, "encoder.block.0.layer.0.SelfAttention.q, .* and 2 more", ()),
+    ):
+        model.eval().requires_grad_(False)
+        packed = copy.deepcopy(model)
+        quantize_(packed, QuantConfig(bits=bits, granularity=PerGroup(16)))
+        with pytest.raises(ValueError, match=rf"{layers}: .*_init_weights.*: take activations='int8_full', or skip"):
+            save_compressed(packed, tmp_path / "packed")
+        assert not (tmp_path / "packed").exists()
+        whole = copy.deepcopy(model)
+        quantize_(whole, QuantConfig(activations="int8_full"))
+        folder = save_compressed(whole, tmp_path / type(model).__name__)
+        theirs, info = type(model).from_pretrained(folder, output_loading_info=True)
+        assert not any(info.values()), info
+        y, z = theirs.eval()(**inputs).last_hidden_state, whole(**inputs).last_hidden_state
+        assert (y - z).norm() < 0.02 * z.norm()
 
 
 def test_a_config_that_takes_more_from_the_tie_is_refused(tmp_path: Path) -> None:
@@ -297,8 +325,8 @@ def test_int8_activations_differ_from_the_library_by_its_half_step_alone(
 def test_int8_activations_of_the_full_range_are_the_librarys(tmp_path: Path, config: QuantConfig) -> None:
     """Every integer and scale of every layer's input, and its output to the rounding of K + 4 float operations.
 
-    Over the whole model a number on the border of two steps may fall on either side, and the positions that read it differ
-    by as much as quantizing costs; at most of them the logits are those of transformers but for rounding.
+    Over the whole model some number on the border of two steps usually falls on the other side, and the positions that
+    read it differ by as much as quantizing costs; at most of those here the logits are transformers' but for rounding.
     """
     ours = random_llama()
     quantize_(ours, dataclasses.replace(config, activations="int8_full"))

@@ -233,6 +233,56 @@ def test_a_layer_whose_weight_its_module_reads_stays_in_float(name: str) -> None
     assert 0 < (model(IDS).logits - before).norm() / before.norm() < 0.05
 
 
+@torch.no_grad()
+def test_a_layer_whose_weight_is_scaled_from_afar_stays_in_float() -> None:
+    """RWKV's outermost module divides two layers' weights of each block before it runs."""
+    transformers = pytest.importorskip("transformers")
+    torch.manual_seed(0)
+    config = transformers.RwkvConfig(
+        vocab_size=50, hidden_size=32, num_hidden_layers=8, context_length=16, rescale_every=2
+    )
+    model = transformers.RwkvForCausalLM(config).eval()
+    before = model(IDS).logits
+    report = quantize_(model)
+    kept = {
+        name.split(".", 3)[3] for name, why in report.kept.items() if why == "its module reads the weight by itself"
+    }
+    assert kept == {"attention.output", "feed_forward.value"}
+    assert len(report.layers) == 8 * 5 + 1
+    assert (model(IDS).logits - before).norm() / before.norm() < 0.05
+
+
+class Far(nn.Module):
+    """Of layers inside its parts it reads one's weight; it initializes or names the others', or asks their device."""
+
+    tied_to = "one.sub.tied.weight"
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.one = nn.Module()
+        self.one.sub = nn.ModuleDict({name: nn.Linear(8, 8) for name in ("tied", "read", "placed", "started")})
+        nn.init.zeros_(self.one.sub.started.weight)
+        self.other = nn.Linear(8, 8)
+        self.other.weight = self.one.sub.tied.weight
+        self.other = None
+        self.rows = nn.ModuleList(nn.ModuleDict({"by": nn.Linear(8, 8), "any": nn.Linear(8, 8)}) for _ in range(2))
+
+    def forward(self, x: Tensor) -> Tensor:
+        parts = self.one
+        for i in range(2):
+            x = x.to(self.rows[1].by.weight.dtype) @ self.rows[i].any.weight
+        x = x.to(parts.sub.placed.weight.device) @ parts.sub.read.weight.T
+        return self.one.sub["started"](self.one.sub["placed"](self.one.sub["tied"](x)))
+
+
+def test_what_a_class_reads_of_the_layers_of_its_parts() -> None:
+    for model, name in ((Far(), ""), (nn.Sequential(Far()), "0.")):
+        report = quantize_(model)
+        read = {"one.sub.read", "rows.1.by", "rows.0.any", "rows.1.any"}
+        assert set(report.kept) == {name + path for path in read}
+        assert model(torch.randn(2, 8)).isfinite().all()
+
+
 class Reads(nn.Module):
     """Of four layers it reads one's weight and one's dtype; the others' device, or nothing."""
 

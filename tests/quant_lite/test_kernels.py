@@ -427,7 +427,7 @@ TRACED = [
 @pytest.mark.parametrize("tracer", TRACERS)
 @pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning", "ignore::DeprecationWarning")
 def test_a_traced_layer_computes(tracer: str, config: QuantConfig, rows: int) -> None:
-    """Of other rows than those that it was traced with, with outliers elsewhere; to the rounding of K + 4 operations."""
+    """Of other rows than it was traced with, with outliers elsewhere; to the rounding of K + 4 operations."""
     model = nn.Sequential(nn.Linear(64, 24)).eval()
     x, other = numbers(rows, 64, seed=1, spread=0.0), 3 * numbers(rows, 64, seed=2, spread=0.0)
     quantize_(model, config, [x] if config.calibrated else ())

@@ -277,7 +277,7 @@ def adapted_by_peft(**more) -> nn.Module:
 @pytest.mark.parametrize("safe", [True, False])
 @pytest.mark.parametrize("config", [QuantConfig(), QuantConfig(bits=4), QuantConfig(activations="int8")], ids=str)
 def test_no_adapter_is_merged_into_integers(config: QuantConfig, safe: bool, tmp_path) -> None:
-    """What peft would add to int8 in a safe merge is cast to int8, which is nearly always 0: the adapter would be gone."""
+    """What peft would add to int8 in a safe merge is cast to int8, nearly always to 0: the adapter would be gone."""
     x = torch.randn(5, 64)
     base = adapted_by_peft()
     quantize_(base, config)
