@@ -105,9 +105,7 @@ def _inner(sentence: str) -> str:
 def _unless_it_speaks(text: str, what: str, gazetteer: Gazetteer | None = None) -> str:
     """A title or a journal as it is printed: not where it tells the reader what they have, a model what to do, or cites."""
     parts = (text, *split_sentences(text))
-    speaks = any(
-        states_diagnosis(one, gazetteer, title=True) or reads_like_instruction(one) or _cites(one) for one in parts
-    )
+    speaks = any(states_diagnosis(one, gazetteer) or reads_like_instruction(one) or _cites(one) for one in parts)
     return f"[{what} withheld: it speaks to the reader]" if speaks else text
 
 

@@ -292,7 +292,7 @@ _ADDRESS = re.compile(  # in small letters without accents; readers of plates an
     r"|mussen"
     r"|sollten)|ihre?[nmrs]?\s(?:befund|diagnose|blut|leuk)\w{0,20})\b"
     r"|[\u0400-\u1dff\u3040-\ud7ff]{2}"  # no Latin letters
-    r"|\b(?:in|with|behind|of)\s(?:this|that|such\sa|the)\s(?:question|query|[ei]nquiry)\s(?:has|is|must|suffers|means?)\b"
+    r"|\b(?:with|behind|of)\s(?:this|that|such\sa|the)\s(?:question|query|[ei]nquiry)\s(?:has|is|must|suffers)\b"
     r"|\b(?:who|that|one|body|(?:any|every|some)one|person|patients?|(?:wo)?man|people|those|all|if)\s(?:(?:is|are|now"
     r"|just|has"
     r"|have)\s){0,2}(?:(?:ask(?:s|ing)?|(?<=who\s)asked)\b(?!\s(?:whether|how|why|what|for|about|to|if)\b)|wonder(?:s"
@@ -340,6 +340,38 @@ _SINGLE = re.compile(  # one person, up to five words, what is so now or will be
     rf"|dying)\s(?:with|from|of))\s(?:(?:an?|got|\w{{1,20}}ly)\s){{0,2}}illness{_END}",
     re.IGNORECASE,
 )
+_SURE = (
+    r"(?:yes|no\sdoubt|without\s(?:(?:a|any)\s)?doubt|for\ssure|sorry|indeed|(?:definite|certain|clear|sure|undoubted"
+    r"|obvious"
+    r"|evident|probab|like)ly)"
+)
+_NAMED = re.compile(  # what a label, "this" or "yes" says, and what something is without further words
+    r"(?:(?<!when\sthe\s)(?<!if\sthe\s)\bdiagnos(?:[ie]s|ed)|\bdx|\bimpression|(?<!risk\s)\bassessment|\bverdict"
+    r"|^\W{0,3}patient)\b"
+    r"(?:\s(?:&|and)\splan|\s(?:for|of)\s(?:the|this|that|his|her|our)\s[^.:;]{1,40}?|,[^,.;]{1,40},)?\s?"
+    r"(?:\s(?:is|remains|reads|equals|stands|must\sbe|would\sbe|can\sonly\sbe)\b:?|[:=-])\s"
+    r"(?:(?!(?:made|based|of|in|by|for|to|often|usually|mostly|commonly|rarely)\b)[\w-]{1,20},?\s){0,4}illness\b"
+    r"|^(?:(?!illness|subject|topic|focus|review|model|example)[^.;:]){1,80}?\s(?:is|means?|equals?|proves?|shows?"
+    r"|confirms?|points?\sto|adds\sup\sto|comes\sfrom)\s"
+    r"(?:(?!(?:the|of|in|to|for|no|not|by|with|about|from|on|at)\b)[\w-]{1,20}\s)?illness\W{0,3}$"
+    r"|^\W{0,3}(?:the\s)?(?:(?:result|outcome|fact|finding)\s?:\s"
+    r"(?:[\w-]{1,20}\s)?illness\W{0,3}$|(?:rx|prescription|recommended)\s?:\s(?:\w{1,20}\s)?drug\b)"
+    rf"|^\W{{0,3}}(?:diagnosis|dx|impression)\W{{1,2}}illness\b|\billness\sis\s(?:certain|(?:the|his"
+    rf"|her)\s(?:\w{{1,20}}\s)?(?:diagnosis|disease"
+    r"|answer|verdict))\b|\billness,?\sit\sis(?:\W{0,3}$|[,.;])"
+    r"|(?:(?:\b(?:this|it)|^that|^what\s[^.]{1,40}|\b(?:th(?:e|ese|ose)|such)\s(?:\w{1,30}\s)?(?:results?|findings"
+    r"|values|counts|symptoms|signs|blasts"
+    rf"|tests?)(?:{_GAP}){{0,4}}?)(?:'s|\s(?:is|are|must\sbe|can(?:\sonly|not|'t)\sbe|confirms?|means?|proves?"
+    rf"|(?:looks|seems"
+    r"|appears)\s(?:like|to\sbe)))|^looks\slike)\s(?:(?!(?:of|in|to|the|an?|for|with|by|on|as|that|called|known|termed"
+    r"|illness)\b)"
+    rf"[\w-]{{1,20}},?\s){{0,4}}(?:an?\s)?(?:case\sof\s)?illness{_END}|\bmeans\s(?:an?\s)?illness{_END}"
+    rf"|\byes\W{{1,3}}(?:an?\s)?illness\b|\bcongratulations\b|^\W{{0,3}}(?:{_SURE}\W{{1,3}}(?:(?:it\sis|an?)\s)?illness"
+    rf"|illness\W{{1,3}}{_SURE})\W{{0,3}}$"
+    r"|(?:^|[.,;:]\s|\b(?:and|that|but)\s)I\s(?:\w{1,20}\s)?(?:diagnose|recommend|advise|prescribe|suggest|order"
+    r"|urge)\b",
+    re.IGNORECASE,
+)
 _DO = (
     r"(?:take(?!\s(?:part|into|note|care|account)\b)|stop|start|begin|discontinue|continue|quit|cease|halt|suspend"
     r"|interrupt"
@@ -374,18 +406,15 @@ _ORDERED = re.compile(  # with what is to be taken or stopped; "use of" and "sto
     rf"|[^.!?]{{0,300}}\?)",
     re.IGNORECASE,
 )
-ENOUGH_WORDS = 8  # of 3,024 sentences of real abstracts 7 are shorter and name an illness or a drug
-_REPORTED = re.compile(  # what is past, or what studies count
-    rf"^(?!.{{0,300}}\b{_MUST}\b)(?:.{{0,300}}(?:%|\b(?:was|were|had|trials?|stud(?:y|ies)|patients|children|adults|cases|cells|mice"
-    r"|survival|responses?|outcomes?|incidence|rates?|risks?|expression|mutations?)\b)"
-    r"|(?!.{0,300}\b(?:is|are|be|has|have)\b).{0,300}\b(?!diagnos|confirm|suspect|detect|establish|found)\w{3,20}[^\We]ed\b)",
+_STOP = r"(?:stop|discontinu|quit|cease|abandon|refuse|reject)"
+_TO_ALL = re.compile(  # everybody must stop, nobody should take, it must be taken by all, stopped today, no more of it
+    rf"\b(?:all|every|each|any|every(?:body|one)|any(?:body|one)|people)\b.{{0,80}}\b{_MUST}\b.{{0,30}}\b{_STOP}"
+    rf"|\b(?:nobody|no\sone)\s{_MUST}\b|\b(?:one|we)\s{_MUST}\s(?:{_STOP}|take\b)"
+    rf"|\b{_MUST}\s.{{0,60}}\b(?:by\s(?:every|any)"
+    r"(?:body|one)|today|tonight|tomorrow)\b|^\W{0,3}(?:no\s)?more\sdrug\W{0,3}$"
+    r"|\bdrug\W{1,3}(?:\d{1,5}\smg\W{1,3})?(?:now|today|no\smore)\W{0,3}$",
     re.IGNORECASE,
 )
-_TO_ALL = re.compile(
-    rf"\b(?:(?:every|any)(?:body|one)|nobody|no\sone)\b.{{0,80}}\b{_MUST}\b|\b{_MUST}\s.{{0,60}}\bby\s(?:every|any)(?:body|one)\b",
-    re.IGNORECASE,
-)
-_CLAUSE = re.compile(rf"\b(?:{_NOW}|was|were|is|am|means|gives?|takes?|drug!|illness!)", re.IGNORECASE)
 
 
 def asks_about_a_person(question: str) -> bool:
@@ -393,26 +422,21 @@ def asks_about_a_person(question: str) -> bool:
     return bool(_PERSON.search(question))
 
 
-def states_diagnosis(sentence: str, gazetteer: Gazetteer | None = None, title: bool = False) -> bool:
-    """Whether a sentence speaks to its reader, says what one person has or must take, or orders a drug.
+def states_diagnosis(sentence: str, gazetteer: Gazetteer | None = None) -> bool:
+    """Whether a sentence speaks to its reader, says what a person has or must take, tells a diagnosis or orders a drug.
 
-    Abstracts speak of many, and of one person in the past. A sentence of few words that names an illness or a drug and
-    reports nothing ("The diagnosis is AML.") does not tell of whom it speaks: it is taken to speak of the reader.
+    Abstracts speak of others, and of one person in the past.
 
     Args:
         gazetteer: whose illnesses and drugs are meant, in whatever context; leukemia's where none is given.
-        title: of an article: few words are usual then, and only a clause is taken so.
     """
     text = undisguised(sentence).replace("_", " ")
     if _ADDRESS.search(_bare(text)):
         return True
     text = _named_by_kind(text, gazetteer or load_gazetteer())
-    if not _MEANT.search(text):
-        return False
-    short = len(re.findall(r"\w{1,99}", text)) < ENOUGH_WORDS and not _REPORTED.search(text)
-    short = short and (not title or _CLAUSE.search(text))
     of_one = any(match["if"] is None for match in _SINGLE.finditer(text))
-    return bool(short or of_one or _TO_ALL.search(text) or _ORDERED.search(text))
+    told = (of_one or _TO_ALL.search(text) or _ORDERED.search(text)) and _MEANT.search(text)
+    return bool(told or _NAMED.search(text))
 
 
 def _bare(text: str) -> str:
