@@ -18,7 +18,7 @@ from dataclasses import asdict, dataclass, replace
 from functools import cache
 from itertools import zip_longest
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 from tqdm import tqdm
@@ -127,7 +127,8 @@ def run(settings: Settings) -> Path:
         training = training_folder(settings.out, {k: v for k, v in vars(settings).items() if k != "out"})
         metrics |= _fine_tune(model, tokenizer, items, settings, training, out / "adapter")
         score("base+LoRA", model)  # merged: the same products, to rounding, and faster
-        save_llama(model, out / "merged")
+        with _parts("saving", 1):
+            save_llama(model, out / "merged")
         copy_tokenizer(settings.model, out / "merged")
 
         quantized, metrics["quantization"] = _quantize(model, settings.model, out / "int8")
@@ -145,8 +146,10 @@ def run(settings: Settings) -> Path:
 
 def _load(settings: Settings) -> tuple[Llama, Tokenizer]:
     """The model and its tokenizer, and that they go with each other and with the rank."""
-    tokenizer = load_tokenizer(settings.model)
-    model = load_llama(settings.model, dtype=getattr(torch, settings.dtype))
+    with _parts("loading", 2) as bar:
+        tokenizer = load_tokenizer(settings.model)
+        bar.update()
+        model = load_llama(settings.model, dtype=getattr(torch, settings.dtype))
     if tokenizer.vocab_size > model.config.vocab_size:
         raise UserError(
             f"{settings.model}: the tokenizer knows {tokenizer.vocab_size} tokens, the model {model.config.vocab_size}: "
@@ -276,7 +279,9 @@ def _fine_tune(
     _say(trainable)
     history = _train(model, tokenizer, items, settings, training)
     save_adapter(model, adapter, base_model=str(settings.model))
-    return {"trainable": trainable, "training": history, "largest_merge_change": merge_lora(model).largest_change}
+    with _parts("merging", 1):
+        change = merge_lora(model).largest_change
+    return {"trainable": trainable, "training": history, "largest_merge_change": change}
 
 
 def _train(
@@ -331,13 +336,18 @@ def _train(
 
 def _quantize(model: Llama, tokenizer_folder: Path, folder: Path) -> tuple[Llama, dict[str, Any]]:
     """Write an int8 copy of `model` to `folder`; return what the file gives back, and the report."""
-    quantized = copy.deepcopy(model)
-    report = quantize_(quantized, QuantConfig())
-    save_int8(quantized, folder)
-    copy_tokenizer(tokenizer_folder, folder)
+    with _parts("quantizing", 4) as bar:
+        quantized = copy.deepcopy(model)
+        bar.update()
+        report = quantize_(quantized, QuantConfig())
+        bar.update()
+        save_int8(quantized, folder)
+        copy_tokenizer(tokenizer_folder, folder)
+        bar.update()
+        read = load_int8(folder)
     # JSON has no infinity, which is the SQNR of a layer without error, such as one of zeros
     layers = [vars(row) | {"sqnr": row.sqnr if math.isfinite(row.sqnr) else None} for row in report.layers]
-    return load_int8(folder), {"layers": layers, "kept_in_float": report.kept, "table": str(report)}
+    return read, {"layers": layers, "kept_in_float": report.kept, "table": str(report)}
 
 
 def _write_pairs(base: Evaluation, tuned: Evaluation, path: Path) -> None:
@@ -431,6 +441,11 @@ def _plain(value: Any) -> Any:
     return (
         str(value) if isinstance(value, Path) else [str(each) for each in value] if isinstance(value, tuple) else value
     )
+
+
+def _parts(what: str, parts: int) -> tqdm[NoReturn]:
+    """A bar, on a terminal alone, of a step whose parts say nothing while they last: a large model takes minutes."""
+    return tqdm(total=parts, desc=what, unit=" part", leave=False, disable=None)
 
 
 def _say(text: str) -> None:

@@ -18,6 +18,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from examples.leukemia import run as run_module
 from examples.leukemia.__main__ import main
 from examples.leukemia.data import SPLITS, Record, UserError, side_of
 from examples.leukemia.evaluate import Evaluation
@@ -358,6 +359,18 @@ def test_indexing_shows_a_bar_where_it_takes_over_a_second(tmp_path: Path, monke
     record = Record("1", "On CML", "CML.")
     _retriever([record], load_gazetteer(LEUKEMIA), Settings(tmp_path, tmp_path, tmp_path), None, None, tmp_path)
     assert "indexing: 100%" in capsys.readouterr().err
+
+
+def test_loading_and_quantizing_show_bars_on_a_terminal_and_nothing_elsewhere(
+    tmp_path: Path, monkeypatch, capsys
+) -> None:
+    settings = Settings(TINY_LLAMA, ABSTRACTS, tmp_path)
+    for shown in (False, True):
+        monkeypatch.setattr("sys.stderr.isatty", lambda shown=shown: shown)
+        model, _ = run_module._load(settings)
+        run_module._quantize(model, TINY_LLAMA, tmp_path / str(shown))
+        err = capsys.readouterr().err
+        assert all((f"{what}:   0%" in err) == shown for what in ("loading", "quantizing"))
 
 
 def test_timing_shows_a_bar_where_it_takes_over_a_second(capsys: pytest.CaptureFixture) -> None:
