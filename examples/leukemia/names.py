@@ -17,7 +17,8 @@ DATE = (
     rf"|{_MONTH}\.?[\s-](?:the\s)?\d{{1,2}}(?:st|nd|rd|th)?,?[\s-]\d{{4}})"
 )
 DRUG_ENDINGS = (  # of names that no gazetteer need have
-    r"(?:nib|mab|clax|tinoin|(?:[rtdl]a|ri|rel)bine|[ct]idine|cin|cristine|trexate|platin|carbazide|purine|sone|solone|parin"
+    r"(?:nib|mab|clax|tinoin|(?:[rtdl]a|ri|rel)bine|[ct]idine|cin|cristine|trexate|platin|carbazide|purine|sone"
+    r"|solone|parin"
     r"|cillin|azole|statin)"
 )
 _GIVEN_NAMES = Path(__file__).parent / "data" / "given_names.txt"
@@ -125,7 +126,9 @@ _NAMED_AFTER = (
     r"|stag(?:e|ing)\b|grad(?:e|ing)\b|levels?\b|risk\b|class\b|tests?\b|testing|assay|kits?\b|array|panel\b|blot"
     r"|stain(?:s|ing)?\b|methods?\b|model|procedure|operation|technique|algorithm|equation|formula|rule\b|sign\b|curve"
     r"|plots?\b|ratio\b|regression|correlation|titration|phenomenon|effect\b|reaction|hypothesis|theor(?:y|em)\b"
-    r"|design|two\b|three\b|exact\b|syndrom|disease|an(?:a?e)mia|deficien|virus|mouse\b|mice\b|rats?\b|bengal|clamp\b)"
+    r"|design|two\b|three\b|exact\b|syndrom|disease|an(?:a?e)mia|deficien|virus|mouse\b|mice\b|rats?\b|bengal|clamp\b"
+    r"|murmur|pulse\b|nodes?\b|nodules?\b|tria[ds]|tetrad|reflex|man(?:o)?euv|fracture|angina|ulcer|lesion"
+    r"|bod(?:y|ies)\b|rods?\b|spots?\b)"
 )
 _NO_SURNAME = (
     r"(?:\b(?:leuk|lymph|myel|breast\b|lung\b|fluor|extract|tea\b|oil\b|honey|root|leaf|seed|chromosom|cells?\b"
@@ -248,7 +251,10 @@ _PATIENT_BEHIND = re.compile(  # Jane Doe has AML, Jane Doe (45), Jane Doe's mar
     rf"(?:{_ILLNESS}|{_OF_THE_BODY}|cycles?\b|chemo|transplant)|,?\s{_ADVERB}(?:has|had|have|is|was|are|were|be|isn't"
     rf"|being)\s{_ADVERB}{_OF_A_PLACE}{_STATE}"
     rf"|,?\s{_ADVERB}{_TAKES}\s{_FEW}{_TREATMENT}|\s{_ADVERB}(?:take|do|expect)\s?(?:\?|$)"
-    rf"|[,:]?\s{_MEDICINE}(?=[\s,.?;]|$)"
+    rf"|,\s(?:(?:we|he|she|the|his|her)\s)?(?:\w{{2,12}}\s)?{_TREATMENT}(?:[.?]|$"
+    r"|\s(?:fail|work|help|caus|was\b|were\b|is\b|gave\b|did\b|does\b|has\b|led\b))"
+    rf"|[,:]?\s{_MEDICINE}(?=[\s,.?;]|$)|\s(?:came|arrived|presented|returned"
+    rf"|walked)\b[^.?!]{{0,40}}\swith\s{_QUALIFIED}{_ILLNESS}"
     r"|(?:[,:]|\s-)?\s(?:(?-i:A[MPL]L|C[ML]L|MDS)\b|acute\s|chronic\s)(?=[^.?]{0,40}(?:$|[.?])|[,;])"
     rf"|,\s(?:an?|my|our)\s(?:\w{{1,20}}\s){{0,2}}(?:{_SOMEONE})\b"
     rf"|[,:]\s{_AGE}(?:,\s(?:is|has|was|had|with|who|male|female|{_ILLNESS})\b|\s?{_YEARS}|-year|$)|,\s(?:(?:fe)?male"

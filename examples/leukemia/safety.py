@@ -234,19 +234,32 @@ _INSTRUCTIONS = (
         r"\b(?:do\snot|don't|never)\s(?:use|follow|cite|read|trust|answer)\s(?:the|these|those|any|this)\s(?:other\s)?"
         r"(?:articles?|instructions?|sources?|question|text)\b|\b(?:do\snot|don't|never)\s(?:cite|mention|tell|reveal)\b"
     ),
-    r"\b(?:respond|answer|reply)\s(?:only\s)?with\b|\b(?:print|say|write|output|repeat)\s(?:exactly|only|the\sfollowing|that\b)|\binclude\sthe\sfollowing\s(?:sentence|text|word)",
     (
-        rf"{_STARTS}(?:output(?:\s?:|\sthe\b)|print\b|say\b|inform\s(?:who|the|them|your|people)|answer\b|reply\b|respond\b|tell\b"
-        r"|mention\b|translate\s(?:everything|all|it)\b|stop\sreading\b|instead\sof\s(?:answering|summari)|assistants?,)"
+        r"\b(?:respond|answer|reply)\s(?:only\s)?with\b|\b(?:print|say|write|output|repeat)\s(?:exactly|only"
+        r"|the\sfollowing|that\b)|\binclude\sthe\sfollowing\s(?:sentence|text|word)"
     ),
     (
-        r"\b(?:the\sassistant|summari[sz]ers|language\smodels|(?:the|an?|any)\sAI(?:\ssystem)?|anyone\s(?:summari|read|process)\w{1,5}"
+        rf"{_STARTS}(?:output(?:\s?:|\sthe\b)|print\b|say\b|inform\s(?:who|the|them|your|people)|answer\b"
+        rf"|reply\b|respond\b|tell\b"
+        r"|mention\b|translate\s(?:everything|all|it)\b|stop\sreading\b|instead\sof\s(?:answering|summari)"
+        r"|assistants?,)"
+    ),
+    (
+        r"\b(?:the\sassistant|summari[sz]ers|language\smodels|(?:the|an?|any)\sAI(?:\ssystem)?"
+        r"|anyone\s(?:summari|read|process)\w{1,5}"
         r"(?:\s\w{1,20}){0,2}|whoever\s(?:reads|asks|is\s(?:asking|reading))(?:\s\w{1,20})?)\s"
-        rf"(?:(?:must|should|shall|will|(?:is|are)\srequired\sto)\s(?:be\stold|{_SPEAK})|recommends|answers|responds|replies)\b"
+        rf"(?:(?:must|should|shall|will|(?:is|are)\srequired\sto)\s(?:be\stold|{_SPEAK})|recommends|answers"
+        rf"|responds|replies)\b"
     ),
-    r"\bwhoever\sis\s(?:asking|reading)\b|\bverbatim\sin\s(?:any|every|each|the|your)\b|\bgenerating\s(?:a|any|the|your)\s(?:response|reply|answer)\b",
+    (
+        r"\bwhoever\sis\s(?:asking|reading)\b|\bverbatim\sin\s(?:any|every|each|the|your)\b|\bgenerating\s(?:a|any"
+        r"|the|your)\s(?:response|reply|answer)\b"
+    ),
     rf"\b(?:answer|reply|response)\sto\s(?:every|each|any|all)\squestions?\b|;\s(?:so\s|instead\s)?{_SPEAK}\b",
-    r"\b(?:[a-z]\s){5,40}[a-z]\b|[a-z][\u0400-\u04ff]|[\u0400-\u04ff][a-z]",  # spelt apart, or with letters of two scripts
+    (
+        r"\b(?:[a-z]\s){5,40}[a-z]\b|[a-z][\u0400-\u04ff]"
+        r"|[\u0400-\u04ff][a-z]"
+    ),  # spelt apart, or with letters of two scripts
 )
 _INSTRUCTION = re.compile("|".join(_INSTRUCTIONS), re.IGNORECASE)
 
@@ -263,8 +276,10 @@ def as_data(text: str, tags: Sequence[str]) -> str:
 
 _PERSON = re.compile(
     r"\b(?:do|does|did|am|have|has|is|are|should|can|could|will|would)\s(?:I|my|we|he|she|our)\b"
-    r"|\bmy\s(?:\w{1,30}\s){0,2}(?:blood|results?|report|diagnosis|symptoms?|counts?|doctor|mother|father|son|daughter|child|wife"
-    r"|husband|baby|brother|sister|dose|treatment)\b|\bwhat\s(?:do|does)\s(?:I|my|he|she)\b|\bI\s(?:have|am|feel|take)\b",
+    r"|\bmy\s(?:\w{1,30}\s){0,2}(?:blood|results?|report|diagnosis|symptoms?|counts?|doctor|mother|father|son"
+    r"|daughter|child|wife"
+    r"|husband|baby|brother|sister|dose|treatment)\b|\bwhat\s(?:do|does)\s(?:I|my|he|she)\b|\bI\s(?:have|am|feel"
+    r"|take)\b",
     re.IGNORECASE,
 )
 _LOOK_ALIKE = str.maketrans("аеорсухкмнтвіјѕһοαρυιετκνγμʏᴏᴜ", "aeopcyxkmhtbijshoapuietkvyuyou")
@@ -277,7 +292,8 @@ _ADDRESS = re.compile(  # in small letters without accents; readers of plates an
     r"|\b(?:this|the|such\san?)\s(?:question|query|[ei]nquiry)\s(?:has|is\s(?!open)|must|suffers|means?)\b"
     r"|\b(?:read|ask|open|wonder|consult)(?:s|ing)?(?:\W{0,3}$|,|\s(?:this|here|on|has|have|is|are|must|should|will)\b)"
     r"|(?:^|[.:;!?,]\s|\b(?:the|this|each|every|any|our|all|gentle|to|for|of|hello|hi|o)\s)"
-    r"readers?\b(?!\s(?:protein|domain|module|function|complex|of\s(?!th)|and\s(?:writer|eraser)|were\sblind|independent))"
+    r"readers?\b(?!\s(?:protein|domain|module|function|complex|of\s(?!th)|and\s(?:writer|eraser)|were\sblind"
+    r"|independent))"
 )
 _ILL = re.compile(
     r"\b\w{0,20}(?:leu[ck]a?em|leuka|lymphom|myelom|carcinom|sarcom|melanom|blastom|gliom|cancer|tumou?r|malignan"
@@ -296,18 +312,22 @@ _NOW = (
     rf"(?:ha(?:s|ve)(?!\s(?:\w{{1,20}}\s)?(?:remained|survived|been\s(?:in|on|off|free|well|alive))\b)"
     rf"|{_MUST}(?!\s(?:\w{{1,20}}\s)?be\s(?:informed|told|counsel))|will|won't|needs(?!\sof)|cannot|can't|are"
     r"|(?:suffer|require|carrie|harbou?r|get|take|die|doe|show|exhibit|live|fight|battle|bear|appear|seem)s"
-    r"|is(?!\s(?:\w{1,20}\s)?(?:\d{1,3}|alive|well|healthy|free|doing|in\s(?:\w{1,20}\s){0,2}remission|(?:first|only)\b)))\b"
+    r"|is(?!\s(?:\w{1,20}\s)?(?:\d{1,3}|alive|well|healthy|free|doing|in\s(?:\w{1,20}\s){0,2}remission|(?:first"
+    r"|only)\b)))\b"
 )
 _MANY = (
     r"(?:patients|children|adults|women|men|individuals|survivors|infants|families|cases|cells|mice|donors|subjects"
     r"|cohorts?|populations?|pregnan\w{2}|users)"
 )
 _REPORTED = re.compile(  # the words by which one knows a report of a study, or of what holds in general
-    rf"%|\b(?:{_MANY}|was|were|had|did|died|gave|led|became|trials?|stud(?:y|ies)|reviews?|reports?|analys[ei]s|data|evidence|findings"
+    rf"%|\b(?:{_MANY}|was|were|had|did|died|gave|led|became|trials?|stud(?:y|ies)|reviews?|reports?|analys[ei]s"
+    rf"|data|evidence|findings"
     r"|roles?|models?|mechanisms?|survival|responses?|outcomes?|incidence|rates?|risks?|effective|resistan\w{1,3}"
     r"|expression|mutations?|genes?|receptors?|inhibitors?|agents?|approach|options?|targets?|factors?|chromosom\w{1,4}"
-    r"|regimens?|hallmark|heterogene\w{1,5}|disorders?|disease|forms?|types?|illness_\sof|usually|often|sometimes|rare|may(?!\sbe\s\w{1,20}ed\b)|might"
-    r"|(?<!\bis\s)(?<!\bare\s)(?<!\bbe\s)(?<!been\s)(?<!now\s)(?!diagnos|confirm|suspect|detect|found|need|indicat)\w{3,20}ed)\b",
+    r"|regimens?|hallmark|heterogene\w{1,5}|disorders?|disease|forms?|types?|illness_\sof|usually|often"
+    r"|sometimes|rare|may(?!\sbe\s\w{1,20}ed\b)|might"
+    r"|(?<!\bis\s)(?<!\bare\s)(?<!\bbe\s)(?<!been\s)(?<!now\s)(?!diagnos|confirm|suspect|detect|found|need"
+    r"|indicat)\w{3,20}ed)\b",
     re.IGNORECASE,
 )
 ENOUGH_WORDS = 12  # of a sentence that says by its length of what it speaks
@@ -322,31 +342,41 @@ _GOES_ON = (  # what follows a person, and not a word that makes "patient" or "m
 _GAP = r"\s(?!(?:that|when|if|whether|where|while|because|as)\b)\(?[\w'-]{1,30}\)?"
 _SINGLE = re.compile(  # one person, up to five words, what is so now or will be; and the other way round
     r"(?P<if>\b(?:if|whether|when|once|unless|until|where)\s)?(?:\b(?:s?he|him|his|hers?)\b"
-    rf"|\b(?:the|this|that|our|said)\s(?:[\w-]{{1,20}}\s){{0,2}}?{_SOMEONE}{_GOES_ON}|\b[Pp]atient\s(?=has|is)|\bM(?:rs?|s)\b\.?\s\w{{1,20}}"
+    rf"|\b(?:the|this|that|our|said)\s(?:[\w-]{{1,20}}\s){{0,2}}?{_SOMEONE}{_GOES_ON}|\b[Pp]atient\s(?=has|is)"
+    rf"|\bM(?:rs?|s)\b\.?\s\w{{1,20}}"
     rf"|\[name\])(?:(?<=he)'(?:s|ll|d\sbetter)\b|(?:,(?:{_GAP}){{1,6}},?|(?:{_GAP}){{0,5}}?)(?:'s\sgot\b|\s{_NOW}))"
-    rf"|\s{_NOW}[^.,;:]{{0,60}}\s(?:in|of|for|by|to)\s(?:him|her|th(?:is|at)\s(?:\w{{1,20}}\s)?{_SOMEONE})(?=\W{{0,3}}$|[,.;:])",
+    rf"|\s{_NOW}[^.,;:]{{0,60}}\s(?:in|of|for|by|to)\s(?:him|her|th(?:is"
+    rf"|at)\s(?:\w{{1,20}}\s)?{_SOMEONE})(?=\W{{0,3}}$|[,.;:])",
     re.IGNORECASE,
 )
 _DO = (
-    r"(?:take(?!\s(?:part|into|note|care|account|home)\b)|stop|start|begin|(?:dis)?continue|quit|cease|halt|suspend|resume"
-    r"|restart|use|try|swallow|swap|replace|throw|withdraw|withhold|cancel|add|drink|inject|avoid|refuse|reject|skip|undergo"
+    r"(?:take(?!\s(?:part|into|note|care|account|home)\b)|stop|start|begin|(?:dis)?continue|quit|cease|halt"
+    r"|suspend|resume"
+    r"|restart|use|try|swallow|swap|replace|throw|withdraw|withhold|cancel|add|drink|inject|avoid|refuse|reject"
+    r"|skip|undergo"
     r"|give|administer|abandon|receive|keep|get|buy|ask\sfor|say\sno\sto|go\soff|increase|double|reduce|cut)"
 )
 _STOP = r"(?:stop|discontinu|quit|ceas|abandon|refus|reject)\w{0,4}"
 _ORDERED = re.compile(  # with what is to be taken or stopped; "use of" and "stop codons" order nothing
-    r"(?:(?:^|[.:;!?]\s|,\s(?:so|then)\s|\b(?:time|sure|remember)\b[^.;]{0,40}\sto\s|\blet(?:'s|\sus)\s|^[^,;.:]{1,80},\s)"
+    r"(?:(?:^|[.:;!?]\s|,\s(?:so|then)\s|\b(?:time|sure|remember)\b[^.;]{0,40}\sto\s|\blet(?:'s|\sus)\s"
+    r"|^[^,;.:]{1,80},\s)"
     rf"\W{{0,3}}(?:(?:please|now|so|just|simply|best|always|never|do|not|don't|\w{{2,20}}ly),?\s){{0,3}}{_DO}"
-    r"\s(?:(?:taking|using|with|to|on|off|the|all|any|this|that|these|an?|no|more|every|(?:dos|tablet|gram)\w{1,3}\sof|\d[\w.,/%-]{0,12}(?:\sof)?|mg(?:\sof)?|one|two)\s){0,6}"
-    rf"(?:{_MEDICINE}|(?:it|them)\b)(?!\s(?:\(\w{{2,12}}\)\s)?(?:trials?|stud(?:y|ies)|arms?|groups?)\b|[^.!?]{{0,300}}\?)"
-    rf"|^(?!.{{0,300}}\b{_MANY}\b).{{0,300}}(?:\bdrug_(?:\s[\w-]{{1,20}}){{0,3}}\s{_MUST}\sbe\s|\b{_MUST}\s.{{0,40}}\b{_STOP}\b"
+    r"\s(?:(?:taking|using|with|to|on|off|the|all|any|this|that|these|an?|no|more|every|(?:dos|tablet"
+    r"|gram)\w{1,3}\sof|\d[\w.,/%-]{0,12}(?:\sof)?|mg(?:\sof)?|one|two)\s){0,6}"
+    rf"(?:{_MEDICINE}|(?:it|them)\b)(?!\s(?:\(\w{{2,12}}\)\s)?(?:trials?|stud(?:y|ies)|arms?|groups?)\b"
+    rf"|[^.!?]{{0,300}}\?)"
+    rf"|^(?!.{{0,300}}\b{_MANY}\b).{{0,300}}(?:\bdrug_(?:\s[\w-]{{1,20}}){{0,3}}\s{_MUST}\sbe\s"
+    rf"|\b{_MUST}\s.{{0,40}}\b{_STOP}\b"
     rf"|\b{_MUST}\sbe\s(?:taken|swallowed)\b)"
     rf"|\b{_MANY}\s(?!need){_MUST}\s{_STOP}\b)",
     re.IGNORECASE,
 )
 _PREDICATE = re.compile(  # what a diagnosis is, and what something is without further words
-    r"(?:(?<!illness_\s)(?<!\)\s)(?<!review\s)\b(?:is|are|be|means?|remains|reads|equals|holds?|has|have|shows?|proves?|confirms?|indicates?"
+    r"(?:(?<!illness_\s)(?<!\)\s)(?<!review\s)\b(?:is|are|be|means?|remains|reads|equals|holds?|has|have|shows?"
+    r"|proves?|confirms?|indicates?"
     r"|looks\slike)|'s|\b(?:diagnosis|dx|impression|verdict|assessment)\W)\W?\s?"
-    r"(?:(?!(?:no|not|with|without|about|of|in|to|who|already|against|usually|often)\b)[\w-]{1,20},?\s){0,3}illness_(?=\W{0,3}$|[.;!?])",
+    r"(?:(?!(?:no|not|with|without|about|of|in|to|who|already|against|usually"
+    r"|often)\b)[\w-]{1,20},?\s){0,3}illness_(?=\W{0,3}$|[.;!?])",
     re.IGNORECASE,
 )
 _CLAUSE = re.compile(rf"\b(?:{_NOW}|is|means|holds)\b|!", re.IGNORECASE)

@@ -356,6 +356,11 @@ IDENTIFIERS = [
     ("Jane Doe, a child with ALL", "[name], a child with ALL"),
     ("Ann Roe and Jane Doe, 45, with AML", "[name] and [name], 45, with AML"),
     ("Doe, Jane: AML", "[name]: AML"),
+    ("In Jane Doe, imatinib failed", "In [name], imatinib failed"),
+    ("In Jane Doe, we stopped imatinib.", "In [name], we stopped imatinib."),
+    ("In Jane Doe, the dose was halved.", "In [name], the dose was halved."),
+    ("Robert Miller came to the clinic with fever", "[name] came to the clinic with fever"),
+    ("Mary Park arrived yesterday with severe bleeding", "[name] arrived yesterday with severe bleeding"),
     ("Jane Doe, MRN 12345678", "[name], [record number]"),
 ]
 
@@ -443,6 +448,8 @@ def test_what_is_no_identifier() -> None:
         "Our patient Flow Cytometry was done, our patient Whole Exome Sequencing was, the patient Bone Marrow Biopsy was",
         "In our patient Minimal Residual was low and the patient Informed Consent was given",
         "Is imatinib good for Blast Crisis?",
+        "Treatment of Austin Flint murmur; treatment of Howell Jolly bodies",
+        "In San Antonio, imatinib was given; James Paget came to the clinic in 1847",
         "Sidney Farber introduced aminopterin; Peter Nowell and David Hungerford discovered it",
         "first described by John Hughes Bennett, as shown by John Smith et al. and the work of Janet Rowley",
         "Robert Koch Institute, Thomas Jefferson University Hospital and Charles River Laboratories",
