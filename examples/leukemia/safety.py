@@ -317,10 +317,10 @@ _NOW = (
 )
 _MANY = (
     r"(?:patients|children|adults|women|men|individuals|survivors|infants|families|cases|cells|mice|donors|subjects"
-    r"|cohorts?|populations?|pregnan\w{2}|users)"
+    r"|adolescents|cohorts?|populations?|pregnan\w{2}|users)"
 )
 _REPORTED = re.compile(  # the words by which one knows a report of a study, or of what holds in general
-    rf"%|\b(?:{_MANY}|was|were|had|did|died|gave|led|became|trials?|stud(?:y|ies)|reviews?|reports?|analys[ei]s"
+    rf"%|\b(?:{_MANY}|percent|was|were|had|did|died|gave|led|became|trials?|stud(?:y|ies)|reviews?|reports?|analys[ei]s"
     rf"|data|evidence|findings"
     r"|roles?|models?|mechanisms?|survival|responses?|outcomes?|incidence|rates?|risks?|effective|resistan\w{1,3}"
     r"|expression|mutations?|genes?|receptors?|inhibitors?|agents?|approach|options?|targets?|factors?|chromosom\w{1,4}"
@@ -406,7 +406,7 @@ def states_diagnosis(sentence: str, gazetteer: Gazetteer | None = None, title: b
     of_one = any(match["if"] is None for match in _SINGLE.finditer(text))
     if of_one or _ORDERED.search(text) or _PREDICATE.search(text):
         return True
-    if _REPORTED.search(text) or (title and not _CLAUSE.search(text)):
+    if _REPORTED.search(text) or (title and (text.endswith("?") or not _CLAUSE.search(text))):
         return False
     return bool(_NAMED_ONE.search(text)) and len(re.findall(r"\w{1,99}", text)) < ENOUGH_WORDS
 

@@ -632,6 +632,17 @@ def test_a_diagnosis_or_advice_put_another_way(text: str) -> None:
     assert states_diagnosis(text)
 
 
+def test_every_shipped_sentence_and_title_may_be_printed() -> None:
+    for folder in (DATA, DATA / "lymphoma"):
+        gazetteer = load_gazetteer(folder / "gazetteer.json")
+        records = read_abstracts(folder / "abstracts.csv")[0]
+        told = {
+            one for record in records for one in split_sentences(record.abstract) if states_diagnosis(one, gazetteer)
+        }
+        told |= {record.title for record in records if states_diagnosis(record.title, gazetteer, title=True)}
+        assert len(records) > 100 and not told
+
+
 def test_no_pattern_repeats_without_a_limit() -> None:
     """A repeat without one, tried from each place of a long text, takes the square of its length."""
     values = [value for room in (safety, names) for value in vars(room).values()] + [*safety._PATTERN.values()]
