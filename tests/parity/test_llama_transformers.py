@@ -237,7 +237,9 @@ def test_each_feature_matters(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, f
     assert largest_difference(load_llama(tmp_path, torch.float32), theirs, 2000) > 1e-2
 
 
-@pytest.mark.parametrize("feature", [name for name in SWITCHES if name != "the norm's epsilon"])  # less than a rounding of bfloat16
+@pytest.mark.parametrize(
+    "feature", [name for name in SWITCHES if name != "the norm's epsilon"]
+)  # less than a rounding of bfloat16
 def test_each_feature_matters_in_bfloat16(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, feature: str) -> None:
     _, theirs, tolerance = in_bfloat16(tmp_path)
     monkeypatch.setattr(llama_min.model, *SWITCHES[feature])
