@@ -11,7 +11,7 @@ demo: $(VENV)/demo.installed
 	$(BIN)/python -m examples.leukemia run
 
 test: $(VENV)/test.installed
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2 --dist loadfile
 
 lint: $(VENV)/test.installed
 	$(BIN)/ruff format --check $(LINES) .

@@ -20,6 +20,12 @@ settings.register_profile("here", deadline=None, derandomize=bool(os.environ.get
 settings.load_profile("here")
 
 
+def pytest_configure(config: pytest.Config) -> None:
+    """With `-n` a core each: threads of several workers would wait for one another in busy loops."""
+    if getattr(config.option, "numprocesses", None):
+        os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+
 @pytest.fixture(scope="session")
 def root() -> Path:
     """The checkout."""

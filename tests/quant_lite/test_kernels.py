@@ -7,6 +7,7 @@ import os
 import shutil
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -36,6 +37,15 @@ U = 2.0**-24  # unit roundoff of float32
 groups = st.sampled_from([None, 1, 7, 64, 128])
 dtypes = st.sampled_from([torch.float32, torch.bfloat16, torch.float16])
 sizes = st.tuples(st.integers(1, 40), st.integers(1, 300), st.integers(1, 5))  # N, K, T; vectors and what is left
+
+
+@pytest.fixture(scope="module", autouse=True)
+def two_threads() -> Iterator[None]:
+    """So many share a product, on whatever machine and with however many workers."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    yield
+    torch.set_num_threads(before)
 
 
 def numbers(*shape: int, seed: int, spread: float = 1.0) -> torch.Tensor:
