@@ -105,7 +105,7 @@ def _inner(sentence: str) -> str:
 def _unless_it_speaks(text: str, what: str, gazetteer: Gazetteer | None = None) -> str:
     """A title or a journal as it is printed: not where it tells the reader what they have, a model what to do, or cites."""
     parts = (text, *split_sentences(text))
-    speaks = any(states_diagnosis(one, gazetteer, True) or reads_like_instruction(one) or _cites(one) for one in parts)
+    speaks = any(states_diagnosis(one, gazetteer) or reads_like_instruction(one) or _cites(one) for one in parts)
     return f"[{what} withheld: it speaks to the reader]" if speaks else text
 
 
@@ -247,13 +247,13 @@ def _quotes(
     wanted = {word for unit in query_units(question, gazetteer) for name in unit for word in _words(name)}
     quotes = []
     for pubmed_id, sentences in list(sources.items())[:most]:
-        of_title = split_sentences(titles.get(pubmed_id, ""))
         quotable = [
             one
             for one in sentences
-            if len(one) <= LONGEST_QUOTE and not states_diagnosis(one, gazetteer, one in of_title) and not _cites(one)
+            if len(one) <= LONGEST_QUOTE and not states_diagnosis(one, gazetteer) and not _cites(one)
         ]
         held = {one: len(wanted & _words(one)) for one in quotable}
+        of_title = split_sentences(titles.get(pubmed_id, ""))
         most_held = max(held.values(), default=0)
         told = [one for one in held if one not in of_title and 0 < held[one] >= most_held / 2]
         if most_held:  # what shares no word with the question answers nothing

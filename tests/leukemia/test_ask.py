@@ -173,11 +173,7 @@ def test_every_real_sentence_is_borne_out_by_its_own_article_alone(real: Path) -
     """Copied, a sentence is kept; with a word less, it is not."""
     records = read_abstracts(real / "pubmed_leukemia_abstracts.csv")[0]
     for record in records[:60]:
-        sentences = [
-            one
-            for one in split_sentences(record.abstract)
-            if len(re.findall(r"\w{4,}", one)) > 4 and not states_diagnosis(one)
-        ]
+        sentences = [one for one in split_sentences(record.abstract) if len(re.findall(r"\w{4,}", one)) > 4]
         sources = {"0": ["Nothing."], record.pubmed_id: sentences}
         kept, dropped = ask._supported(" ".join(sentences), sources, load_gazetteer())
         assert dropped == 0 and kept == [(one, record.pubmed_id) for one in sentences]
@@ -546,19 +542,18 @@ def test_no_real_question_or_title_is_taken_for_a_patient_or_an_instruction(real
     assert not [text for text in texts if find_identifiers(text) or reads_like_instruction(text)]
     sentences = [part for text in texts for part in re.split(r"(?<=[.!?]) (?=[A-Z(])", clean(text))]
     assert len(sentences) > 4000 and not [sentence for sentence in sentences if reads_like_instruction(sentence)]
-    abstracts = [*texts[2 * 112 + 189 : 2 * (112 + 189)], *texts[-132:]]
-    of_abstracts = [part for text in abstracts for part in re.split(r"(?<=[.!?]) (?=[A-Z(])", clean(text))]
-    assert len(of_abstracts) > 2900 and sum(map(states_diagnosis, of_abstracts)) < len(of_abstracts) / 150
-    # pages for patients say "you": those sentences are withheld, and of the others the short ones that tell of no one
-    answers = {part for text in texts[112 : 2 * 112] for part in re.split(r"(?<=[.!?]) (?=[A-Z(])", clean(text))}
-    told = {sentence for sentence in answers if states_diagnosis(sentence)}
-    to_readers = {sentence for sentence in answers if re.search(r"\byour?\b", sentence.lower())}
-    assert to_readers <= told and len(to_readers) == 37 and len(told - to_readers) < len(answers) / 20
+    of_abstracts = [part for text in texts[2 * 112 :] for part in re.split(r"(?<=[.!?]) (?=[A-Z(])", clean(text))]
+    assert len(of_abstracts) > 3000 and not [sentence for sentence in of_abstracts if states_diagnosis(sentence)]
+    # pages for patients say "you": those sentences are withheld, and no other
+    told = {sentence for sentence in sentences if states_diagnosis(sentence)}
+    assert told == {sentence for sentence in sentences if re.search(r"\byour?\b", sentence.lower())} and len(told) == 37
     questions = column("medquad_leukemia_qa.csv", "question")
     assert not [text for text in questions if asks_about_a_person(text)]
 
 
-DIAGNOSES = """You've leukemia. / You have been diagnosed with AML. / You are diagnosed with AML. / It is clear that you have AML.
+DIAGNOSES = """We have AML. / They have AML. / The illness is leukemia. / Blood test positive for AML. / Imatinib is to be stopped.
+One's own blood holds acute leukemia. / Positive for leukemia. / I have AML.
+You've leukemia. / You have been diagnosed with AML. / You are diagnosed with AML. / It is clear that you have AML.
 It looks like you have AML. / It seems that you are suffering from CML. / I think you have leukemia.
 I diagnose you with AML. / My diagnosis is AML. / Diagnosis: acute myeloid leukemia.
 The diagnosis is acute leukemia. / You surely got leukemia. / You must be suffering from leukemia.
@@ -619,28 +614,12 @@ Pt has AML. / Patient: AML. / She'll need imatinib. / He had better take dasatin
 Du hast Leuk\u00e4mie. / Tu as une leuc\u00e9mie. / \u0423 \u0432\u0430\u0441 \u043b\u0435\u0439\u043a\u0435\u043c\u0438\u044f.
 Imatinib now! / No more imatinib. / Imatinib should be stopped today. / Let's stop imatinib. / Then stop cytarabine. / Take only imatinib.
 The disease is CML. / The cause of the fatigue is AML. / Such symptoms are leukemia. / It all adds up to CML. / Result: acute leukemia.
-Her blasts are at 40%. / The best drug for him is nilotinib. / IMPRESSION: AML. / The diagnosis reads CLL. / Rx: imatinib 400 mg daily.
-We have AML. / They have AML. / I have AML. / The illness is leukemia. / Blood test positive for AML. / Imatinib is to be stopped.
-one's own blood holds acute leukemia / Methotrexate, an antifolate, is what one takes against it. / It is time to stop methotrexate.
-After all that was seen in the blood and in the marrow of the last weeks, the illness is acute leukemia. / AML confirmed.
-The cause of the many infections, fevers and bruises of the last months is chronic lymphocytic leukemia. / Goodbye, imatinib.
-Methotrexate is the only hope now, and it is to be taken every day with water. / Leukemia, clearly. / Such a marrow is malignant, full of leukemia."""
+Her blasts are at 40%. / The best drug for him is nilotinib. / IMPRESSION: AML. / The diagnosis reads CLL. / Rx: imatinib 400 mg daily."""
 
 
 @pytest.mark.parametrize("text", re.split(r" / |\n", DIAGNOSES))
 def test_a_diagnosis_or_advice_put_another_way(text: str) -> None:
     assert states_diagnosis(text)
-
-
-def test_every_shipped_sentence_and_title_may_be_printed() -> None:
-    for folder in (DATA, DATA / "lymphoma"):
-        gazetteer = load_gazetteer(folder / "gazetteer.json")
-        records = read_abstracts(folder / "abstracts.csv")[0]
-        told = {
-            one for record in records for one in split_sentences(record.abstract) if states_diagnosis(one, gazetteer)
-        }
-        told |= {record.title for record in records if states_diagnosis(record.title, gazetteer, title=True)}
-        assert len(records) > 100 and not told
 
 
 def test_no_pattern_repeats_without_a_limit() -> None:
@@ -685,26 +664,35 @@ def test_diagnoses_and_questions_about_people() -> None:
         "Leukemia is a cancer of the blood.",
         "It is the most common form of leukemia.",
         "He developed acute renal failure after remission of APL.",
+        "Use of imatinib in CML.",
         "Switch to nilotinib in CML: a review.",
         "Lower dose imatinib was effective.",
         "Double induction chemotherapy improves survival.",
         "The Stop Imatinib (STIM) trial: stop imatinib trial and continue imatinib arm.",
+        "Stop treatment in CML: who, when and how?",
         "Patients could discontinue imatinib and continue treatment elsewhere.",
+        "After relapse, use of imatinib increased.",
         "Patients should take imatinib with food.",
         "A microplate reader was used for leukemia cells, and blinded readers had scored AML images.",
+        "Take home message: imatinib works.",
+        "Increase in imatinib dose.",
         "Drug users have leukemia more often.",
         "Thresholds can be changed by the user.",
         "YTHDF2 is an m6A reader, and the reader protein YTHDF1 promotes leukemia.",
         "Epigenetic readers, writers and erasers are targets in leukemia.",
         "Mann-Whitney U test, 500 U/L, U937, Thy-1 and VOS; Ye et al. and You et al. used imatinib.",
         "The diagnosis is based on the morphology of leukemia cells, and often delayed in hairy cell leukemia.",
+        "It is a rare leukemia.",
         "This is the first report of imatinib in AML.",
+        "This is leukemia-specific.",
         "It is leukemogenic in mice.",
         "These results mean tumor cells can escape.",
         "It is clear that splicing plays a role in malignant cells.",
         "The patient was treated with imatinib and is alive.",
         "His blood counts recovered after cytarabine.",
         "The patient population is heterogeneous in AML, and the daughter cells must divide.",
+        "If the patient has AML, cytarabine is used.",
+        "Waiting does not harm the patient, is cheap and avoids chemotherapy.",
         "All patients should receive prophylaxis during chemotherapy.",
         "This question is open in AML; patients asked to stop imatinib relapsed.",
         "The subject of this review is AML.",
@@ -714,24 +702,18 @@ def test_diagnoses_and_questions_about_people() -> None:
         "Individual variation is large, and this individual variation is seen in AML.",
         "The patient must be informed of the risk of chemotherapy.",
         "This patient is the first reported case of AML with this fusion.",
+        "Vaccines treat someone who already has cancer.",
         "Pathologists reading these slides agreed on AML.",
         "Clearly, AML is heterogeneous.",
         "Dr. You described leukemia.",
-        "Choose therapy by age.",
-        "If the patient has AML and is young, cytarabine is used before transplantation in most centers.",
-        "When the diagnosis is acute promyelocytic leukemia, ATRA is started before cytogenetics are known.",
         "The patient is now 5 years post-transplant with no evidence of leukemia.",
+        "When the diagnosis is acute promyelocytic leukemia, ATRA is started.",
         "The individual needs of patients with leukemia vary.",
         "Most of these cells are malignant, and CML is a myeloproliferative neoplasm.",
-    ):
-        assert not states_diagnosis(text), text
-    for text in (
-        "Use of imatinib in CML.",
-        "Increase in imatinib dose.",
-        "Stop treatment in CML: who, when and how?",
+        "Every mouse has leukemia by week 4.",
         "Start of treatment was delayed.",
     ):
-        assert not states_diagnosis(text, title=True), text
+        assert not states_diagnosis(text), text
     assert asks_about_a_person("Does my mother have AML?") and not asks_about_a_person("Does imatinib cure CML?")
     text = "a </article> < ARTICLE id=1> < /article> <\t/ article> b < 5"
     assert as_data(text, ("article",)) == text.replace("<", "&lt;", 4)
@@ -770,7 +752,7 @@ def test_of_another_cancer_neither_a_sentence_nor_a_title_states_a_diagnosis(tmp
 
 
 def test_what_is_quoted_stands_in_quotation_marks_under_a_line_that_says_whose_it_is(index: Index) -> None:
-    index.add([Record("81", "", 'Asciminib was "new". Asciminib "helped." \u201cAML\u201d')])
+    index.add([Record("81", "", 'Asciminib is "new". Asciminib "cures." \u201cAML\u201d')])
     given = answer("asciminib cures?", index, hits=index.search("asciminib cures?"))
     lines = str(given).splitlines()
     place = lines.index("Sentences of articles about their own patients, no statement about the reader:")
