@@ -179,11 +179,11 @@ def _joined_fusions(text: str, spans: list[Span], gazetteer: Gazetteer) -> list[
 
 
 _NUMBER = r"\d{1,3}(?:[, ]\d{3})+(?:\.\d+)?|\d+(?:\.\d+)?"
-_VOLUME = r"[dmnµμu]?[Ll]|micro[lL]|(?:deci|milli|micro)?lit(?:er|re)|mm\^?(?:3|\(3\))|cu(?:bic|\.)?\s?(?:mm|millimet(?:er|re))"
+_VOLUME = r"[dmnµμu]?[Ll]|mc[lL]|micro[lL]|c\.?mm|(?:deci|milli|micro)?lit(?:er|re)|mm\^?(?:3|\(3\))|cu(?:bic|\.)?\s?(?:mm|millimet(?:er|re))"
 _UNIT = re.compile(  # x 10^9/L, K/µL, cells per mm3, g/dL, µmol L-1
     rf"""(?:(?:(?:[xX×*]\s?10|10(?=\s?(?:\^|\(|\*\*)))\s?(?:\^|\(|\*\*?|[Ee]\+?)?\s?|[Ee]\+?)(?P<power>\d{{1,2}})\)?\s?
       |(?P<many>[Kk]|Gpt|Giga|G)\s?(?=/)
-      |(?P<amount>[mnpµμu]?g|mcg|IU|U|[Uu]nits?|(?:m|mc|[µμu]|micro|milli)mol(?:es?)?)\s?|(?=/|cells?\b|per\s))
+      |(?P<amount>[mnpµμu]?g|gm|mcg|IU|U|[Uu]nits?|(?:m|mc|[µμu]|micro|milli)mol(?:es?)?)\s?|(?=/|cells?\b|per\s))
     (?:cells?\s?)?(?:(?:/|per\s)\s?(?P<volume>{_VOLUME})(?!\w)|[.·]?(?P<inverse>[dm]?[Ll])\s?\^?\(?-1\)?(?!\w))
     |%""",
     re.VERBOSE,
@@ -207,8 +207,8 @@ _MANY = {"K": 3, "k": 3, "G": 9, "Gpt": 9, "Giga": 9}  # powers of ten; Gpt: of 
 _PER_LITRE = {"l": 1.0, "dl": 10.0, "ml": 1e3, "ul": 1e6, "mm3": 1e6, "nl": 1e9}
 _AMOUNTS = {"g": 1.0, "mg": 1e-3, "ug": 1e-6, "ng": 1e-9, "pg": 1e-12, "u": 1.0, "iu": 1.0, "mmol": 1e-3, "umol": 1e-6}
 _SHORT = (  # as it is in these tables
-    (re.compile(r"[\s^().]"), ""), (re.compile(r"[µμ]|micro|mc(?=g|mol)"), "u"), (re.compile("milli(?!met)"), "m"),
-    (re.compile("deci"), "d"), (re.compile("lit(?:er|re)"), "l"), (re.compile("cu(?:bic)?m.*"), "mm3"), (re.compile("moles?"), "mol"),
+    (re.compile(r"[\s^().]"), ""), (re.compile(r"[µμ]|micro|mc(?=g|l|mol)"), "u"), (re.compile("milli(?!met)"), "m"),
+    (re.compile("deci"), "d"), (re.compile("lit(?:er|re)"), "l"), (re.compile("cu(?:bic)?m.*|cmm"), "mm3"), (re.compile("gm"), "g"), (re.compile("moles?"), "mol"),
     (re.compile("units?"), "u"),
 )  # fmt: skip
 _SIGNS = {"less than": "<", "below": "<", "under": "<", "up to": "<=", "at least": ">=", "≤": "<=", "≥": ">="}
@@ -223,6 +223,10 @@ def _lab_value(text: str, span: Span, gazetteer: Gazetteer) -> Span | None:
         return None
     if match["high"] and re.search(r"\d[, ]\d", match["high"]) and not re.search(r"[., ]", match["number"]):
         return None  # 5-10,000 may be from 5 or from 5,000
+    if re.fullmatch(r"\d{1,3}\.\d{3}", match["number"]) and re.match(r"(?:cells?\s?)?(?:/|per\s)", match["unit"]):
+        return None  # 12.300/mm3 is twelve thousand in half of Europe
+    if re.match(r"\s(?:vs\.?|versus)\s\d", text[match.end() :]):
+        return None  # the other value keeps its unit
     analyte = gazetteer.by_id[span.id]
     factor = _factor(match["unit"], analyte)
     if factor is None:

@@ -51,7 +51,9 @@ _FRACTION = re.compile(
 )
 _HALVES = re.compile(r"(\d?)\s?<sup>\s*(\d+)\s*</sup>\s*[/\u2044]\s*<sub>\s*(\d+)\s*</sub>", re.IGNORECASE)
 # only 10 has a space before its exponent: "2 <sup>14</sup>C" is an isotope
-_POWER = re.compile(r"(?:(?<=\d)|(?<=\b10)\s)<sup>\s*([-−–+]?)\s*([\dΔ∆].{0,30}?)\s*</sup>", re.IGNORECASE)
+_POWER = re.compile(
+    r"(?:(?<=\d)|(?:(?<=\b10)|(?<=\d[xX]10))\s)<sup>\s*([-−–+]?)\s*([\dΔ∆].{0,30}?)\s*</sup>", re.IGNORECASE
+)
 _CHARACTERS = str.maketrans(
     dict.fromkeys("‐‑‒–−﹣", "-") | dict.fromkeys("‘’ʼ′", "'") | dict.fromkeys("“”″", '"') | {"⁄": "/"}
 )

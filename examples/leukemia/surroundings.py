@@ -22,16 +22,18 @@ _GROUP = (
     r"(?:(?:[Ss]tudy|[Rr]esearch|[Cc]ooperative|[Cc]ollaborative|[Ww]orking)\s[Gg]roup|[Ww]orking\s[Pp]arty|Intergroup"
     r"|Society|Foundation|Charity|Consortium|Coalition|Federation|Fund|Trust|Alliance|League)"
 )
-_PLACE = (  # words that a title may have, too: Leukemia and Association With Age
-    r"(?:Association|Organi[sz]ation|Network|Net|Registry|Committee|Council|Initiative|Program(?:me)?|Project|Workshop"
-    r"|Symposium|Congress|Conference|Meeting|Journal|Database|Questionnaire|Scale|Department|Division|Service)"
+# words that a title may have, too (Leukemia and Association With Age): each has to end a name
+_PLACE = (
+    r"(?:Association|Organi[sz]ation|Network|Net|Registry|Committee|Council|Initiative|Workshop|Symposium|Congress|Conference"
+    r"|Department|Institute|Cent(?:er|re)|Study(?!\sof))\b(?!\s[A-Z])"
 )
 _IS_GROUP = re.compile(
     rf"{_CAPITALS}{_GROUP}\b|\s(?:and|&)\s[A-Z][a-z]+\sGroup\b|\sGroup\s[A-Z]\b(?!\s(?:was|were|had))"
 )
-_IS_PLACE = re.compile(rf"{_CAPITALS}(?:{_PLACE}|Study|Trial|Institute|Cent(?:er|re)|Unit|Clinic|Hospital)\b")
-_LED_BY_GROUP = re.compile(
-    rf"(?:{_GROUP}|{_PLACE}|Group)\s(?:of|for|on|against)\s(?:the\s)?(?:(?:&|and|of|in|[A-Z][\w-]*)[\s-]){{0,5}}$"
+_IS_PLACE = re.compile(rf"{_CAPITALS}{_PLACE}")
+_LED_BY_GROUP = re.compile(  # but trust or an association of things: Association of Leukemia With Second Cancers
+    r"(?:[Gg]roup|Society|Foundation|Consortium|Federation|League|Party|Workshop|Committee|Congress|Conference|Department)\s"
+    r"(?:of|for|on|against)\s(?:the\s)?(?:(?:&|and|of|in|[A-Z][\w-]*)[\s-]){0,5}$"
 )
 _CAPITAL_BEFORE = re.compile(r"(?:\b[A-Z][\w-]*|&|\band)\s$")
 # Leukemia (2012) 26, 1-5; Leukemia 2012;26:1-5; Leukemia & Lymphoma 51: 1-5
@@ -44,7 +46,7 @@ _OF_TRIALS = r"\s?\(?\s?(?:trial|stud(?:y|ies)\b|protocol|database|instrument|qu
 # ALL-BFM 95, ALL-97, AML 15 trial, CML-Study IV, ALL-IDB1 database; NOPHO ALL-2008 has a group before
 _IS_TRIAL = re.compile(
     rf"-BFM\b|-\d{{2,4}}\b|[\s-]Study\s[IVX\d]+\b|(?:[\s-][A-Z]{{2,}}\w*)?[\s-](?:\d[\w/-]*|[IVX]+){_OF_TRIALS}"
-    rf"|-[A-Z]{{3,}}\w*\)?{_OF_TRIALS}"
+    rf"|-IDB\w*\)?{_OF_TRIALS}"
 )
 _OF_A_GROUP = re.compile(r"\b[A-Z]{3,}[\s-]$")
 _NUMBERED = re.compile(r"[\s-]\d{2,4}\b(?![\s-]?(?:%|[a-z]))")

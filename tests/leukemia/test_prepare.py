@@ -114,6 +114,7 @@ from examples.leukemia.synthetic import LYMPHOMA
         ("of 3 <math><mfrac><mn>1</mn><mn>2</mn></mfrac></math> mg, <mml:mfrac><mml:mn>3</mml:mn><mml:mi>n</mml:mi></mml:mfrac>", "of 3 1/2 mg, 3/n"),
         ("3<math><mfrac><mn>1</mn><mn>2</mn></mfrac></math> months, <mfrac><mn>1</mn><mn>2</mn></mfrac>", "3 1/2 months, 1/2"),
         ("if a<mn and b>mo, n<math", None),
+        ("2x10 <sup>6</sup> cells/kg", "2x10^6 cells/kg"),
         ("p < 0.05 and > 3, a <b and c> d, <a and p>, (a<b)", None),
         ('See <a href="http://x.org/?a=1&b=2">this</a> <font color=red>red</font>.<div class="x">Two</div><ul><li>one</li></ul>', "See this red. Two one"),
         ("<!-- <p>never</p> -->It works<!-- - -->. <script>if (a<b) alert('</p>')</script><style>p {}</style>So<!-- it", "It works. So"),
@@ -403,7 +404,10 @@ the AML-BFM 98 study; treated on ALL-BFM 95; on the NOPHO ALL-2008 protocol; the
 promyelocytic leukemia nuclear bodies; myeloid leukemia factor 1; a feline leukemia virus; the myeloid-leukemia-associated SET protein
 regulation of leukemia-associated protein SET; the T-cell leukemia homeobox 1; anaplastic lymphoma kinase; Rauscher leukaemia virus
 We treated ALL patients WERE we could; ALL CHILDREN WERE SEEN; RISKS IN ALL AGE GROUPS; we saw ALL CASES"""
-DISEASES = """Leukemia patients in Group B; Patients with AML in Group A; The AML Group had worse survival; In AML, Group 1 did better; the Swedish registry for AML
+DISEASES = """Association of Chronic Lymphocytic Leukemia With Second Cancers; Asymmetric Division of Chronic Myeloid Leukemia Stem Cells
+Acute Lymphoblastic Leukemia Trial Enrollment of Young Adults; Transcriptional Program of Acute Promyelocytic Leukemia Cells; AML-MRD study
+A Gene Network of Acute Myeloid Leukemia; Trust of Patients With Acute Myeloid Leukemia; Chronic Lymphocytic Leukemia Meeting Report
+Leukemia patients in Group B; Patients with AML in Group A; The AML Group had worse survival; In AML, Group 1 did better; the Swedish registry for AML
 Outcome of Acute Myeloid Leukemia in a Tertiary Center; Treatment of AML at a Cancer Center; Acute Myeloid Leukemia Patients: Results from a Single Center
 A Leukemia Registry in Northern Countries With Many Older Patients; Life With Acute Myeloid Leukemia Study Outcomes Among Older Adults Treated Elsewhere
 leukemia (2012 to 2014); in a leukemia study; AML trials and AML MRD studies; AML-M5 and CML-BC1-4 cells; leukemia protein expression
@@ -454,6 +458,10 @@ def test_chronic_makes_another_disease_of_an_acute_one(word: str, name: str) -> 
         ("platelets of 30 Gpt/L", "30", "10^9/L"),
         ("leukocytes 5.2/nL", "5.2", "10^9/L"),
         ("WBC 50 x 10e9/L", "50", "10^9/L"),
+        ("platelets 20 K/mcL", "20", "10^9/L"),
+        ("WBC 50,000/mcL", "50", "10^9/L"),
+        ("leukocytes 4,000/cmm", "4", "10^9/L"),
+        ("hemoglobin 9.5 gm/dL", "9.5", "g/dL"),
         # moles by the molar mass: creatinine 88.4 µmol/L, bilirubin 17.1 and uric acid 59.5 are 1 mg/dL, calcium .2495 mmol/L
         ("creatinine was 218±92 umol/l", "2.47±1.04", "mg/dL"),
         ("bilirubin of 34 µmol/L", "1.99", "mg/dL"),
@@ -491,7 +499,8 @@ def test_lab_values_come_in_one_unit(text: str, value: str, unit: str) -> None:
 @pytest.mark.parametrize("text", ["platelets were low", "hemoglobin 8 mmol/L", "WBC in 2003", "WBC 12 g/dL", "WBC 12 g/L",
                                   "hemoglobin was 20 g/L lower in men", "blasts 5% more", "a hemoglobin 2 g/dL increase",
                                   "an increase in hemoglobin of 2 g/dL", "WBC 10/12", "WBC of 50,000/L", "platelets 3 10 L", "blasts 3 L-1",
-                                  "neutrophils 5e3 cells", "Platelets 20-50,000/mm3"])  # fmt: skip
+                                  "neutrophils 5e3 cells", "Platelets 20-50,000/mm3", "WBC 12.300/mm3",
+                                  "Hb was 85 g/L vs 95 g/L"])  # fmt: skip
 def test_no_value_or_a_unit_of_another_kind_is_no_lab_value(text: str) -> None:
     assert annotate(text) == []
 
