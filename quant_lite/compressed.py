@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import copy
 import json
+import math
 import os
 import re
 import shutil
@@ -222,7 +223,7 @@ def _check_reading(model: nn.Module, settings: dict[str, Any], written: dict[str
     kind = type(model.config)
     config = model.config
     if hasattr(kind, "from_dict"):
-        config, before = (kind.from_dict(json.loads(_as_json(said))) for said in (written, settings))
+        config, before = (kind.from_dict(_from_json(_as_json(said))) for said in (written, settings))
         now, then = (_with_ties(read.to_dict(), None) for read in (config, before))
         changed = sorted(name for name in then.keys() | now.keys() if now.get(name) != then.get(name))
         if changed:
@@ -296,10 +297,24 @@ def _unquantized(model: nn.Module, config: Any) -> nn.Module:
 def _as_json(settings: dict[str, Any]) -> str:
     for name, value in settings.items():
         try:
-            json.dumps(value, allow_nan=False)
+            json.dumps(_told(value), allow_nan=False)
         except (TypeError, ValueError) as problem:
             raise ValueError(f"the config's {name}={value!r} cannot be written as JSON ({problem})") from None
-    return json.dumps(settings, indent=2) + "\n"
+    return json.dumps(_told(settings), indent=2) + "\n"
+
+
+def _told(value: Any) -> Any:
+    """What JSON has no number for as transformers writes it: {"__float__": "Infinity"}."""
+    if isinstance(value, float) and math.isinf(value):
+        return {"__float__": "Infinity" if value > 0 else "-Infinity"}
+    if isinstance(value, dict):
+        return {name: _told(each) for name, each in value.items()}
+    return [_told(each) for each in value] if isinstance(value, (list, tuple)) else value
+
+
+def _from_json(text: str) -> Any:
+    """What `_as_json` wrote."""
+    return json.loads(text, object_hook=lambda said: float(said["__float__"]) if said.keys() == {"__float__"} else said)
 
 
 def _is_tied(model: nn.Module) -> bool:
@@ -464,9 +479,12 @@ def _other_settings(model: nn.Module, settings: dict[str, Any]) -> list[str]:
     own: Any = getattr(model, "config", None)
     if not hasattr(own, "from_dict") or not hasattr(own, "to_dict"):
         return []
-    settings = {name: value for name, value in settings.items() if name != "quantization_config"}
+    own_settings, settings = (
+        {name: value for name, value in said.items() if name != "quantization_config"}
+        for said in (own.to_dict(), settings)
+    )
     read = lambda said: _flat(type(own).from_dict(copy.deepcopy(said)).to_dict())
-    mine = read(own.to_dict())
+    mine = read(own_settings)
     kind = settings.get("model_type", mine.get("model_type"))
     if kind != mine.get("model_type"):
         return [f"{_CONFIG}: model_type={kind!r}, the model's is {mine.get('model_type')!r}"]
@@ -475,9 +493,9 @@ def _other_settings(model: nn.Module, settings: dict[str, Any]) -> list[str]:
     except Exception as problem:  # noqa: BLE001 - classes of configs raise what they like
         return [f"{_CONFIG}: {type(own).__name__} cannot read it: {problem}"]
     return [
-        f"{_CONFIG}: {name}={theirs.get(name)!r}, the model's is {mine.get(name)!r}"
-        for name in sorted(theirs.keys() | mine.keys())
-        if theirs.get(name) != mine.get(name)
+        f"{_CONFIG}: {name}={theirs.get(name)!r}, the model's is {mine[name]!r}"
+        for name in sorted(mine)  # what its class does not know changes nothing in the model
+        if theirs.get(name) != mine[name]
     ]
 
 
@@ -627,7 +645,7 @@ def _read_json(path: Path) -> dict[str, Any]:
     if not path.is_file():
         raise QuantizedFileError(f"{path} does not exist: give a folder in the compressed-tensors layout")
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = _from_json(path.read_text(encoding="utf-8"))
     except ValueError as problem:
         raise QuantizedFileError(f"{path} is no whole JSON ({problem}): write it again") from None
     if not isinstance(content, dict):

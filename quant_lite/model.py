@@ -444,7 +444,8 @@ def _reason_to_keep(model: nn.Module, names: list[str], config: QuantConfig, sha
         return _SKIPPED
     if shared:
         return _SHARED
-    reasons = {name: reason_to_stay(model, name) for name in names}
+    packed = config.bits == 4 or config.scheme == "nf4"
+    reasons = {name: reason_to_stay(model, name, packed) for name in names}
     for name, reason in reasons.items():
         if reason in (SET_BY_HOOK, MERGED) and reasons[names[0]] in (None, reason):
             raise ValueError(f"{name}: {reason}: {WAYS_OUT[reason]}, or skip it")

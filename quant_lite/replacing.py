@@ -68,8 +68,12 @@ def _refuse_merge(name: str, kind: str, *_: Any, **__: Any) -> NoReturn:
     )
 
 
-def reason_to_stay(model: nn.Module, name: str) -> str | None:
-    """Why no other layer can take the place of a linear one, or a plain embedding, a key of `WAYS_OUT`; None where one can."""
+def reason_to_stay(model: nn.Module, name: str, packed: bool = False) -> str | None:
+    """Why no other layer can take the place of a linear one, or a plain embedding, a key of `WAYS_OUT`; None where one can.
+
+    Args:
+        packed: the other layer has no `weight`, as one of 4 bits.
+    """
     layer = model.get_submodule(name)
     if any(part.startswith("lora_") or part == "modules_to_save" for part in name.split(".")):
         return _ADAPTER
@@ -78,7 +82,11 @@ def reason_to_stay(model: nn.Module, name: str) -> str | None:
         return _FORWARD
     if _holds_merged(model, name) and not _has_dora_of_peft(model, name):
         return MERGED
-    if isinstance(layer, NonDynamicallyQuantizableLinear) or _has_dora_of_peft(model, name) or _reads(model, name):
+    if (
+        isinstance(layer, NonDynamicallyQuantizableLinear)
+        or _has_dora_of_peft(model, name)
+        or _reads(model, name, packed)
+    ):
         return _READ
     if _has_old_backward_hook(layer):
         return _HOOK
@@ -96,18 +104,18 @@ def is_plain_embedding(module: nn.Module) -> bool:
 _STAYS = r"(?!\.(?:device|shape|size|ndim|dim)\b|\.data\.\w+_\(|\s*=[^=])"  # what is the same after, or sets it
 
 
-def _reads(model: nn.Module, name: str) -> bool:
+def _reads(model: nn.Module, name: str, packed: bool) -> bool:
     """Whether the class of the module around a layer reads `self.<layer>.weight`, for its dtype even, as Mamba's do.
 
     Its source says so, where there is one; or that of a class further out, as RWKV's, by the last two names. Not
     counted are its device and shape, which stay; setting it, as a model does that ties or initializes it; and a class
-    that knows of int8, as T5's.
+    that knows of int8, as T5's, unless nothing is there to be known.
     """
     above, _, child = name.rpartition(".")
     parent: Any = type(model.get_submodule(above))
     source = _source(parent)
     weight = rf"\bself\.{re.escape(child)}\.weight\b"
-    if re.search(rf"{weight}\.dtype\s*!=\s*torch\.int8", source):
+    if not packed and re.search(rf"{weight}\.dtype\s*!=\s*torch\.int8", source):
         return False
     return bool(re.search(weight + _STAYS, source)) or _is_read_from_afar(model, name)
 

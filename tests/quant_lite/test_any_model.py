@@ -204,6 +204,10 @@ def test_models_of_transformers() -> None:
     assert (
         "encoder.block.0.layer.1.DenseReluDense.wo" not in report.kept
     )  # whose module asks for its dtype, but knows int8
+    for config in (QuantConfig(bits=4), QuantConfig("nf4")):  # where there is no weight to be asked
+        both = transformers.T5ForConditionalGeneration(transformers.T5Config(**shape)).eval()
+        assert "encoder.block.0.layer.1.DenseReluDense.wo" in quantize_(both, config).kept
+        assert both(input_ids=IDS, decoder_input_ids=IDS).logits.isfinite().all()
 
     text = transformers.LlamaForCausalLM(transformers.LlamaConfig(vocab_size=50, **sizes)).eval()
     batch = transformers.BatchEncoding({"input_ids": IDS, "attention_mask": torch.tensor([[1, 1, 1, 0], [1] * 4])})
