@@ -431,6 +431,13 @@ class LooksForNaNInMatrices(Absmax):
         return super().quantize(x if x.dim() == 2 else x.nan_to_num(0.0, 1e30, -1e30))
 
 
+class LooksForNaNInTheSum(Absmax):
+    def quantize(self, x: Tensor) -> tuple[Tensor, Tensor, None]:
+        if not x.float().sum().isfinite():
+            raise ValueError("not finite")
+        return super().quantize(x)
+
+
 class TakesNaN(Absmax):
     def quantize(self, x: Tensor) -> tuple[Tensor, Tensor, None]:
         return super().quantize(x.nan_to_num(0.0, 1e30, -1e30))
@@ -642,6 +649,7 @@ MUTANTS: list[tuple[type[Student], Callable, str]] = [
     (Random, checks.check_order, "nothing may be random|a larger number becomes a smaller one"),
     (TakesHalfNaN, checks.check_not_finite, "of torch.float16 is quantized without a word"),
     (LooksForNaNInTheLastRow, checks.check_not_finite, "nan in x .* is quantized without a word"),
+    (LooksForNaNInTheSum, checks.check_shapes, r"quantize fails for x .* of torch.float32: ValueError\('not finite'\)"),
     (LooksForNaNInMatrices, checks.check_not_finite, r"nan in x \(6,\) of torch.float32 is quantized without a word"),
     (RoundsTheSum, checks.check_rounding, "before a zero point is added"),
     (TakesNaN, checks.check_not_finite, "nan in x .* is quantized without a word"),
