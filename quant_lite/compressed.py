@@ -264,7 +264,7 @@ def _unready(again: nn.Module, packed: list[str]) -> dict[str, str]:
         del again.get_submodule(name).weight
     unready: dict[str, str] = {}
 
-    def visit(module: nn.Module, owner: nn.Module) -> None:
+    def visit(module: nn.Module, owner: Any) -> None:
         owner = module if hasattr(module, "_init_weights") else owner
         for child in module.children():
             visit(child, owner)
@@ -272,8 +272,8 @@ def _unready(again: nn.Module, packed: list[str]) -> dict[str, str]:
         if not inside or not hasattr(owner, "_init_weights"):
             return
         try:
-            owner._init_weights(module)  # type: ignore[operator]
-        except AttributeError as problem:
+            owner._init_weights(module)
+        except AttributeError as problem:  # another one would meet the float model as well
             if "has no attribute 'weight'" in str(problem):
                 unready.update(dict.fromkeys(inside, f"{type(owner).__name__}._init_weights"))
 
@@ -479,24 +479,25 @@ def _other_settings(model: nn.Module, settings: dict[str, Any]) -> list[str]:
     own: Any = getattr(model, "config", None)
     if not hasattr(own, "from_dict") or not hasattr(own, "to_dict"):
         return []
-    own_settings, settings = (
-        {name: value for name, value in said.items() if name != "quantization_config"}
-        for said in (own.to_dict(), settings)
-    )
-    read = lambda said: _flat(type(own).from_dict(copy.deepcopy(said)).to_dict())
-    mine = read(own_settings)
+    mine = _as_read(type(own), own.to_dict())
     kind = settings.get("model_type", mine.get("model_type"))
     if kind != mine.get("model_type"):
         return [f"{_CONFIG}: model_type={kind!r}, the model's is {mine.get('model_type')!r}"]
     try:
-        theirs = read(settings)
-    except Exception as problem:  # noqa: BLE001 - classes of configs raise what they like
+        theirs = _as_read(type(own), settings)
+    except Exception as problem:  # noqa: BLE001 (a class of configs is foreign code and may raise anything; it is told)
         return [f"{_CONFIG}: {type(own).__name__} cannot read it: {problem}"]
     return [
         f"{_CONFIG}: {name}={theirs.get(name)!r}, the model's is {mine[name]!r}"
         for name in sorted(mine)  # what its class does not know changes nothing in the model
         if theirs.get(name) != mine[name]
     ]
+
+
+def _as_read(kind: Any, settings: dict[str, Any]) -> dict[str, Any]:
+    """The settings as a class of configs reads them, by their full names; without the quantization, which is ours to read."""
+    plain = {name: value for name, value in settings.items() if name != "quantization_config"}
+    return _flat(kind.from_dict(copy.deepcopy(plain)).to_dict())
 
 
 def _flat(settings: dict[str, Any], above: str = "") -> dict[str, Any]:

@@ -15,6 +15,7 @@ from types import EllipsisType
 
 import torch
 from torch import Tensor
+from torch.jit._trace import is_tracing
 
 __all__ = [
     "NF4_LEVELS",
@@ -338,9 +339,7 @@ def is_traced() -> bool:
     if torch.compiler.is_dynamo_compiling():
         return False
     recording = sys.modules.get("torch.fx.experimental.proxy_tensor")  # heavy to import, and not loaded is not running
-    return torch.jit.is_tracing() or (  # type: ignore[attr-defined]
-        recording is not None and recording.get_proxy_mode() is not None
-    )
+    return is_tracing() or (recording is not None and recording.get_proxy_mode() is not None)
 
 
 def _half_gaps(levels: Tensor) -> Tensor:

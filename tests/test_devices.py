@@ -6,12 +6,13 @@ On a GPU such a tensor is an error. Here PyTorch's "meta" device stands in for t
 from __future__ import annotations
 
 import copy
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 
-from llama_min import Llama, LlamaConfig, generate, generate_batch
+from llama_min import Llama, generate, generate_batch
 from lora_lite import Example, LoRAConfig, TrainConfig, Trainer, add_lora, load_adapter, merge_lora, save_adapter
 from quant_lite import (
     PerGroup,
@@ -24,6 +25,7 @@ from quant_lite import (
     quantize_cache_,
     save_quantized,
 )
+from tests.llama_min.test_model import SMALL
 
 CONFIGS = [
     QuantConfig(),
@@ -44,20 +46,9 @@ IDS = torch.tensor([[1, 5, 9, 3, 7, 2]])
 EXAMPLES = [Example([1, 5, 9, 3], [0, 0, 1, 1]), Example([4, 2, 8], [0, 1, 1])] * 2
 
 
-def tiny(tied: bool = True) -> Llama:
+def tiny() -> Llama:
     torch.manual_seed(0)
-    return Llama(
-        LlamaConfig(
-            vocab_size=96,
-            hidden_size=32,
-            intermediate_size=48,
-            num_hidden_layers=2,
-            num_attention_heads=4,
-            num_key_value_heads=2,
-            head_dim=8,
-            tie_word_embeddings=tied,
-        )
-    ).float()
+    return Llama(replace(SMALL, tie_word_embeddings=True))
 
 
 @pytest.mark.parametrize("kernels", ["torch", "c"])

@@ -260,10 +260,8 @@ def _measured(unit: str) -> tuple[str, float]:
     volume = _PER_LITRE[_short(match["volume"] or match["inverse"])]
     if not match["amount"]:
         if volume == 1 and not match["power"] and not match["many"]:
-            return (
-                unit,
-                1.0,
-            )  # 50,000/L was one per µL before a font lost the letter: nobody counts cells a litre one by one
+            # 50,000/L was one per µL before a font lost the letter: nobody counts cells a litre one by one
+            return unit, 1.0
         return "", 10.0 ** int(match["power"] or _MANY.get(match["many"], 0)) * volume
     amount = _short(match["amount"])
     return "mol" if amount.endswith("mol") else amount[-1], _AMOUNTS[amount] * volume

@@ -18,8 +18,7 @@ DATE = (
 )
 DRUG_ENDINGS = (  # of names that no gazetteer need have
     r"(?:nib|mab|clax|tinoin|(?:[rtdl]a|ri|rel)bine|[ct]idine|cin|cristine|trexate|platin|carbazide|purine|sone"
-    r"|solone|parin"
-    r"|cillin|azole|statin)"
+    r"|solone|parin|cillin|azole|statin)"
 )
 _GIVEN_NAMES = Path(__file__).parent / "data" / "given_names.txt"
 _SMALL = "[a-zà-ÿĀ-ž]"

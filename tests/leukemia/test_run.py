@@ -125,6 +125,7 @@ def test_default_learns_every_task_and_int8_keeps_it(default_run) -> None:
         assert after["value"] > before["value"] + gain and after["low"] > before["high"], (task, before, after)
         assert quantized["value"] > after["value"] - 0.25 * gain, (task, after, quantized)
     assert base["subtype"]["accuracy"]["n"] >= 100
+    assert lora["subtype"]["accuracy"]["value"] > 0.8  # whatever the base knew before
     # the names are blanked, so it cannot copy; that genes and drugs go with diseases it knows from its texts
     assert base["subtype"]["accuracy"]["high"] < lora["subtype"]["accuracy"]["low"] - 0.2
     assert lora["text"]["perplexity"]["high"] < base["text"]["perplexity"]["low"]
