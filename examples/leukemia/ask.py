@@ -147,6 +147,11 @@ def answer(
         written = _quotes(question, kept, {hit.pubmed_id: hit.title for hit in close}, index.gazetteer)
     if not written:
         notes.append("What was found holds no sentence that may be quoted.")
+    cited = {pubmed_id for _, pubmed_id in written}
+    lacked = [hit.missing for hit in close if hit.pubmed_id in cited]
+    missing = [word for word in (lacked[0] if lacked else ()) if all(word in words for words in lacked)]
+    if missing:
+        notes.append(f"What was asked and none of these articles mentions: {', '.join(missing)}.")
     return Answer(written, list(hits), False, notes, index.gazetteer)
 
 

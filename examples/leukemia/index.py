@@ -34,6 +34,9 @@ __all__ = ["Hit", "Index", "query_units", "readable"]
 
 WEIGHTS = (2.0, 1.0, 0.5)  # of title, abstract and names in BM25
 PLAIN = 0.5  # weight in coverage of a word that names no entity: "Gleevec" says what is asked more than "help" does
+PRIOR = (
+    10  # articles of other matters that weigh words, too: else a word of all articles of a small index weighs nothing
+)
 DEPTH = 100  # places of each ranking that are fused
 BATCH = 200  # articles of one transaction: what a kill can lose of a call, and the next call adds
 Units = dict[tuple[str, ...], float]
@@ -80,7 +83,8 @@ _FUNCTION_WORDS = frozenset(
         each for from had has have having how i if in into is it its many may me might more most much my of on or our
         out over people person related should so some such than that the their them then there these they this those to
         under up was we were what when where which while who whom whose why will with would you your
-        describe effective explain give given good help helps know tell use used work works""",
+        describe effective explain fraction give given good help helps know percentage proportion share tell use used
+        work works""",
     )
 )
 
@@ -92,6 +96,7 @@ class Hit:
     Attributes:
         score: BM25, or where vectors take part the sum of reciprocal ranks; higher is better, within one query only.
         coverage: the share, from 0 to 1, of what was asked that the article mentions, rare words counting more.
+        missing: what was asked, in the question's words, and the article does not mention.
     """
 
     pubmed_id: str
@@ -103,6 +108,7 @@ class Hit:
     retracted: bool
     score: float
     coverage: float
+    missing: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -349,7 +355,7 @@ class Index:
         rows = self._database.execute(
             f"SELECT a.pubmed_id, -bm25(search, {weights}) AS score FROM search JOIN articles a ON a.id = search.rowid "
             f"WHERE search MATCH ? AND {where.sql} ORDER BY score DESC, a.pubmed_id LIMIT ?",
-            (" OR ".join(_phrase(name) for unit in units for name in unit), *where.values, count),
+            (" OR ".join(map(_any_of, units)), *where.values, count),
         )
         return {row["pubmed_id"]: row["score"] for row in rows}
 
@@ -368,22 +374,32 @@ class Index:
         places = ",".join("?" * len(pubmed_ids))
         found = self._database.execute(f"SELECT * FROM articles WHERE pubmed_id IN ({places})", tuple(pubmed_ids))
         rows = {row["pubmed_id"]: row for row in found}
-        coverage = self._coverage(units, [row["id"] for row in rows.values()])
-        return [_hit(rows[one], scores[one], coverage[rows[one]["id"]]) for one in pubmed_ids]
+        weight, held = self._weights(units), self._held_units(units, [row["id"] for row in rows.values()])
+        whole = sum(weight.values())
+        hits = []
+        for row in (rows[one] for one in pubmed_ids):
+            missing = [unit for unit in units if unit not in held[row["id"]]]
+            lacked = sum(weight[unit] for unit in missing)
+            hits.append(_hit(row, scores[row["pubmed_id"]], 1 - lacked / whole, tuple(unit[0] for unit in missing)))
+        return hits
 
-    def _coverage(self, units: Units, ids: Sequence[int]) -> dict[int, float]:
-        """For each article the inverse document frequency of the units that it holds, as a share of that of all."""
-        total, covered, places = len(self), dict.fromkeys(ids, 0.0), ",".join(map(str, ids))
-        whole = 0.0
+    def _weights(self, units: Units) -> dict[tuple[str, ...], float]:
+        """Of each unit the inverse document frequency (Robertson and Zaragoza 2009, eq. 3.3), times how much it counts."""
+        weights, total = {}, len(self) + PRIOR
         for unit, factor in units.items():
-            query = " OR ".join(map(_phrase, unit))
-            holds = self._database.execute("SELECT count(*) FROM search WHERE search MATCH ?", (query,)).fetchone()[0]
-            weight = factor * math.log(1 + (total - holds + 0.5) / (holds + 0.5))
-            whole += weight
-            within = f"SELECT rowid FROM search WHERE search MATCH ? AND rowid IN ({places})"
-            for row in self._database.execute(within, (query,)):
-                covered[row["rowid"]] += weight
-        return {place: weight / whole if whole else 0.0 for place, weight in covered.items()}
+            query = "SELECT count(*) FROM search WHERE search MATCH ?"
+            holds = self._database.execute(query, (_any_of(unit),)).fetchone()[0]
+            weights[unit] = factor * math.log(1 + (total - holds + 0.5) / (holds + 0.5))
+        return weights
+
+    def _held_units(self, units: Units, ids: Sequence[int]) -> dict[int, set[tuple[str, ...]]]:
+        """Which of the units each article holds."""
+        held: dict[int, set[tuple[str, ...]]] = {one: set() for one in ids}
+        query = f"SELECT rowid FROM search WHERE search MATCH ? AND rowid IN ({','.join(map(str, ids))})"
+        for unit in units:
+            for row in self._database.execute(query, (_any_of(unit),)):
+                held[row["rowid"]].add(unit)
+        return held
 
 
 def _where(
@@ -421,12 +437,12 @@ def _content_words(text: str) -> list[str]:
     return [word for word in words if word not in _FUNCTION_WORDS and re.fullmatch(r"\w{2,}", word)]
 
 
-def _phrase(text: str) -> str:
-    """Text as an FTS5 string: nothing in it is an operator."""
-    return '"' + text.replace('"', '""') + '"'
+def _any_of(unit: tuple[str, ...]) -> str:
+    """An FTS5 query for any name of a unit, each as a string: nothing in it is an operator."""
+    return " OR ".join('"' + name.replace('"', '""') + '"' for name in unit)
 
 
-def _hit(row: sqlite3.Row, score: float, coverage: float) -> Hit:
+def _hit(row: sqlite3.Row, score: float, coverage: float, missing: tuple[str, ...]) -> Hit:
     return Hit(
         row["pubmed_id"],
         row["title"],
@@ -437,6 +453,7 @@ def _hit(row: sqlite3.Row, score: float, coverage: float) -> Hit:
         bool(row["retracted"]),
         score,
         coverage,
+        missing,
     )
 
 

@@ -196,6 +196,16 @@ def test_abstains_when_nothing_is_close(index: Index) -> None:
     assert answer("Sourdough?", index, hits=[]).abstained
 
 
+def test_what_no_cited_article_mentions_is_said(index: Index) -> None:
+    """A drug that was found does not answer a question on something else; what one of them holds is not missing."""
+    question = "Does imatinib or dasatinib treat the flu?"
+    given = answer(question, index, hits=index.search(question), threshold=0.1)
+    assert {pubmed_id for _, pubmed_id in given.sentences} == {"11", "12"}
+    assert given.notes == ["What was asked and none of these articles mentions: flu."]
+    question = "Survival on imatinib?"
+    assert answer(question, index, hits=index.search(question), threshold=0.1).notes == []
+
+
 def test_instructions_in_an_article_are_neither_given_to_the_model_nor_quoted(index: Index, monkeypatch) -> None:
     seen = {}
     monkeypatch.setattr(ask, "_generate", lambda question, sources, *rest: seen.update(sources) or "")

@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from examples.leukemia.__main__ import main
+from examples.leukemia.ask import THRESHOLD
 from examples.leukemia.data import Record, UserError
 from examples.leukemia.gazetteer import Entity, load_gazetteer
 from examples.leukemia.index import Index, query_units
@@ -103,11 +104,34 @@ def test_an_index_from_before_topics_takes_that_of_its_next_writer(index: Index)
 
 
 def test_coverage_is_the_share_of_inverse_document_frequency(index: Index) -> None:
-    """Worked by hand: of five articles imatinib is in two, survival in two, sourdough in none."""
-    in_two, in_none = math.log(1 + 3.5 / 2.5), math.log(1 + 5.5 / 0.5)
+    """Worked by hand: of five articles, and ten of other matters, imatinib is in two, sourdough in none."""
+    in_two, in_none = math.log(1 + 13.5 / 2.5), math.log(1 + 15.5 / 0.5)
     (hit,) = index.search("imatinib sourdough", count=1)
     assert hit.coverage == pytest.approx(in_two / (in_two + 0.5 * in_none))  # a plain word counts half
-    assert index.search("imatinib", count=1)[0].coverage == 1.0
+    assert hit.missing == ("sourdough",)
+    (hit,) = index.search("imatinib", count=1)
+    assert (hit.coverage, hit.missing) == (1.0, ())
+
+
+def test_what_every_article_of_a_small_index_holds_still_counts(index_of) -> None:
+    """An index on imatinib alone: its name tells it from other matters, though not its articles from each other."""
+    index = index_of(
+        [
+            Record("1", "Imatinib in CML", "Most patients responded to imatinib."),
+            Record("2", "Imatinib at 400 mg", "Edema was the commonest side effect of imatinib."),
+            Record("3", "Imatinib in children", "Growth was slower on imatinib."),
+        ]
+    )
+    asked = {"What share responded to imatinib?": "1", "Does imatinib cause edema?": "2"}
+    for question, pubmed_id in asked.items():
+        (hit,) = index.search(question, count=1)
+        assert (hit.pubmed_id, hit.coverage >= THRESHOLD) == (pubmed_id, True), question
+    for question in (
+        "Does imatinib help against hair loss at night?",
+        "How is sourdough baked?",
+        "How does imatinib act?",
+    ):
+        assert all(hit.coverage < THRESHOLD for hit in index.search(question)), question
 
 
 def test_operators_in_a_question_are_words(index: Index) -> None:
