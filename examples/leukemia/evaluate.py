@@ -51,6 +51,7 @@ __all__ = [
 ]
 
 MAX_ANSWER_TOKENS = 128
+SPARE_TOKENS = 8  # that an answer may be longer than the longest expected one: what rambles is cut
 ANSWERS_AT_ONCE = 16
 Scores = dict[str, Any]  # metric: Score, or a plain value
 Done = Callable[[int], Any]  # told how many items more are done
@@ -276,7 +277,7 @@ def write_answers(model: Llama, tokenizer: Tokenizer, items: Sequence[Item], don
     """
     prompts = [encode_prompt(item, tokenizer) for item in items]
     longest = max(len(tokenizer.encode(item.completion)) for item in items)
-    most = min(MAX_ANSWER_TOKENS, longest + 8)
+    most = min(MAX_ANSWER_TOKENS, longest + SPARE_TOKENS)
     texts = [""] * len(items)
     for room, batch in _batches(prompts, model.config.max_position_embeddings, most):
         written = generate_batch(model, [prompts[i] for i in batch], room, eos_ids=tokenizer.eos_ids)

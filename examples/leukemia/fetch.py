@@ -16,6 +16,8 @@ import argparse
 import importlib.util
 import json
 import os
+import re
+import shlex
 import sys
 import time
 from collections import Counter
@@ -36,7 +38,7 @@ from examples.leukemia.files import write_json, write_whole
 from examples.leukemia.notice import NOTICE
 from examples.leukemia.pubmed import pubmed_ids
 
-__all__ = ["Eutils", "Part", "fetch", "plan_parts"]
+__all__ = ["Eutils", "Part", "fetch", "fetch_command", "plan_parts"]
 
 NCBI = "https://eutils.ncbi.nlm.nih.gov/entrez/eutils"
 LIMIT = 9_999  # what ESearch gives of one PubMed query
@@ -44,6 +46,7 @@ ROOM = 500  # of it, left for articles that come in between the planning and the
 BATCH = 200
 FEW = 2  # articles that a part may lose between the planning and the search, however small it is
 ROOTS = {"esearch": "eSearchResult", "efetch": "PubmedArticleSet"}  # any other element is another page
+_PLAN_PART = re.compile(r"\.plan\.json\.\d+\.part")  # what a kill left that came while the plan was written
 FIRST_DAY = date(1780, 1, 1)  # PubMed's oldest article is younger
 
 
@@ -259,21 +262,14 @@ def _plan(eutils: Eutils, query: str, out: Path, update: bool) -> list[Part]:
     path = out / "plan.json"
     parts, first, today = [], FIRST_DAY, date.today()
     if path.exists():
-        try:
-            plan = json.loads(path.read_text(encoding="utf-8"))
-            planned, first = plan["query"], date.fromisoformat(plan["until"])
-            parts = [Part(**part) for part in plan["parts"]]
-            for part in parts:
-                _ = date.fromisoformat(part.first), date.fromisoformat(part.last), range(part.count), range(part.again)
-        except (ValueError, KeyError, TypeError, RecursionError):
-            raise UserError(f"{path} is no plan of fetch: give another --out") from None
+        planned, first, parts = _read_plan(path)
         if planned != query:
             raise UserError(f"{out} holds the articles of {planned!r}: give another --out")
         if not update:
             return parts
     elif out.exists() and not out.is_dir():
         raise UserError(f"{out} is no folder: give another --out")
-    elif out.exists() and any(out.iterdir()):
+    elif out.exists() and not all(_PLAN_PART.fullmatch(each.name) for each in out.iterdir()):
         raise UserError(f"{out} holds other files: give an --out that is new or empty")
     print(f"searching PubMed for {query!r}", flush=True)
     # what came in late on the last day of the old plan, or with its date in another time zone, is found by a day more
@@ -287,6 +283,27 @@ def _plan(eutils: Eutils, query: str, out: Path, update: bool) -> list[Part]:
     parts += [replace(part, again=days[part.first, part.last]) for part in new]
     write_json(path, {"query": query, "until": today.isoformat(), "parts": [asdict(part) for part in parts]})
     return parts
+
+
+def _read_plan(path: Path) -> tuple[str, date, list[Part]]:
+    """The query of a plan, the last day that it looked at, and its parts."""
+    try:
+        plan = json.loads(path.read_text(encoding="utf-8"))
+        parts = [Part(**part) for part in plan["parts"]]
+        for part in parts:
+            _ = date.fromisoformat(part.first), date.fromisoformat(part.last), range(part.count), range(part.again)
+        return str(plan["query"]), date.fromisoformat(plan["until"]), parts
+    except (ValueError, KeyError, TypeError, RecursionError):
+        raise UserError(f"{path} is no plan of fetch: move it away, or give another folder") from None
+
+
+def fetch_command(folder: Path) -> str:
+    """The command that fetched a folder, and until when, for a report; without an e-mail, and "" for anything else."""
+    path = folder / "plan.json"
+    if not path.is_file():
+        return ""
+    query, until, _ = _read_plan(path)
+    return f"{shlex.join(['python', '-m', 'examples.leukemia', 'fetch', query, '--out', str(folder)])}  # until {until}"
 
 
 def _fetch_part(eutils: Eutils, query: str, part: Part, folder: Path, seen: set[str]) -> Iterator[dict[str, int]]:

@@ -34,8 +34,9 @@ def new_folder(target: Path, made: Collection[str], mark: str = "metrics.json") 
         mark: a file of this name says that an outcome is finished.
 
     Raises:
-        UserError: `target` holds other files, or cannot be written, or another process is writing it.
+        UserError: `target` holds other files, or cannot be written or replaced, or another process is writing it.
     """
+    target = Path(os.path.realpath(target))  # where a link points to, on whatever disk
     _check_replaceable(target, made, mark)
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -72,6 +73,10 @@ def _check_replaceable(target: Path, made: Collection[str], mark: str) -> None:
         return
     if not target.is_dir():
         raise UserError(f"{target} exists and is not an earlier run's folder: give an --out that is new or empty")
+    if os.path.ismount(target) or target.samefile(Path.cwd()):
+        raise UserError(
+            f"{target} is the folder you are in or a disk, which no new one can replace: give a folder in it"
+        )
     names = sorted(path.name for path in target.iterdir())
     if names and mark not in names:
         raise UserError(f"{target} exists and is not an earlier run's folder: give an --out that is new or empty")

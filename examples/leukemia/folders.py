@@ -5,6 +5,7 @@ from __future__ import annotations
 import glob
 import hashlib
 import json
+import os
 import shutil
 import sys
 from collections.abc import Mapping
@@ -55,6 +56,7 @@ def training_folder(out: Path, settings: Mapping[str, Any]) -> Path:
     Its name has a hash of the settings, of all bytes of the files and folders that are among them, of this program, and
     of PyTorch's version and number of threads: what the trained bits depend on.
     """
+    out = Path(os.path.realpath(out))
     digest = hashlib.sha256(f"{torch.__version__}, {torch.get_num_threads()} threads".encode())
     for name, value in {**settings, "program": _PROGRAM}.items():
         for each in value if isinstance(value, tuple) else (value,):

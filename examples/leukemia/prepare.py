@@ -26,6 +26,7 @@ from examples.leukemia.arguments import count, share
 from examples.leukemia.augment import augment
 from examples.leukemia.data import SPLITS, Record, UserError, as_text, read_abstracts, side_of
 from examples.leukemia.duplicates import near_duplicates
+from examples.leukemia.fetch import fetch_command
 from examples.leukemia.files import new_folder, write_json, write_lines
 from examples.leukemia.gazetteer import LEUKEMIA, Gazetteer, load_gazetteer
 from examples.leukemia.normalize import normalize
@@ -70,7 +71,8 @@ def prepare(paths: Sequence[Path], out: Path, options: argparse.Namespace) -> di
         for side in SPLITS:
             write_lines(folder / f"{side}.jsonl", sides[side])
         counts = {step: {name: number for name, number in sorted(row.items())} for step, row in counts.items()}
-        write_json(folder / "counts.json", {"command": _command(paths, options), **counts})
+        commands = [*filter(None, map(fetch_command, paths)), _command(paths, options)]
+        write_json(folder / "counts.json", {"commands": commands, **counts})
     return counts
 
 
@@ -168,7 +170,7 @@ class Prepared:
     records: list[Record]
     counts: dict[str, int]
     steps: dict[str, dict[str, int]]
-    command: str
+    commands: list[str]
     sides: dict[str, str]
     variants: list[Record]
 
@@ -194,16 +196,16 @@ def read_prepared(folder: Path, cleaning: Counter[str]) -> Prepared:
     lost += [name for name, original in varied.items() if sides.get(original) != "train"]
     if lost:
         raise UserError(f"{folder}: {lost[0]} is on no side, or a variant of no article in train: prepare it again")
-    command, steps = _counted(folder / "counts.json")
+    commands, steps = _counted(folder / "counts.json")
     variants = [record for record in of_train if record.pubmed_id in varied]
-    return Prepared(records, counts, steps, command, sides, variants)
+    return Prepared(records, counts, steps, commands, sides, variants)
 
 
-def _counted(path: Path) -> tuple[str, dict[str, dict[str, int]]]:
-    """The command and the counts of each step, as `prepare` wrote them."""
+def _counted(path: Path) -> tuple[list[str], dict[str, dict[str, int]]]:
+    """The commands that made the folder and the counts of each step, as `prepare` wrote them."""
     try:
         steps = json.loads(path.read_text(encoding="utf-8"))
-        return steps.pop("command"), {step: dict(row) for step, row in steps.items()}
+        return list(map(str, steps.pop("commands"))), {step: dict(row) for step, row in steps.items()}
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(f"{path} does not hold what prepare counted ({error!r}): prepare it again") from None
 

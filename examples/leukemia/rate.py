@@ -256,6 +256,14 @@ def make_server(ratings: Ratings, raters: Sequence[str], port: int = 0) -> Threa
     return _Server(ratings, raters, port)
 
 
+def is_ours(host: str, origin: str | None, port: int) -> bool:
+    """Whether a request calls this server by its own name and comes from its own page: another site's has another Origin or Host."""
+    names = {f"{name}:{port}" for name in ("127.0.0.1", "localhost")}
+    if port == 80:  # which a browser leaves out (RFC 9110, section 7.2)
+        names |= {"127.0.0.1", "localhost"}
+    return host in names and origin in (None, f"http://{host}")
+
+
 class _Server(ThreadingHTTPServer):
     def __init__(self, ratings: Ratings, raters: Sequence[str], port: int) -> None:
         super().__init__(("127.0.0.1", port), _Handler)
@@ -317,9 +325,7 @@ class _Handler(BaseHTTPRequestHandler):
         return body
 
     def _is_ours(self) -> bool:
-        """Called by its own name, and by its own page: another site's page sends another Origin or Host."""
-        host = f"127.0.0.1:{self.server.server_address[1]}"
-        return self.headers.get("Host") == host and self.headers.get("Origin", f"http://{host}") == f"http://{host}"
+        return is_ours(self.headers.get("Host", ""), self.headers.get("Origin"), self.server.server_address[1])
 
     def _answer(self, status: int, text: str) -> None:
         page = self.command == "GET" and status == 200

@@ -10,7 +10,7 @@ from typing import Any
 
 from tqdm import tqdm
 
-from examples.leukemia.evaluate import MAX_ANSWER_TOKENS
+from examples.leukemia.evaluate import MAX_ANSWER_TOKENS, SPARE_TOKENS
 
 __all__ = ["claim", "write_report"]
 
@@ -104,6 +104,7 @@ def write_report(metrics: dict[str, Any], out: Path) -> None:
         tasks=TASKS,
         score_charts=SCORE_CHARTS,
         most_tokens=MAX_ANSWER_TOKENS,
+        spare_tokens=SPARE_TOKENS,
     )
     (out / "report.html").write_text(page, encoding="utf-8")
 

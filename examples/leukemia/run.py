@@ -16,7 +16,7 @@ from collections import Counter, defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import cache
-from itertools import zip_longest
+from itertools import cycle, islice, zip_longest
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -25,6 +25,7 @@ from tqdm import tqdm
 
 from examples.leukemia.data import SPLITS, Record, UserError, read_abstracts, side_of
 from examples.leukemia.evaluate import Evaluation, evaluate, worst
+from examples.leukemia.fetch import fetch_command
 from examples.leukemia.files import new_folder
 from examples.leukemia.folders import copy_tokenizer, load_int8, save_int8, training_folder
 from examples.leukemia.gazetteer import LEUKEMIA, Gazetteer, load_gazetteer
@@ -56,8 +57,9 @@ __all__ = ["Settings", "run"]
 SAVE_EVERY = 20  # steps from one checkpoint to the next
 PAIRS = 30  # of answers, for people to rate
 REHEARSAL = 0.1  # share of the passages that the tasks' stage reads again
-# that an epoch holds an item: to find, to keep most words, to conclude and to compare takes longer than to list
-TIMES = {"question": 3, "plain": 3, "summary": 2, "lab": 2}
+# that an epoch holds an item: a label is one token, and to find, to keep most words and to conclude takes longer than to list
+TIMES = {"subtype": 2, "question": 3, "plain": 3, "summary": 3, "lab": 2}
+MOST_TIMES = 8  # that an epoch holds an item of a rare label
 # every linear layer of a block: seven tasks want more than attention's four (Dettmers et al. 2023, section 4)
 TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 _CHARTS = (*SCORE_CHARTS, "items", "model_size", "prefill_time", "decode_time", "confusion")
@@ -109,7 +111,7 @@ def run(settings: Settings) -> Path:
         metrics: dict[str, Any] = {
             "notice": NOTICE,
             "settings": {key: _plain(value) for key, value in asdict(settings).items()},
-            "made_with": {**_made_with(), "prepare_command": articles.prepare_command},
+            "made_with": {**_made_with(), "commands_before": articles.commands},
             "data": {
                 "steps": [*articles.steps, {"step": "questions", **_question_counts(knowledge.questions, items)}],
                 "articles": {name: len(rows) for name, rows in articles.sides.items()},
@@ -124,7 +126,8 @@ def run(settings: Settings) -> Path:
             )
 
         score("base", model)
-        training = training_folder(settings.out, {k: v for k, v in vars(settings).items() if k != "out"})
+        given = {name: value for name, value in vars(settings).items() if name != "out"}
+        training = training_folder(settings.out, {**given, "items": out / "data"})
         metrics |= _fine_tune(model, tokenizer, items, settings, training, out / "adapter")
         score("base+LoRA", model)  # merged: the same products, to rounding, and faster
         with _parts("saving", 1):
@@ -165,14 +168,14 @@ def _load(settings: Settings) -> tuple[Llama, Tokenizer]:
 class _Articles:
     """The articles in the order of the file, and by side; variants of some in train; what each step of reading did.
 
-    `prepare_command` is what made a folder of `prepare`, and empty where there is none.
+    `commands` are those that fetched and prepared the file, as far as its folder tells.
     """
 
     all: list[Record]
     sides: dict[str, list[Record]]
     variants: list[Record]
     steps: list[dict[str, Any]]
-    prepare_command: str
+    commands: list[str]
 
 
 def _read(settings: Settings) -> _Articles:
@@ -180,13 +183,13 @@ def _read(settings: Settings) -> _Articles:
     cleaning: Counter[str] = Counter()
     variants: list[Record] = []
     steps: list[dict[str, Any]] = []
-    prepare_command = ""
+    commands = [*filter(None, [fetch_command(settings.abstracts)])]
     if is_prepared(settings.abstracts):
         prepared = read_prepared(settings.abstracts, cleaning)
         records, counts = prepared.records, prepared.counts | {"variants, for train": len(prepared.variants)}
         sides, (variants, _) = prepared.sides, without_identifiers(prepared.variants)
         steps = [{"step": f"prepare: {step}", **row} for step, row in prepared.steps.items()]
-        prepare_command = prepared.command
+        commands = prepared.commands
     else:
         records, counts = read_abstracts(settings.abstracts, cleaning=cleaning)
         sides = {record.pubmed_id: side_of(record.pubmed_id, settings.seed) for record in records}
@@ -201,7 +204,15 @@ def _read(settings: Settings) -> _Articles:
     kept, _, repeated = without_repeats(kept)
     steps += [{"step": "identifiers", **masked}, {"step": "duplicates", **repeated}]
     on_sides = {name: [r for r in kept if sides[r.pubmed_id] == name] for name in SPLITS}
-    return _Articles(kept, on_sides, variants, steps, prepare_command)
+    return _Articles(kept, on_sides, variants, steps, commands)
+
+
+def _came_from(articles: _Articles) -> str:
+    """What became of the rows of a file, in a line: where there are few articles left, a step may have taken the others."""
+    counts = [
+        (f"{step['step']}: {k}", v) for step in articles.steps if step["step"] != "clean" for k, v in step.items()
+    ]
+    return ", ".join(f"{name} {number:,}" for name, number in counts if isinstance(number, int) and number)
 
 
 def _knowledge(settings: Settings, reports: int) -> Knowledge:
@@ -221,7 +232,8 @@ def _prepare(
     small = [name for name in SPLITS if not articles.sides[name]]
     if small:
         raise UserError(
-            f"{len(articles.all)} articles are too few to split (nothing falls to {', '.join(small)}): give 30 or more"
+            f"{len(articles.all)} articles are too few to split (nothing falls to {', '.join(small)}; {_came_from(articles)}): "
+            "give 30 or more"
         )
     context = model.config.max_position_embeddings
     items: dict[str, list[Item]] = {name: [] for name in SPLITS}
@@ -284,6 +296,23 @@ def _fine_tune(
     return {"trainable": trainable, "training": history, "largest_merge_change": change}
 
 
+def _repeats(items: Sequence[Item]) -> list[Item]:
+    """What an epoch holds besides each item once: `TIMES`, and rare labels as often as the most frequent one.
+
+    Else a model does best to never name a rare label; an item comes at most `MOST_TIMES`.
+    """
+    again = [item for item in items for _ in range(TIMES.get(item.task, 1) - 1)]
+    of_label: dict[str, list[Item]] = {}
+    for item in items:
+        if item.task == "subtype":
+            of_label.setdefault(item.completion, []).append(item)
+    times, frequent = TIMES["subtype"], max(map(len, of_label.values()), default=0)
+    for label in of_label.values():
+        missing = min(times * frequent, MOST_TIMES * len(label)) - times * len(label)
+        again += islice(cycle(label), missing)
+    return again
+
+
 def _train(
     model: Llama, tokenizer: Tokenizer, items: dict[str, list[Item]], settings: Settings, folder: Path
 ) -> dict[str, list[dict[str, Any]]]:
@@ -297,7 +326,7 @@ def _train(
     history = {}
     rng = random.Random(settings.seed)
     reread = [item for item in items["train"] if item.task == "text" and rng.random() < REHEARSAL]
-    again = [item for item in items["train"] for _ in range(TIMES.get(item.task, 1) - 1)]
+    again = _repeats(items["train"])
     stages: dict[str, tuple[tuple[str, ...], int, list[Item]]] = {
         "text": (("text",), settings.text_epochs, []),
         "tasks": (TASKS[1:], settings.task_epochs, reread + again),

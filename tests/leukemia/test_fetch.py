@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shlex
 import signal
 import subprocess
 import sys
@@ -21,7 +22,18 @@ import pytest
 
 from examples.leukemia.__main__ import main
 from examples.leukemia.data import Record, UserError, read_abstracts
-from examples.leukemia.fetch import BATCH, FIRST_DAY, LIMIT, ROOM, Eutils, Part, _retry_after, fetch, plan_parts
+from examples.leukemia.fetch import (
+    BATCH,
+    FIRST_DAY,
+    LIMIT,
+    ROOM,
+    Eutils,
+    Part,
+    _retry_after,
+    fetch,
+    fetch_command,
+    plan_parts,
+)
 from examples.leukemia.pubmed import inner_text
 
 ARTICLE = """<PubmedArticle><MedlineCitation Status="MEDLINE" Owner="NLM"><PMID Version="1">{id}</PMID>
@@ -436,6 +448,9 @@ def test_bad_input_is_one_line(serve, tmp_path: Path, capsys: pytest.CaptureFixt
     (tmp_path / "thesis").mkdir()
     (tmp_path / "thesis" / "chapter.tex").touch()
     refused(capsys, "holds other files", "q", "--out", tmp_path / "thesis", *line)
+    (tmp_path / "killed").mkdir()
+    (tmp_path / "killed" / ".plan.json.123.part").write_text('{"que')  # while its first file was written
+    assert main(["fetch", "q", "--out", str(tmp_path / "killed"), *line]) == 0
     next(out.rglob("ids.xml")).write_text("<a>")
     refused(capsys, "ids.xml is no whole answer of ESearch: remove it", "q", "--out", out, *line)
     next(out.rglob("ids.xml")).write_text(HTML)
@@ -596,3 +611,22 @@ def test_exponents_stay_apart_from_what_they_raise(markup: str, text: str) -> No
 
     element = ElementTree.fromstring(f'<a xmlns:m="http://www.w3.org/1998/Math/MathML">{markup}</a>')
     assert inner_text(element) == text
+
+
+def test_a_report_can_say_what_was_fetched(serve, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    """The command stands on in what `prepare` makes of the folder; a folder that fetch did not make has none."""
+    folder = tmp_path / "my articles"
+    server = serve({date(2019, 1, 1): 3})
+    fetch(client(server), "leukemia[mh] AND 2019[dp]", folder)
+    command = fetch_command(folder)
+    given, until = command.split("  # until ")
+    words = ["python", "-m", "examples.leukemia", "fetch", "leukemia[mh] AND 2019[dp]", "--out", str(folder)]
+    assert shlex.split(given) == words and date.fromisoformat(until) == date.today()
+    assert fetch_command(tmp_path) == fetch_command(folder / "plan.json") == ""
+    prepared = tmp_path / "prepared"
+    assert main(["prepare", str(folder), "--out", str(prepared)]) == 0
+    commands = json.loads((prepared / "counts.json").read_text(encoding="utf-8"))["commands"]
+    assert len(commands) == 2 and commands[0] == command and " prepare " in commands[1]
+    (folder / "plan.json").write_text("{}")
+    assert main(["prepare", str(folder), "--out", str(prepared)]) == 2
+    assert "plan.json is no plan of fetch: move it away" in capsys.readouterr().err

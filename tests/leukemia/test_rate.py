@@ -21,7 +21,16 @@ import pytest
 
 from examples.leukemia.data import UserError
 from examples.leukemia.index import Index
-from examples.leukemia.rate import DIMENSIONS, Pair, Ratings, krippendorff_alpha, make_server, read_pairs, report_table
+from examples.leukemia.rate import (
+    DIMENSIONS,
+    Pair,
+    Ratings,
+    is_ours,
+    krippendorff_alpha,
+    make_server,
+    read_pairs,
+    report_table,
+)
 
 PAIRS = [
     Pair(f"q{n}", f"Question {n} <b>?</b>", {"base": f"first text {n}", "tuned": f"second text {n}"}) for n in range(8)
@@ -140,6 +149,15 @@ def test_a_patients_name_is_not_printed_as_a_systems() -> None:
     assert report_table(report).endswith("[name] 4.00, tuned 3.00")
 
 
+def test_this_machine_has_two_names_and_a_browser_leaves_out_port_80(served) -> None:
+    _, port = served
+    assert ask(port, "GET", "/", Host=f"localhost:{port}")[0] == 200
+    assert ask(port, "GET", "/", Host="localhost")[0] == 403 == ask(port, "GET", "/", Host="127.0.0.1:1")[0]
+    for host in ("127.0.0.1", "localhost", "127.0.0.1:80"):
+        assert is_ours(host, None, 80) and is_ours(host, f"http://{host}", 80)
+    assert not is_ours("evil.example", None, 80) and not is_ours("127.0.0.1", "http://evil.example", 80)
+
+
 def test_what_is_no_rating_is_refused(served) -> None:
     ratings, port = served
     good = {"rater": "anna", "item": "q0", "place": 0, "dimension": "trust", "value": 3}
@@ -157,6 +175,7 @@ def test_what_is_no_rating_is_refused(served) -> None:
     assert ask(port, "POST", "/rating", good, Host="evil.example")[0] == 403
     assert ask(port, "POST", "/rating", good, Content_Type="text/plain")[0] == 403
     assert ask(port, "GET", "/rate?rater=eve")[0] == 404
+    assert ask(port, "POST", "/rating", good, Origin=f"http://localhost:{port}")[0] == 403  # of another page than Host
     assert ratings.all() == []
 
 

@@ -60,6 +60,7 @@ METRICS = {
     "notice": NOTICE,
     "settings": {"model": "folder", "rank": 8},
     "made_with": {
+        "commands_before": [],
         "command": "python -m examples.leukemia run",
         "python": "3.11",
         "machine": "a machine",
@@ -144,7 +145,7 @@ def written(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
     return out, (out / "report.html").read_text(encoding="utf-8")
 
 
-def test_the_claim_beside_what_was_measured() -> None:
+def test_the_claim_beside_what_was_measured(tmp_path: Path) -> None:
     """Of 1000 and 500 bytes 255 are 74.5% and 49% less; 5 and 3 ms are 2 and 8/3 of the speed of 10 and 8, 4/5 and 4/3 of 4's.
 
     30% faster is 1.3 times the speed: 4/3 is that, although the time is just 25% less.
@@ -164,6 +165,8 @@ def test_the_claim_beside_what_was_measured() -> None:
     half = copy.deepcopy(METRICS)
     del half["size_bytes"]["float32"], half["inference"]["float32"]  # a run in bfloat16
     assert [row["float32"] for row in claim(half)] == ["not measured"] * 3
+    write_report(half, tmp_path)
+    assert "the weights of this run are bfloat16 (--dtype)" in (tmp_path / "report.html").read_text(encoding="utf-8")
 
 
 def test_scores_and_claim_are_on_the_page(written) -> None:
@@ -173,7 +176,7 @@ def test_scores_and_claim_are_on_the_page(written) -> None:
         "0.500, n=1",  # no interval
         "F1, with retrieval 0.375",
         "F1, open questions 0.062",
-        "Written answers end after 128 tokens",
+        "Written answers end 8 tokens after the length of the longest that is expected in their task, and after 128",
         "accuracy always the most frequent label: 0.250 0.150 [0.100, 0.200], n=20",
         "accuracy always the most frequent label: 0.375 0.150",
         "SARI the source as it is: 54.2 41.5",

@@ -12,6 +12,8 @@ import signal
 import subprocess
 import sys
 import time
+from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -26,11 +28,22 @@ from examples.leukemia.files import new_folder
 from examples.leukemia.folders import copy_tokenizer, load_int8, training_folder
 from examples.leukemia.gazetteer import LEUKEMIA, load_gazetteer
 from examples.leukemia.index import Index
+from examples.leukemia.lab import load_ranges
 from examples.leukemia.measure import inference_times
 from examples.leukemia.plain import load_glossary
 from examples.leukemia.pretrain import DOCUMENTS, NUMBER_DOCUMENTS, TINY_LLAMA, pretrain
 from examples.leukemia.rate import read_pairs
-from examples.leukemia.run import MADE, Settings, _made_with, _prepare, _read, _retriever, _write, _write_pairs
+from examples.leukemia.run import (
+    MADE,
+    Settings,
+    _made_with,
+    _prepare,
+    _read,
+    _repeats,
+    _retriever,
+    _write,
+    _write_pairs,
+)
 from examples.leukemia.synthetic import ABSTRACTS, LYMPHOMA, QUESTIONS_FILE
 from examples.leukemia.tasks import Item, Knowledge
 from llama_min import Llama, LlamaConfig, load_llama, load_tokenizer, save_llama
@@ -126,6 +139,7 @@ def test_default_learns_every_task_and_int8_keeps_it(default_run) -> None:
         assert quantized["value"] > after["value"] - 0.25 * gain, (task, after, quantized)
     assert base["subtype"]["accuracy"]["n"] >= 100
     assert lora["subtype"]["accuracy"]["value"] > 0.8  # whatever the base knew before
+    assert all(row[label] for label, row in lora["subtype"]["confusion"].items())  # no label is given up
     # the names are blanked, so it cannot copy; that genes and drugs go with diseases it knows from its texts
     assert base["subtype"]["accuracy"]["high"] < lora["subtype"]["accuracy"]["low"] - 0.2
     assert lora["text"]["perplexity"]["high"] < base["text"]["perplexity"]["low"]
@@ -137,6 +151,18 @@ def test_default_learns_every_task_and_int8_keeps_it(default_run) -> None:
     for rows in result["worst"].values():
         points = [row["score"]["LoRA+int8"] for row in rows]
         assert len(rows) == 3 and points == sorted(points) and all(row["expected"] for row in rows)
+
+
+def test_rare_labels_are_read_as_often_as_the_most_frequent() -> None:
+    """Each label twice; 10 of AML make 20 readings, 4 of ALL as many, and the one of CML no more than 8."""
+    count = {"AML": 10, "ALL": 4, "CML": 1}
+    items = [Item(f"{label} {n}", "subtype", "Which?", "", label) for label, of in count.items() for n in range(of)]
+    items.append(Item("1", "lab", "Read.", "", "low"))
+    read = Counter(item.completion for item in [*items, *_repeats(items)])
+    assert read == {"AML": 20, "ALL": 20, "CML": 8, "low": 2}
+    of_one = Counter(item.pubmed_id for item in [*items, *_repeats(items)] if item.completion == "ALL")
+    assert set(of_one.values()) == {5}  # 20 readings of 4 articles
+    assert _repeats(items[-1:]) == items[-1:] and _repeats([]) == []
 
 
 def test_default_has_no_article_on_two_sides(default_run) -> None:
@@ -314,9 +340,8 @@ def test_the_report_has_the_counts_and_the_command_of_prepare(prepared_run) -> N
     prepared, out = prepared_run
     counts = json.loads((prepared / "counts.json").read_text(encoding="utf-8"))
     command = f"python -m examples.leukemia prepare {prepared.parent / 'some.csv'} "
-    assert (
-        counts["command"].startswith(command) and " --seed 5" in counts["command"] and "--out" not in counts["command"]
-    )
+    (made,) = counts["commands"]
+    assert made.startswith(command) and " --seed 5" in made and "--out" not in made
     steps = {step.pop("step"): step for step in metrics(out)["data"]["steps"]}
     for step in ("read", "clean", "identifiers", "duplicates", "annotate", "normalize", "split", "augment"):
         assert steps[f"prepare: {step}"] == counts[step]
@@ -429,6 +454,10 @@ BAD_FILES = {
     "empty": ("", "lacks the column pubmed_id, title, abstract"),
     "only a header": ("pubmed_id,title,abstract\n", "holds no row"),
     "too few": ("pubmed_id,title,abstract\n1,t,a b c.\n", "1 articles are too few to split"),
+    "too alike": (
+        "pubmed_id,title,abstract\n" + "".join(f"{n},t,a b c.\n" for n in range(50)),
+        "read: rows 50, duplicates: the same abstract 49, duplicates: kept 1",
+    ),
 }
 
 
@@ -488,6 +517,57 @@ def test_out_folders_that_cannot_be_used(tmp_path: Path, capsys: pytest.CaptureF
     (tmp_path / "thesis" / "metrics.json").write_text("{}")  # as many programs write
     words = "also holds 'chapter.tex', which is not an earlier run's"
     refused(capsys, tmp_path, ["--out", tmp_path / "thesis", "--model", tmp_path / "none"], words)
+
+
+def test_a_link_is_followed_and_what_cannot_be_replaced_is_refused_first(tmp_path: Path, monkeypatch) -> None:
+    """Not after an hour's work: the folder one stands in, a disk, and a link to where nothing is yet."""
+    (tmp_path / "link").symlink_to(tmp_path / "there")
+    with new_folder(tmp_path / "link", ["a"], "a") as work:
+        (work / "a").touch()
+    assert (tmp_path / "there" / "a").is_file() and (tmp_path / "link").is_symlink()
+    with new_folder(tmp_path / "link", ["a"], "a") as work:
+        (work / "a").write_text("again")
+    assert (tmp_path / "there" / "a").read_text() == "again" and (tmp_path / "link").is_symlink()
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    for place in (Path("."), tmp_path / "here"):
+        with pytest.raises(UserError, match="the folder you are in or a disk"), new_folder(place, ["a"], "a"):
+            pass
+    monkeypatch.setattr("os.path.ismount", lambda path: Path(path).name == "link")
+    monkeypatch.setattr("os.path.realpath", str)
+    with pytest.raises(UserError, match="the folder you are in or a disk"), new_folder(tmp_path / "link", ["a"], "a"):
+        pass
+
+
+def test_training_goes_on_only_with_the_very_same_items(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    """Whatever they were built from: ranges of lab values, names that are masked, a library."""
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "train.jsonl").write_text("{}")
+    before = training_folder(tmp_path / "out", {"items": tmp_path / "data"})
+    before.mkdir()
+    (tmp_path / "data" / "train.jsonl").write_text("{ }")
+    assert training_folder(tmp_path / "out", {"items": tmp_path / "data"}) != before and not before.exists()
+    (tmp_path / "link").symlink_to(tmp_path / "out")
+    assert training_folder(tmp_path / "link", {}) == training_folder(tmp_path / "out", {})
+
+
+def test_a_run_looks_for_checkpoints_of_its_items(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A lab range that was changed between a kill and the same command changes them, though no option tells."""
+    seen = []
+
+    def look(out: Path, settings: dict) -> Path:
+        seen.append((settings["items"] / "train.jsonl").read_bytes())
+        raise UserError("seen enough")
+
+    monkeypatch.setattr(run_module, "training_folder", look)
+    abstracts, model = some_abstracts(tmp_path / "some.csv"), tiny_random_llama(tmp_path / "model")
+    settings = Settings(model, abstracts, tmp_path / "out", max_answers=1)
+    ranges = load_ranges()
+    for number in (0.5, 0.6):
+        monkeypatch.setattr(run_module, "load_ranges", lambda: [replace(ranges[0], low=number * ranges[0].low)])
+        with pytest.raises(UserError, match="seen enough"):
+            run_module.run(settings)
+    assert seen[0] != seen[1]
 
 
 def test_a_folder_that_another_process_writes(tmp_path: Path) -> None:
