@@ -147,7 +147,7 @@ def find_identifiers(text: str) -> list[Identifier]:
         Identifier(match.start(), match.end(), kind)
         for kind, sieve in _PATTERN.items()
         for match in sieve.pattern(held).finditer(text)
-        if kind != "NHS number" or _is_nhs_number(match.group())
+        if (kind != "NHS number" or _is_nhs_number(match.group())) and not _are_doses(text, match)
     ]
     found += [Identifier(start, end, "name") for start, end in find_names(text, held)]
     kept: list[Identifier] = []
@@ -201,6 +201,18 @@ def _is_nhs_number(text: str) -> bool:
     digits = [int(digit) for digit in text if digit.isdigit()]
     check = 11 - sum(digit * weight for digit, weight in zip(digits, range(10, 1, -1))) % 11
     return check % 11 == digits[9] and check != 10 and len(set(digits)) > 1
+
+
+def _are_doses(text: str, found: re.Match[str]) -> bool:
+    """Whether 100-200-3000 is a range of doses: a unit follows, or each number is round and larger than the one before."""
+    if not re.fullmatch(r"\d{3}[.-]\d{3}[.-]\d{4}", found.group()):
+        return False
+    if re.match(
+        r"\s?(?:[mnkuµμ]?g|mcg|IU|U|units|m[lL]|[mnuµμ]?M|cells|rads?|c?Gy)\b", text[found.end() : found.end() + 8]
+    ):
+        return True
+    numbers = [int(number) for number in re.split("[.-]", found.group())]
+    return numbers == sorted(set(numbers)) and all(number % 25 == 0 for number in numbers)
 
 
 _STARTS = r"(?:^|[.:;?!]\s)\W{0,5}(?:please\s|kindly\s|now\s)?"

@@ -297,6 +297,9 @@ IDENTIFIERS = [
     ("His phone is 5551234567", "His [telephone number]"),
     ("call me at 555 123 4567 about AML", "[telephone number] about AML"),
     ("020 7946 0958 is his", "[telephone number] is his"),
+    ("555-123-4567 is his", "[telephone number] is his"),
+    ("123-456-7890 and 800.200.3000", "[telephone number] and [telephone number]"),
+    ("call 100-200-3000", "[telephone number]"),
     ("Jane Doe, a 45-year-old woman with AML", "[name], a 45-year-old woman with AML"),
     ("Jane Doe (45) has AML", "[name] (45) has AML"),
     ("Is imatinib right for John Smith?", "Is imatinib right for [name]?"),
@@ -392,6 +395,7 @@ def test_what_is_no_identifier() -> None:
         "943 476 5918",  # the check digit is wrong
         "000-12-3456",
         "WBC 12,300 and 10-20-30 mg",
+        "doses of 100-200-3000, 125.250.1000, 200-300-4000 and 300-150-1200 mg",
         "2003-2010, 1234567890123",
         "Philadelphia Chromosome in Acute Leukemia",
         "patients in New York",
@@ -829,6 +833,26 @@ def test_a_sentence_does_not_end_at_a_title_or_an_abbreviation() -> None:
     """What is left out behind the full stop can turn it: "survival was longer at St. [...]"."""
     whole = "It was longer vs. Interferon at St. Jude (see Fig. 2, Dr. Brown and Prof. Park, e.g. CML)."
     assert split_sentences(f"{whole} Others died.") == [whole, "Others died."]
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "It was seen in 2010.| 12 patients died.",
+        "He was treated for CML.| 5-year survival was 80%.",
+        "Survival was good (p = 0.01).| 24 of 30 (80%) relapsed.",
+        "In 12%.| 1.5 mg of it was given.",
+        "It had side effects.| 5/34 (15%) patients did not apply.",
+        "Did they die?| 12 patients did.",
+        "P was 0.001.| 5-Aza-CdR was given.",
+        "It is given at no. 12 or Nos. 3 and 4, vs. 3 patients, see Fig. 2 and Figs. 3 to 5, p. 5 or pp. 5 to 7, vol. 3 of it.",
+        "As Zapata et al. 2004 showed, approx. 5 patients and ca. 12 mice on Jan. 5 had no. 12.",
+        "P was <0. 05 and 12. 5 months, 1. 2 and vitamin D. 3 mg, St. 3 wards, Leukemia. 2010;28:1-5.",
+        "Seen in ref. 12 patients, resp. 5 mg, max. 3 doses and min. 2 weeks.",
+    ],
+)
+def test_a_sentence_may_begin_with_a_number(text: str) -> None:
+    assert split_sentences(text.replace("|", "")) == text.split("| ")
 
 
 def test_an_id_cannot_close_its_tag() -> None:
