@@ -29,16 +29,24 @@ _BLOCKS = re.compile(
     rf"|sec|section|table|tbody|td|tfoot|th|thead|title|tr|ul|jats:p|jats:sec|jats:title){_ATTRIBUTES}>",
     re.IGNORECASE,
 )
-# what is no text: comments, programs, and the publisher's name where a record was cut out of XML
+# what is no text: the publisher's name where a record was cut out of XML, and comments and programs from mark to mark
 _BEHIND = re.compile(
-    r"<!--(?:-?>|.*?(?:--!?>|$))|<(script|style)\b[^>]*>.*?(?:</\1\s*>|$)|<publisher>[^<]*(?:</publisher>|$)|<!\[CDATA\[|\]\]>"
-    r"|<!DOCTYPE\b[^>]*>|<\?[a-z]+\s[^>]*>",
-    re.IGNORECASE | re.DOTALL,
+    r"<!---?>|<publisher>[^<]*(?:</publisher>|$)|<!\[CDATA\[|\]\]>|<!DOCTYPE\b[^<>]{0,500}>|<\?[a-z]+\s[^>]*>",
+    re.IGNORECASE,
+)
+_MARKS = tuple(
+    (re.compile(opening, re.IGNORECASE), re.compile(closing, re.IGNORECASE))
+    for opening, closing in (
+        ("<!--", "--!?>"),
+        (r"<script\b[^<>]{0,500}>", r"</script\s*>"),
+        (r"<style\b[^<>]{0,500}>", r"</style\s*>"),
+    )
 )
 _NAME = r"[A-Za-z][\w:.-]*"
 # a tag of any other name, which it must show to be: "x<y>z" is none
 _CLOSING_TAG = re.compile(rf"</({_NAME})\s*>(?P<next>\s*(?=<{_NAME}))?")
 _OPENING_TAG = re.compile(rf"<({_NAME})(?P<told>(?:{_ATTRIBUTE})+\s*/?|\s*/)?>", re.IGNORECASE)
+_BARE = ("audio", "button", "details", "fieldset", "input", "optgroup", "option", "select", "textarea", "video")
 _LEVELS = re.compile(rf"<(/?)(?:jats:)?(su[bp]){_ATTRIBUTES}>", re.IGNORECASE)
 _ROWS = re.compile(rf"</?(?:mml:|m:)?mrow{_ATTRIBUTES}>\s*", re.IGNORECASE)  # MathML's, which only hold parts together
 _MATHML = re.compile(
@@ -237,16 +245,52 @@ def _markup(text: str) -> str:
     """Drop tags and keep their text."""
     if "<" not in text:
         return text
-    text = _LEVELS.sub(r"<\1\2>", _ROWS.sub("", _BEHIND.sub("", text)))
+    text = _BEHIND.sub("", text)
+    for opening, closing in _MARKS:
+        text = _without(text, opening, closing)
+    text = _LEVELS.sub(r"<\1\2>", _ROWS.sub("", text))
     text = _FRACTION.sub(_fraction, _MATHML.sub(r"\2<sup>\3</sup>", text))
-    return _other_tags(on_one_line(_TAGS.sub("", _BLOCKS.sub(" ", text))))
+    text = _BLOCKS.sub(lambda match: match[0] if _is_comparison(match) else " ", text)
+    return _other_tags(on_one_line(_TAGS.sub(lambda match: match[0] if _is_comparison(match) else "", text)))
+
+
+def _without(text: str, opening: re.Pattern[str], closing: re.Pattern[str]) -> str:
+    """Drop what stands from each mark to the next that closes it; of what is never closed the mark alone: text may follow."""
+    parts, place = [], 0
+    while first := opening.search(text, place):
+        last = closing.search(text, first.end())
+        if last is None:
+            return "".join([*parts, opening.sub("", text[place:])])
+        parts.append(text[place : first.start()])
+        place = last.end()
+    return "".join([*parts, text[place:]])
+
+
+def _is_comparison(tag: re.Match[str]) -> bool:
+    """Whether <b> is no tag but part of a<b>c: between two letters, which may be numbered, and not closed behind."""
+    text, name = tag.string, tag[0][1:-1]
+    if len(name) > 1:
+        return False
+    before, behind = text[max(0, tag.start() - 4) : tag.start()], text[tag.end() : tag.end() + 4]
+    if not re.search(r"(?<!\w)[A-Za-z]\d{0,2}$", before) or not re.match(r"[A-Za-z]\d{0,2}(?!\w)", behind):
+        return False
+    following = re.compile(rf"<(/?){name}\s*>", re.IGNORECASE).search(text, tag.end())
+    return following is None or not following[1]
 
 
 def _other_tags(text: str) -> str:
-    """Drop what else is a tag: it closes or is closed, has attributes, or ends in />. One that closes before another parts texts."""
+    """Drop what else is a tag: it closes or is closed, has attributes, or ends in />. One that closes before another parts texts.
+
+    An attribute without a value tells a tag only of HTML's own that take one: A<CD8 hidden>5 is a comparison.
+    """
     closed = {match[1].lower() for match in _CLOSING_TAG.finditer(text)}
     text = _CLOSING_TAG.sub(lambda match: "" if match["next"] is None else " ", text)
-    return _OPENING_TAG.sub(lambda match: "" if match["told"] or match[1].lower() in closed else match[0], text)
+    return _OPENING_TAG.sub(lambda match: "" if _is_tag(match, closed) else match[0], text)
+
+
+def _is_tag(found: re.Match[str], closed: set[str]) -> bool:
+    name, told = found[1].lower(), found["told"] or ""
+    return name in closed or "=" in told or told.endswith("/") or (bool(told) and name in _BARE)
 
 
 def _fraction(found: re.Match[str]) -> str:
@@ -306,6 +350,8 @@ def _spacing(text: str) -> str:
         text = re.sub(r"(?<=[\s(\[])([(\[]) |^([(\[]) ", r"\1\2", text)
     # sections that lost the space between them
     text = re.sub(r"([.?])(?<=[a-z)]{2}.)(?=(?!Net\b)[A-Z][A-Za-z]*[ ,:])", r"\1 ", text)
+    # behind an abbreviation, where U.S. and HLA.DR are names
+    text = re.sub(r"([.?])(?<=[A-Z][A-Z)].)(?=(?!Net\b)[A-Z][a-z]+[ ,]|[A-Z]{4,}:)", r"\1 ", text)
     return re.sub(r"(?<!\.)\.\.$", ".", text.strip())
 
 

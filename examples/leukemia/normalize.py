@@ -11,17 +11,37 @@ from examples.leukemia.spelling import americanize
 
 __all__ = ["normalize"]
 
-_MASS = r"(?<![A-Za-z])(m?g|ng|µg|pg|I?U|[mµμ]?mol)"  # also right behind a number: 400mg/m2
+_MASS = r"(?<![A-Za-z])(m?g|ng|μg|pg|I?U|[mμ]?mol)"  # also right behind a number: 400mg/m2
+_PER = r"\s?(?:/|\bper\s)\s?"
 _UNITS = (  # each with what a text must hold for it
     ("10", re.compile(r"(?<=\d)[x×](?=\s?10\s?[\^(*])"), " x"),
     ("10", re.compile(r"[x×]\s?10\s?(?:\^|\(|\*\*?)\s?(-?\d{1,2})(?!\d)\)?"), r"x 10^\1"),
     ("10^", re.compile(r"\b(10\^-?\d{1,2})\s?/\s?l\b"), r"\1/L"),
-    ("g", re.compile(r"(?<=\d)\s?(?:microg|mcg|[µμ]g)\b"), " µg"),
-    ("/", re.compile(rf"{_MASS}\s?/\s?m(?:\(2\)|\^2|²|2|\ssquared)(?!\w)"), r"\1/m2"),
-    ("/", re.compile(rf"{_MASS}\s?/\s?dl\b"), r"\1/dL"),
+    ("µ", re.compile("µ"), "μ"),  # the Greek letter, which NFKC makes of the micro sign: what is clean stays so
+    ("g", re.compile(r"(?<=\d)\s?(?:microg|mcg|[uμ]g)\b"), " μg"),
+    ("u", re.compile(r"(?<=\d)(\s?)u(?=(?:M|mol)\b)"), r"\1μ"),
+    ("", re.compile(r"(?<=\d)(\s?/?)(?:u[lL]|μl)\b"), r"\1μL"),
+    (
+        "/",
+        re.compile(r"(?<=\d)(\s?)(i?u)(?=/(?:[dm]?l\b|m[2(^²]|kg\b))", re.IGNORECASE),
+        lambda found: found[0].upper(),
+    ),
+    (
+        "m",
+        re.compile(rf"{_MASS}{_PER}(?:m(?:\(2\)|\^2|²|2|\ssquared)(?!\w)|sq(?:uare|\.)?\s(?:met(?:er|re)|m)\b)"),
+        r"\1/m2",
+    ),
+    ("l", re.compile(rf"{_MASS}(?:\s?/\s?dl|{_PER}100\s?m[lL])\b"), r"\1/dL"),
     ("/", re.compile(rf"{_MASS}\s?/\s?ml\b"), r"\1/mL"),
     ("/", re.compile(rf"{_MASS}\s?/\s?l\b"), r"\1/L"),
-    ("", re.compile(r"(?<![\w.,-])(\d+(?:[.,]\d+)*)(?=(?:mg|kg|ng|pg|IU|m?mol|m[Ll])\b)"), r"\1 "),
+    (
+        "",
+        re.compile(
+            r"(?<![\w.,-])(\d+(?:[.,]\d+)*(?:-\d+(?:[.,]\d+)*)?)"
+            r"(?=(?:mg|kg|ng|pg|IU|[mμ]?mol|[mnpμ]M|[mμ][Ll])\b|(?:g|U)/(?:m2|[dmμ]?L|kg|day)\b)"
+        ),
+        r"\1 ",
+    ),
     ("cent", re.compile(r"(?<=\d)\s?(?:per\s?cent)\b(?!ile|age)"), "%"),
 )
 
@@ -88,6 +108,8 @@ def _fitting(span: Span, text: str) -> str:
 
 def _lab(span: Span) -> str:
     unit = f" x {span.unit}" if span.unit.startswith("10^") else f" {span.unit}".replace(" %", "%")
+    if span.value_first:
+        return f"{span.value}{unit}{span.between}{span.name}"
     return f"{span.name}{span.between or ' '}{span.value}{unit}"
 
 

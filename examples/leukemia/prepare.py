@@ -109,7 +109,7 @@ def prepare_records(
 
 
 def _compact(span: Span) -> dict[str, Any]:
-    return {key: value for key, value in vars(span).items() if value != ""}
+    return {key: value for key, value in vars(span).items() if value != "" and value is not False}
 
 
 def _read(

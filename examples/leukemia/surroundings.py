@@ -13,9 +13,11 @@ _MOLECULE = re.compile(
     r"\s(?:onco)?protein\b(?!\s(?:expression|level|profil|signature|content|synthesis|bio|marker))"
     r"|\s(?:nuclear\s)?bod(?:y|ies)\b|\s(?:\w+\s)?inhibitory\sfactor|\sfactor\s\d|\szinc[\s-]finger|\shomeobox"
     r"|(?<=lymphoma)\skinase|(?<=lymphoblastic\sleukemia)\santigen|[\s-](?:\d\d?|extra[\s-]large)\s\([A-Za-z][\w-]*\d"
-    r"|(?:[\s/-]l(?:eukemia|ymphoma))?[\s-](?:retro|pro)?virus"
-    r"|-(?:associated|related|derived)\s(?:\w+[\s-])?(?:protein|antigen|factor|sequence)\b",
+    r"|(?:[\s/-]l(?:eukemia|ymphoma))?[\s-](?:retro|pro)?virus",
     re.IGNORECASE,
+)
+_ASSOCIATED = re.compile(
+    r"-(?:associated|related|derived)\s(?:\w+[\s-])?(?:protein|antigen|factor|sequence)\b", re.IGNORECASE
 )
 _CAPITALS = r"(?:(?:[\s/-]|,\s)(?:&|and|[A-Z][\w'-]*)){0,4}?[\s/-]"  # between the name and what it is: & Lymphoma
 _GROUP = (
@@ -52,6 +54,21 @@ _OF_A_GROUP = re.compile(r"\b[A-Z]{3,}[\s-]$")
 _NUMBERED = re.compile(r"[\s-]\d{2,4}\b(?![\s-]?(?:%|[a-z]))")
 _SHOUTED = re.compile(r"\b(?:THE|WERE|WITH|FROM|HAVE|THAT|THIS|THESE|BEEN|WILL|MUST|ONLY|OF|FOR|BY)\b")
 
+# what tells that a shouted ALL is the disease: no "all" stands behind such words, and none without a noun behind "of"; what
+# stays open is taken for the word (THERAPY FOR ALL IN CHILDREN)
+_ABBREVIATED = r"(?:AML|APL|CLL|CML|MDS|MPAL|NHL|LBL)"
+_DISEASE_BEFORE = re.compile(
+    r"\b(?:CHILDHOOD|PA?EDIATRIC|ADULT|INFANT(?:ILE)?|ADOLESCENT|RELAPSED|REFRACTORY|RECURRENT|NEWLY\sDIAGNOSED|UNTREATED"
+    r"|[BT][\s-](?:CELL|LINEAGE|PRECURSOR)|PRECURSOR|(?:HIGH|LOW|STANDARD|INTERMEDIATE)[\s-]RISK|CHROMOSOME[\s-](?:POSITIVE|NEGATIVE)"
+    r"|PH-(?:POSITIVE|NEGATIVE)|REARRANGED|[BT]|PRE-[BT])[\s-]$|PH\+\s$"
+)
+_OF_DISEASE = re.compile(
+    r"(?<!\bFIRST\s)(?<!\bLAST\s)(?<!\bBEST\s)(?<!\bWORST\s)(?<!\bMOST\s)(?<!\bLEAST\s)\b(?:OF|IN|WITH|AGAINST)\s$"
+    rf"|\b{_ABBREVIATED}(?:,|/|\s(?:AND|OR|VERSUS|VS\.?))\s?$"
+)
+_NO_NOUN = re.compile(r"\s*$|\s(?:WITH|WITHOUT|BY|USING|AFTER|BEFORE|DURING|FOLLOWING|IN|TREATED\s(?:WITH|BY|ON)|IS)\b")
+_OR_AML = re.compile(rf"(?:,|/|\s(?:AND|OR|VERSUS|VS\.?))\s?{_ABBREVIATED}\b")
+
 
 def names_something_else(text: str, start: int, end: int, names: tuple[str, ...]) -> bool:
     """Whether text[start:end], which is written as one of a disease's `names`, names no such disease where it stands.
@@ -83,7 +100,8 @@ def _is_molecule(text: str, start: int, end: int) -> bool:
     between = re.search(r"[a-z]-$", text[max(0, start - 2) : start]) and re.match(
         r"-(?:associated|related)", text[end : end + 11]
     )
-    return bool(between or _MOLECULE.match(text, end))
+    associated = not text[start:end].isupper() or len(text[start:end]) > 5  # but not what is with AML
+    return bool(between or _MOLECULE.match(text, end) or (associated and _ASSOCIATED.match(text, end)))
 
 
 def _is_named_after(text: str, start: int, end: int, before: str, behind: str) -> bool:
@@ -120,6 +138,9 @@ def _is_title(before: str, behind: str) -> bool:
 def _is_shouted(before: str, behind: str) -> bool:
     """Whether "ALL" is the word, as in a title in capitals: ALL CASES, ALL patients WERE."""
     before, behind = re.split(r"[.:;?!]", before)[-1], re.split(r"[.:;?!]", behind)[0]
+    of_disease = _OF_DISEASE.search(before) and _NO_NOUN.match(behind)
+    if of_disease or _DISEASE_BEFORE.search(before) or _OR_AML.match(behind):
+        return False
     words = re.findall(r"\b[A-Za-z]{4,}\b", f"{before} {behind}")
     loud = len(words) > 1 and all(map(str.isupper, words))
     return bool(

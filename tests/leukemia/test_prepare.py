@@ -117,7 +117,14 @@ from examples.leukemia.synthetic import LYMPHOMA
         ("2x10 <sup>6</sup> cells/kg", "2x10^6 cells/kg"),
         ("p < 0.05 and > 3, a <b and c> d, <a and p>, (a<b)", None),
         ('See <a href="http://x.org/?a=1&b=2">this</a> <font color=red>red</font>.<div class="x">Two</div><ul><li>one</li></ul>', "See this red. Two one"),
-        ("<!-- <p>never</p> -->It works<!-- - -->. <script>if (a<b) alert('</p>')</script><style>p {}</style>So<!-- it", "It works. So"),
+        ("<!-- <p>never</p> -->It works<!-- - -->. <script>if (a<b) alert('</p>')</script><style>p {}</style>So<!-- it", "It works. So it"),
+        ("It works. <style>p {} In 12 patients, <script>p<0.05.", "It works. p {} In 12 patients, p<0.05."),
+        ("<!-- a --><!-- It works. <STYLE type='text/css'>p {}</Style>We saw.", "It works. We saw."),
+        ("a<b>c, n<p>q and x1<b>y2; A<CD8 hidden>5; a <b>c</b>", "a<b>c, n<p>q and x1<b>y2; A<CD8 hidden>5; a c"),
+        ("<b>Aim</b> Is a<b>c? <p>We saw<p>that <i>p = 1", "Aim Is a<b>c? We saw that p = 1"),
+        ("<details hidden><video controls></video>So</details><option disabled>it", "So it"),
+        ("after induction for ALL.METHODS: We saw (B-ALL).This was good, HLA.DR was not, nor EMBL.Net and U.S.A.",
+         "after induction for ALL. METHODS: We saw (B-ALL). This was good, HLA.DR was not, nor EMBL.Net and U.S.A."),
         ('<AbstractText Label="AIM">We did.</AbstractText><AbstractText Label="END">p<0.05.</AbstractText>', "We did. p<0.05."),
         ("<![CDATA[It works.]]>", "It works."),
         ('<div class="x" hidden>Two</div><list><list-item>one</list-item><list-item>two</list-item></list>', "Two one two"),
@@ -346,6 +353,23 @@ def test_cleaning_twice_changes_nothing(text: str) -> None:
     assert clean(cleaned) == cleaned
 
 
+@given(st.lists(st.sampled_from(["µ", "μ", "5 ", "5", "u", "mc", "micro", "g", "mol", "l", "/", "L", "ml", "m2", "%", " percent", " ", ". ",
+                                 "x 10(9)", "WBC ", "hemoglobin ", " of ", "<", "per ", "100 ", "(", ")", "AML"]), max_size=14).map("".join))  # fmt: skip
+def test_what_is_normalized_is_clean(text: str) -> None:
+    cleaned = clean(text)
+    normalized = normalize(cleaned, annotate(cleaned))
+    assert clean(normalized) == normalized
+
+
+def test_what_is_normalized_of_real_abstracts_is_clean(real: Path) -> None:
+    for path in sorted(real.glob("*_abstracts.csv")):
+        with path.open(encoding="utf-8-sig") as file:
+            for row in csv.DictReader(file):
+                cleaned = clean(row["abstract"])
+                normalized = normalize(cleaned, annotate(cleaned))
+                assert clean(normalized) == normalized
+
+
 def found(text: str) -> list[tuple[str, str, str]]:
     spans = annotate(text)
     for span in spans:
@@ -378,6 +402,7 @@ def found(text: str) -> list[tuple[str, str, str]]:
         ("Cancer and Leukemia Group B, the Leukemia & Lymphoma Society, Leukemia Research Fund and the German CLL Study Group", []),
         ("the myeloid-leukemia-associated SET protein, Leukemia (2012) 26, 1-5", []),
         ("ALL PATIENTS WITH AML WERE TREATED", [("AML", "ICD-O:9861/3", "acute myeloid leukemia")]),
+        ("IN AML, ALL PATIENTS RELAPSED", [("AML", "ICD-O:9861/3", "acute myeloid leukemia")]),
         ("ALL patients. Leukemia groups differ.", [("ALL", "ICD-O:9835/3", "acute lymphoblastic leukemia"), ("Leukemia", "ICD-O:9800/3", "leukemia")]),
         ("B-cell lymphoma 2 (BCL-2); T-cell CLL", [("B-cell lymphoma 2", "HGNC:990", "BCL2"), ("BCL-2", "HGNC:990", "BCL2"),
                                                    ("T-cell CLL", "ICD-O:9834/3", "T-prolymphocytic leukemia")]),
@@ -403,7 +428,10 @@ as seen before (Leukemia 2012;26:1-5); Leukemia (2012) 26, 1-5; as published in 
 the AML-BFM 98 study; treated on ALL-BFM 95; on the NOPHO ALL-2008 protocol; the AML 15 trial; CML-Study IV; the ALL-IDB1 database
 promyelocytic leukemia nuclear bodies; myeloid leukemia factor 1; a feline leukemia virus; the myeloid-leukemia-associated SET protein
 regulation of leukemia-associated protein SET; the T-cell leukemia homeobox 1; anaplastic lymphoma kinase; Rauscher leukaemia virus
-We treated ALL patients WERE we could; ALL CHILDREN WERE SEEN; RISKS IN ALL AGE GROUPS; we saw ALL CASES"""
+We treated ALL patients WERE we could; ALL CHILDREN WERE SEEN; RISKS IN ALL AGE GROUPS; we saw ALL CASES
+TREATMENT OF ALL PATIENTS; OUTCOME IN ALL TREATED PATIENTS; SURVIVAL OF ALL WOMEN WITH CANCER; THE CAUSES OF ALL DEATHS; CARE FOR ALL
+HEALTH FOR ALL BY THE YEAR 2000; FIRST OF ALL IN CHILDREN; MARROW FROM ALL DONORS; IN ALL, TWENTY CHILDREN DIED; ABOVE ALL IN THE ELDERLY
+LEUKEMIA-ASSOCIATED PROTEIN; WE DIAGNOSED ALL PATIENTS; THE COMMON ALL ANTIGEN; COMPLETE REMISSION IN ALL BUT ONE; REVIEW OF ALL TO DATE; EFFECTS OF ALL THESE DRUGS; A STUDY OF ALL-CAUSE MORTALITY; EFFECTS OF ALL-TRANS RETINOIC ACID; TREATMENT OF ALL THE CHILDREN"""
 DISEASES = """Association of Chronic Lymphocytic Leukemia With Second Cancers; Asymmetric Division of Chronic Myeloid Leukemia Stem Cells
 Acute Lymphoblastic Leukemia Trial Enrollment of Young Adults; Transcriptional Program of Acute Promyelocytic Leukemia Cells; AML-MRD study
 A Gene Network of Acute Myeloid Leukemia; Trust of Patients With Acute Myeloid Leukemia; Chronic Lymphocytic Leukemia Meeting Report
@@ -413,7 +441,9 @@ A Leukemia Registry in Northern Countries With Many Older Patients; Life With Ac
 leukemia (2012 to 2014); in a leukemia study; AML trials and AML MRD studies; AML-M5 and CML-BC1-4 cells; leukemia protein expression
 Chronic Myeloid Leukemia, Smoking and Association With Obesity in Older Adults; Targets of the Chronic Lymphocytic Leukemia Gene Network in Mice and Humans
 leukemia-associated antigens; lymphoma 2 (5%); METHODS: ALL patients were seen; ALL, AML and BPDCN; OBJECTIVE: To study ALL. METHODS: WBC
-ACUTE LEUKEMIA (ALL) IN CHILDREN; it was chronic, AML was not; chronic and acute myeloid leukemia; the graft-versus-leukemia-effect"""
+ACUTE LEUKEMIA (ALL) IN CHILDREN; TREATMENT OF ALL WITH L-ASPARAGINASE; PROGNOSIS OF CHILDHOOD ALL PATIENTS; METHOTREXATE IN ALL
+CYTOGENETICS IN ALL AND AML; CSF FINDINGS IN ALL DURING REMISSION; T-ALL IN ADULTS; OUTCOME OF RELAPSED ALL; THERAPY OF ALL: A REVIEW
+AML-associated antigens; an AML-associated antigen; CLL-related protein; expression of ALL-derived factor; it was chronic, AML was not; chronic and acute myeloid leukemia; the graft-versus-leukemia-effect"""
 
 
 def parts(text: str) -> list[str]:
@@ -489,6 +519,33 @@ def test_chronic_makes_another_disease_of_an_acute_one(word: str, name: str) -> 
         ("creatinine 88.4 mcmol/L", "1", "mg/dL"),
         ("LDH 500 units/L", "500", "U/L"),
         ("platelets were greater than or equal to 50,000/µl", ">=50", "10^9/L"),
+        ("blasts of 80 percent", "80", "%"),
+        ("blasts were 5 per cent to 10 per cent", "5-10", "%"),
+        ("hemoglobin 8 mmol/L", "12.9", "g/dL"),  # of one chain with its heme: 1 mmol/L is 1.6114 g/dL
+        ("Hb (5.0-6.0 mmol/l", "8.06-9.67", "g/dL"),
+        ("hemoglobin [12 g/dL", "12", "g/dL"),
+        ("WBC not above 20 x 10^9/L", "<=20", "10^9/L"),
+        ("platelets exceeding 50 x 10^9/L", ">50", "10^9/L"),
+        ("platelets exceeded 50 x 10^9/L", ">50", "10^9/L"),
+        ("platelets not exceeding 50 x 10^9/L", "<=50", "10^9/L"),
+        ("platelets did not exceed 50 x 10^9/L", "<=50", "10^9/L"),
+        ("WBC in excess of 100,000/mm3", ">100", "10^9/L"),
+        ("hemoglobin lower than 80 g/L", "<8", "g/dL"),
+        ("creatinine no higher than 2 mg/dL", "<=2", "mg/dL"),
+        ("platelets no less than 50 x 10^9/L", ">=50", "10^9/L"),
+        ("blasts < or = 5%", "<=5", "%"),
+        ("MRD </=0.01%", "<=0.01", "%"),
+        ("platelets of approximately 50 x 10^9/L", "~50", "10^9/L"),
+        ("hemoglobin 8.5 g/100 ml", "8.5", "g/dL"),
+        ("creatinine was 1.2 mg per 100 mL", "1.2", "mg/dL"),
+        ("Hb 8.5 gm%", "8.5", "g/dL"),
+        ("LDH 500 u/l", "500", "U/L"),
+        ("AST of 60 iu/l", "60", "U/L"),
+        ("LDH was 500 international units per litre", "500", "U/L"),
+        ("HEMOGLOBIN 9 G/DL", "9", "g/dL"),
+        ("platelets 150 K/UL", "150", "10^9/L"),
+        ("hemoglobin 5g/dl", "5", "g/dL"),
+        ("FERRITIN 900 NG/ML", "900", "ng/mL"),
     ],
 )
 def test_lab_values_come_in_one_unit(text: str, value: str, unit: str) -> None:
@@ -496,13 +553,53 @@ def test_lab_values_come_in_one_unit(text: str, value: str, unit: str) -> None:
     assert (span.type, span.value, span.unit, span.end) == ("lab", value, unit, len(text))
 
 
-@pytest.mark.parametrize("text", ["platelets were low", "hemoglobin 8 mmol/L", "WBC in 2003", "WBC 12 g/dL", "WBC 12 g/L",
+@pytest.mark.parametrize("text", ["platelets were low", "LDH 8 mmol/L", "WBC in 2003", "WBC 12 g/dL", "WBC 12 g/L",
                                   "hemoglobin was 20 g/L lower in men", "blasts 5% more", "a hemoglobin 2 g/dL increase",
                                   "an increase in hemoglobin of 2 g/dL", "WBC 10/12", "WBC of 50,000/L", "platelets 3 10 L", "blasts 3 L-1",
                                   "neutrophils 5e3 cells", "Platelets 20-50,000/mm3", "WBC 12.300/mm3",
                                   "Hb was 85 g/L vs 95 g/L"])  # fmt: skip
 def test_no_value_or_a_unit_of_another_kind_is_no_lab_value(text: str) -> None:
     assert annotate(text) == []
+
+
+@pytest.mark.parametrize(
+    ("text", "value", "written"),
+    [
+        ("a {12 g/dL hemoglobin}", "12", "a 12 g/dL hemoglobin"),
+        ("an {80 g/l Hb} and", "8", "an 8 g/dL hemoglobin and"),
+        ("on {3,200/mm3 platelets},", "3.2", "on 3.2 x 10^9/L platelet count,"),
+        ("with {<5% blasts} in the marrow", "<5", "with <5% blasts in the marrow"),
+        ("with {at least 20 percent bone marrow blasts}.", ">=20", "with >=20% bone marrow blasts."),
+        ("{10-20% circulating blasts}", "10-20", "10-20% peripheral blasts"),
+        ("with {12 g/dL of hemoglobin}", "12", "with 12 g/dL of hemoglobin"),
+        ("{more than 50 x 10(9)/L leukocytes} were seen", ">50", ">50 x 10^9/L white blood cell count were seen"),
+        ("(WBC 3 x 10^9/L, {20 x 10^9/L platelets})", "20", "(white blood cell count 3 x 10^9/L, 20 x 10^9/L platelet count)"),
+        ("20 x 10^9/L platelets, {10 g/dL hemoglobin}, albumin", "10", "20 x 10^9/L platelet count, 10 g/dL hemoglobin, albumin"),
+        ("{10 g/dL hemoglobin}, 50% lymphocytes", "10", "10 g/dL hemoglobin, 50% lymphocytes"),
+        ("a {30 x 10^9/L platelet count}", "30", "a 30 x 10^9/L platelet count"),
+    ],
+)  # fmt: skip
+def test_a_value_may_stand_before_its_analyte(text: str, value: str, written: str) -> None:
+    plain = text.replace("{", "").replace("}", "")
+    spans = annotate(plain)
+    assert spans[-1].text == text[text.index("{") + 1 : text.index("}")] and spans[-1].value == value
+    assert normalize(plain, spans) == written
+
+
+@pytest.mark.parametrize("text", ["20% of blasts were positive", "in 20% blasts were seen", "30% MRD negativity", "85% blast clearance",
+                                  "a 2 g/dL hemoglobin increase", "an increase of 2 g/dL hemoglobin", "rose by 2 g/dL hemoglobin",
+                                  "albumin 30 g/L and hemoglobin", "monocytes (5 x 10^9/L) platelets", "20% blasts were CD34+",
+                                  "40% MRD was negative", "(30%) blasts", "2003 platelets", "5% more blasts", "a drop of 20% in blasts",
+                                  "20 mg/L hemoglobin electrophoresis", "12 versus 9 g/dL hemoglobin", "10/20% blasts", "5 mg calcium",
+                                  "0.01% MRD-positive", "20% blast reduction", "1 g/L platelets", "MRD of 10 percent of patients",
+                                  "clots of 2 mg/mL fibrinogen"])  # fmt: skip
+def test_what_stands_before_an_analyte_and_is_not_its_value(text: str) -> None:
+    assert [span for span in annotate(text) if span.type == "lab"] == []
+
+
+def test_a_value_between_two_analytes_is_that_of_the_first() -> None:
+    (span,) = annotate("hemoglobin 9 g/dL hemoglobin")
+    assert (span.start, span.value) == (0, "9")
 
 
 def test_a_text_is_searched_for_conditions_once_however_many_names_it_has(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -599,9 +696,16 @@ def test_names_of_lymphoma(text: str, name: str) -> None:
     ("text", "written"),
     [
         ("126mg and 1.5mL daily, compound 5g", "126 mg and 1.5 mL daily, compound 5g"),
-        ("400mg/m(2), 5microg/ml, 12mcg", "400 mg/m2, 5 µg/mL, 12 µg"),
+        ("400mg/m(2), 5microg/ml, 12mcg", "400 mg/m2, 5 μg/mL, 12 μg"),
         ("20×10(9)/l and 10^-4", "20 x 10^9/L and 10^-4"),
-        ("13mg/dl, 5μmol/l, 62percent", "13 mg/dL, 5μmol/L, 62%"),
+        ("13mg/dl, 5μmol/l, 62percent", "13 mg/dL, 5 μmol/L, 62%"),
+        ("5g/m2, 5g/dl and 2g/kg", "5 g/m2, 5 g/dL and 2 g/kg"),
+        ("compounds 5g/5h and 5g/h, 1.5μM, 5 uM, 5ug/kg/day, 10 ul", "compounds 5g/5h and 5g/h, 1.5 μM, 5 μM, 5 μg/kg/day, 10 μL"),
+        ("100 mg per m2, 3 mg per square metre, 2 g per square meter, 5 mg per sq m", "100 mg/m2, 3 mg/m2, 2 g/m2, 5 mg/m2"),
+        ("5 \u00b5g and 5 \u00b5mol/l, µ-opioid", "5 μg and 5 μmol/L, μ-opioid"),
+        ("8 g/100 ml, 1 mg per 100 mL", "8 g/dL, 1 mg/dL"),
+        ("500 u/l, 6,000 iu/m(2), 5 U/ml and Thr-5u/lane", "500 U/L, 6,000 IU/m2, 5 U/mL and Thr-5u/lane"),
+        ("10-20mg, 100-200ug but CPX-351mg", "10-20 mg, 100-200 μg but CPX-351mg"),
         ("miR-17g, G12g, 3.5 x 10(123), the 62 percentile, 1,234mg", "miR-17g, G12g, 3.5 x 10(123), the 62 percentile, 1,234 mg"),
     ],
 )  # fmt: skip
