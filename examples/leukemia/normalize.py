@@ -19,6 +19,7 @@ _UNITS = (  # each with what a text must hold for it
     ("10^", re.compile(r"\b(10\^-?\d{1,2})\s?/\s?l\b"), r"\1/L"),
     ("µ", re.compile("µ"), "μ"),  # the Greek letter, which NFKC makes of the micro sign: what is clean stays so
     ("g", re.compile(r"(?<=\d)\s?(?:microg|mcg|[uμ]g)\b"), " μg"),
+    ("ug/", re.compile(r"\bug(?=/)"), "μg"),
     ("u", re.compile(r"(?<=\d)(\s?)u(?=(?:M|mol)\b)"), r"\1μ"),
     ("", re.compile(r"(?<=\d)(\s?/?)(?:u[lL]|μl)\b"), r"\1μL"),
     (

@@ -30,8 +30,9 @@ _BETWEEN = re.compile(
 )
 # what begins with a number: "12 patients", "5-year survival", "24 of 30 (80%)"; not "2010;28:1-5"
 _COUNTED = re.compile(r"\d[\d.,/]*(?:-\d[\d.,]*)?(?:%|-(?=[A-Za-z]))?(?:\s?\([^()]{1,30}\))?\s?\(?[A-Za-z]")
-# what may end before a number: a word, an abbreviation in capitals, a bracket, %, a year or a decimal; not "P < 0. 05"
-_ENDED = re.compile(r"(?:[A-Za-z]{3}|[A-Z]{2}|[)\]%!?\"']|\b(?:19|20)\d\d|\d\.\d{1,9})\.?$")
+# what may end before a number: a word, an abbreviation in capitals, a unit (5 mg, g/dL), a bracket, %, a year or a decimal; not
+# "P < 0. 05"
+_ENDED = re.compile(r"(?:[A-Za-z]{3}|[A-Z]{2}|[\d/]\s?[A-Za-zμ]{1,2}2?|[)\]%!?\"']|\b(?:19|20)\d\d|\d\.\d{1,9})\.?$")
 _NUMBERED = re.compile(  # of what the number may be: no. 12, Figs. 2 and 3, et al. 2004, approx. 5
     r"\b(?:al|approx|arts?|avg|ca|cf|chap|conc|eds?|eqs?|est|etc|exp|ex|figs?|incl|max|med|min|nos?|nrs?|pp|paras?|pts?"
     r"|refs?|resp|sect?|ser|suppl|tabs?|temp|ver|viz|vols?|vs|wt|jan|feb|mar|apr|jun|jul|aug|sept?|oct|nov|dec|ltd|inc"

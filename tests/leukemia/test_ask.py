@@ -842,6 +842,7 @@ def test_a_sentence_does_not_end_at_a_title_or_an_abbreviation() -> None:
         "He was treated for CML.| 5-year survival was 80%.",
         "Survival was good (p = 0.01).| 24 of 30 (80%) relapsed.",
         "In 12%.| 1.5 mg of it was given.",
+        "It was given at 5 mg.| 12 patients with Hb below 8 g/dL.| 3 of them died at 5 p.m. 2 years later.",
         "It had side effects.| 5/34 (15%) patients did not apply.",
         "Did they die?| 12 patients did.",
         "P was 0.001.| 5-Aza-CdR was given.",

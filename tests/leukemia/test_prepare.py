@@ -700,7 +700,7 @@ def test_names_of_lymphoma(text: str, name: str) -> None:
         ("20×10(9)/l and 10^-4", "20 x 10^9/L and 10^-4"),
         ("13mg/dl, 5μmol/l, 62percent", "13 mg/dL, 5 μmol/L, 62%"),
         ("5g/m2, 5g/dl and 2g/kg", "5 g/m2, 5 g/dL and 2 g/kg"),
-        ("compounds 5g/5h and 5g/h, 1.5μM, 5 uM, 5ug/kg/day, 10 ul", "compounds 5g/5h and 5g/h, 1.5 μM, 5 μM, 5 μg/kg/day, 10 μL"),
+        ("compounds 5g/5h and 5g/h, 1.5μM, 5 uM, 5ug/kg/day, 10 ul, in ug/kg, drug/kg", "compounds 5g/5h and 5g/h, 1.5 μM, 5 μM, 5 μg/kg/day, 10 μL, in μg/kg, drug/kg"),
         ("100 mg per m2, 3 mg per square metre, 2 g per square meter, 5 mg per sq m", "100 mg/m2, 3 mg/m2, 2 g/m2, 5 mg/m2"),
         ("5 \u00b5g and 5 \u00b5mol/l, µ-opioid", "5 μg and 5 μmol/L, μ-opioid"),
         ("8 g/100 ml, 1 mg per 100 mL", "8 g/dL, 1 mg/dL"),
