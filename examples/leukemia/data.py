@@ -75,7 +75,8 @@ def read_abstracts(
     too where they are there.
 
     Args:
-        id_column, subtype_column: what these are called in the file.
+        id_column, subtype_column: what these are called in the file; of several names for the id, parted by commas, each
+            row takes the first that it fills.
         cleaning: gets how many texts each cleaning step changed.
 
     Returns:
@@ -140,8 +141,8 @@ def read_csv(path: Path, needed: Sequence[str]) -> Iterator[dict[str, str]]:
     """The rows of a CSV file, each {column: text}.
 
     Raises:
-        UserError: it cannot be read, its first line lacks one of `needed` or names a column twice, or a row has more or
-            fewer fields than that line: a comma or a quotation mark in it has moved the texts.
+        UserError: it cannot be read, its first line lacks one of `needed` ("a,b" is a or b) or names a column twice,
+            or a row has more or fewer fields than that line: a comma or a quotation mark in it has moved the texts.
     """
     begin = 1
     try:
@@ -171,7 +172,7 @@ def read_csv(path: Path, needed: Sequence[str]) -> Iterator[dict[str, str]]:
 
 
 def _check_columns(path: Path, columns: Sequence[str], needed: Sequence[str]) -> None:
-    if missing := [column for column in needed if column not in columns]:
+    if missing := [name.replace(",", " or ") for name in needed if not set(name.split(",")) & set(columns)]:
         found = ", ".join(columns) or "nothing"
         raise UserError(f"{path} lacks the column {', '.join(missing)} (its first line has: {found}): add it")
     if twice := [column for column, times in Counter(columns).items() if column and times > 1]:
@@ -200,16 +201,17 @@ def _refuse_constant(name: str) -> None:
     raise ValueError(f"it has {name}, where JSON has null")
 
 
-def _is_plain(row: dict[str, Any], key: str) -> bool:
-    """Whether the field is there and a text, a number or null; an object or a list is no title."""
-    return key in row and not isinstance(row[key], (bool, dict, list))
+def _is_plain(row: dict[str, Any], needed: str) -> bool:
+    """Whether the field, or one of several names, is there and a text, a number or null; an object or a list is no title."""
+    values = [row[name] for name in needed.split(",") if name in row]
+    return bool(values) and not any(isinstance(value, (bool, dict, list)) for value in values)
 
 
 def _from_fields(rows: Iterable[dict[str, Any]], id_column: str, subtype_column: str) -> Iterator[Record]:
     for row in rows:
         sections = row.get("sections")
         yield Record(
-            pubmed_id=as_text(row.get(id_column)),
+            pubmed_id=next(filter(str.strip, (as_text(row.get(name)) for name in id_column.split(","))), ""),
             title=as_text(row.get("title")),
             abstract=as_text(row.get("abstract")),
             subtype=clean(as_text(row.get(subtype_column))) or None,

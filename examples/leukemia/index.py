@@ -470,7 +470,11 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--dense", type=Path, metavar="FOLDER", help="sentence-transformers folder: also keep vectors")
     parser.add_argument("--gazetteer", type=Path, default=LEUKEMIA, help="the names that are looked for")
-    parser.add_argument("--id-column", default="pubmed_id", help="column of the ids")
+    parser.add_argument(
+        "--id-column",
+        default="pubmed_id",
+        help="column of the ids; of several, as in pubmed_id,doi, the first that a row fills",
+    )
     parser.add_argument(
         "--subtype-column", default="subtype", help="column of labels that people gave, if there is one"
     )

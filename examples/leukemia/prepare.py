@@ -229,7 +229,11 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("abstracts", type=Path, nargs="+", help="CSV, JSON Lines, PubMed XML, or a folder of fetch")
     parser.add_argument("--out", type=Path, required=True, help="folder to make; an earlier one is replaced at the end")
     parser.add_argument("--gazetteer", type=Path, default=LEUKEMIA, help="the names that are looked for")
-    parser.add_argument("--id-column", default="pubmed_id", help="column of the ids, by which the sides are drawn")
+    parser.add_argument(
+        "--id-column",
+        default="pubmed_id",
+        help="column of the ids, by which the sides are drawn; of several, as in pubmed_id,doi, the first that a row fills",
+    )
     parser.add_argument(
         "--subtype-column", default="subtype", help="column of labels that people gave, if there is one"
     )

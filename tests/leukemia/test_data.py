@@ -303,3 +303,20 @@ def test_a_file_whose_ids_stand_elsewhere_says_how_to_name_them(tmp_path: Path) 
     with pytest.raises(UserError, match=r"typed\.csv holds no row with a pubmed_id and an abstract: .*--id-column"):
         read_abstracts(path)
     assert [record.pubmed_id for record in read_abstracts(path, "paper_id")[0]] == ["7"]
+
+
+def test_ids_of_several_columns(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    """Files that name their ids otherwise are read in one call; a column that is nowhere is still an error."""
+    first, second, third = (tmp_path / name for name in ("a.csv", "b.csv", "c.jsonl"))
+    first.write_text("pubmed_id,title,abstract\n1,A title,An abstract of some words.\n")
+    second.write_text(
+        "pubmed_id,doi,title,abstract\n,10.1/x,B title,More.\n2,10.1/y,C title,Still more.\n,,D,None at all.\n"
+    )
+    third.write_text('{"doi": "10.1/z", "title": "E", "abstract": "The last one."}\n')
+    for path, ids in ((first, ["1"]), (second, ["10.1/x", "2"]), (third, ["10.1/z"])):
+        assert [record.pubmed_id for record in read_abstracts(path, "pubmed_id,doi")[0]] == ids
+    assert [record.pubmed_id for record in read_abstracts(second, "doi,pubmed_id")[0]] == ["10.1/x", "10.1/y"]
+    with pytest.raises(UserError, match=r"lacks the column paper_id or pmid \(its first line has: pubmed_id"):
+        read_abstracts(first, "paper_id,pmid")
+    with pytest.raises(UserError, match="line 1: is no object with pubmed_id, title"):
+        read_abstracts(third)

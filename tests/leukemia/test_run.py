@@ -14,6 +14,7 @@ import sys
 import time
 from collections import Counter
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -562,9 +563,9 @@ def test_a_run_looks_for_checkpoints_of_its_items(tmp_path: Path, monkeypatch: p
     monkeypatch.setattr(run_module, "training_folder", look)
     abstracts, model = some_abstracts(tmp_path / "some.csv"), tiny_random_llama(tmp_path / "model")
     settings = Settings(model, abstracts, tmp_path / "out", max_answers=1)
-    ranges = load_ranges()
-    for number in (0.5, 0.6):
-        monkeypatch.setattr(run_module, "load_ranges", lambda: [replace(ranges[0], low=number * ranges[0].low)])
+    first = load_ranges()[0]
+    for ranges in ([first], [replace(first, low=0.5 * first.low)]):
+        monkeypatch.setattr(run_module, "load_ranges", partial(list, ranges))
         with pytest.raises(UserError, match="seen enough"):
             run_module.run(settings)
     assert seen[0] != seen[1]
