@@ -144,7 +144,7 @@ def answer(
             notes.append(
                 "Nothing that the model wrote stands in an article, so these are sentences of the articles themselves:"
             )
-        written = _quotes(question, kept, {hit.pubmed_id: hit.title for hit in close}, index.gazetteer)
+        written = _quotes(question, kept, {hit.pubmed_id: hit.title for hit in close}, index)
     if not written:
         notes.append("What was found holds no sentence that may be quoted.")
     cited = {pubmed_id for _, pubmed_id in written}
@@ -243,24 +243,23 @@ def _words(text: str) -> set[str]:
 
 
 def _quotes(
-    question: str, sources: dict[str, list[str]], titles: dict[str, str], gazetteer: Gazetteer, most: int = 3
+    question: str, sources: dict[str, list[str]], titles: dict[str, str], index: Index, most: int = 3
 ) -> list[tuple[str, str]]:
     """Of each of the first articles the sentence that holds most of what is asked; no stated diagnosis, and none that cites.
 
     A title tells what was asked and not what was found: it is quoted only where no sentence holds half as much.
     """
-    wanted = {word for unit in query_units(question, gazetteer) for name in unit for word in _words(name)}
     quotes = []
     for pubmed_id, sentences in list(sources.items())[:most]:
         quotable = [
             one
             for one in sentences
-            if len(one) <= LONGEST_QUOTE and not states_diagnosis(one, gazetteer) and not _cites(one)
+            if len(one) <= LONGEST_QUOTE and not states_diagnosis(one, index.gazetteer) and not _cites(one)
         ]
-        held = {one: len(wanted & _words(one)) for one in quotable}
+        held = index.weigh_sentences(question, quotable)
         of_title = split_sentences(titles.get(pubmed_id, ""))
-        most_held = max(held.values(), default=0)
-        told = [one for one in held if one not in of_title and 0 < held[one] >= most_held / 2]
+        most_held = max(held.values(), default=0.0)
+        told = [one for one in held if one not in of_title and held[one] >= most_held / 2]
         if most_held:  # what shares no word with the question answers nothing
             quotes.append((max(told or held, key=lambda one: held[one]), pubmed_id))
     return quotes

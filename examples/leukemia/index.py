@@ -15,7 +15,7 @@ import sqlite3
 import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import closing, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -42,7 +42,8 @@ BATCH = 200  # articles of one transaction: what a kill can lose of a call, and 
 Units = dict[tuple[str, ...], float]
 _MARK = 0x6C65756B  # "leuk", in the file's header: this file is one of ours
 _VERSION = 2
-_SCHEMA = """
+_TOKENIZE = "porter unicode61 remove_diacritics 2"
+_SCHEMA = f"""
 CREATE TABLE articles (
     id INTEGER PRIMARY KEY, pubmed_id TEXT NOT NULL UNIQUE, title TEXT NOT NULL, abstract TEXT NOT NULL,
     names TEXT NOT NULL, year INTEGER, journal TEXT NOT NULL, subtype TEXT, labelled INTEGER NOT NULL,
@@ -50,7 +51,7 @@ CREATE TABLE articles (
 );
 CREATE INDEX articles_by_subtype ON articles (subtype, year);
 CREATE VIRTUAL TABLE search USING fts5 (
-    title, abstract, names, content='articles', content_rowid='id', tokenize='porter unicode61 remove_diacritics 2'
+    title, abstract, names, content='articles', content_rowid='id', tokenize='{_TOKENIZE}'
 );
 CREATE TRIGGER article_added AFTER INSERT ON articles BEGIN
     INSERT INTO search (rowid, title, abstract, names) VALUES (new.id, new.title, new.abstract, new.names);
@@ -391,6 +392,19 @@ class Index:
             holds = self._database.execute(query, (_any_of(unit),)).fetchone()[0]
             weights[unit] = factor * math.log(1 + (total - holds + 0.5) / (holds + 0.5))
         return weights
+
+    def weigh_sentences(self, question: str, sentences: Sequence[str]) -> dict[str, float]:
+        """How much of a question each sentence holds, by the index's own stems, names and weights."""
+        units = query_units(question, self.gazetteer)
+        weights, held = self._weights(units), dict.fromkeys(sentences, 0.0)
+        rows = [(one, "; ".join(span.name for span in annotate(one, self.gazetteer))) for one in held]
+        with closing(sqlite3.connect(":memory:")) as database:
+            database.execute(f"CREATE VIRTUAL TABLE search USING fts5 (text, names, tokenize='{_TOKENIZE}')")
+            database.executemany("INSERT INTO search VALUES (?, ?)", rows)
+            for unit, weight in weights.items():
+                for (text,) in database.execute("SELECT text FROM search WHERE search MATCH ?", (_any_of(unit),)):
+                    held[text] += weight
+        return held
 
     def _held_units(self, units: Units, ids: Sequence[int]) -> dict[int, set[tuple[str, ...]]]:
         """Which of the units each article holds."""

@@ -196,6 +196,21 @@ def test_abstains_when_nothing_is_close(index: Index) -> None:
     assert answer("Sourdough?", index, hits=[]).abstained
 
 
+def test_the_sentence_that_is_quoted_holds_what_is_asked_in_other_forms_and_by_other_names(index_of) -> None:
+    """ "mutated" asks for mutations, Gleevec for imatinib; a name that all articles hold decides nothing."""
+    text = (
+        "CML is a clonal disease. Most genes of CML were silent. Mutations of the ABL1 gene were found in CML of 12 patients. "
+        "Imatinib was stopped in CML of three."
+    )
+    index = index_of([Record("1", "Imatinib resistance in CML", text)])
+    for question, quoted in {
+        "Which genes are mutated in CML?": "Mutations of the ABL1 gene were found in CML of 12 patients.",
+        "Why was Gleevec stopped in CML?": "Imatinib was stopped in CML of three.",
+    }.items():
+        given = answer(question, index, hits=index.search(question), threshold=0.1)
+        assert given.sentences == [(quoted, "1")], question
+
+
 def test_what_no_cited_article_mentions_is_said(index: Index) -> None:
     """A drug that was found does not answer a question on something else; what one of them holds is not missing."""
     question = "Does imatinib or dasatinib treat the flu?"
