@@ -33,8 +33,8 @@ from examples.leukemia.prompt import (
     article_id,
     fit_articles,
     sentences_of,
-    split_sentences,
 )
+from examples.leukemia.reading import split_sentences
 from examples.leukemia.safety import (
     as_data,
     asks_about_a_person,

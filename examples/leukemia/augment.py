@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from examples.leukemia.gazetteer import Gazetteer
-from examples.leukemia.reading import sentences_of
+from examples.leukemia.reading import split_sentences
 from examples.leukemia.spelling import americanize
 
 __all__ = ["augment"]
@@ -113,7 +113,7 @@ _OF_SOMEONE = re.compile(rf"\b{_PERSONAL}\b", re.IGNORECASE)
 def _drop(row: dict[str, Any], gazetteer: Gazetteer, rng: random.Random) -> str:
     """One labelled section left out, or one sentence between the first and the last, of which none behind it speaks."""
     sections = len(row["sections"]) > 2
-    parts = row["sections"] if sections else [("", text) for text in sentences_of(row["abstract"])]
+    parts = row["sections"] if sections else [("", text) for text in split_sentences(row["abstract"])]
     inner = range(len(parts)) if sections else range(1, len(parts) - 1 if len(parts) > 3 else 1)
     texts = [text for _, text in parts]
     places = [place for place in inner if not _is_spoken_of(texts, place)]

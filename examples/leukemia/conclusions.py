@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 
 from examples.leukemia.data import Record
-from examples.leukemia.reading import sentences_of
+from examples.leukemia.reading import split_sentences
 
 __all__ = ["part_conclusion"]
 
@@ -35,7 +35,7 @@ def part_conclusion(record: Record) -> tuple[str, str] | None:
         stop = following.start() if following else len(record.abstract)
         rest_of = f"{record.abstract[:start].strip()} {record.abstract[stop:].strip()}".strip()
         return _both(rest_of, record.abstract[end:stop].strip())
-    sentences = sentences_of(record.abstract)
+    sentences = split_sentences(record.abstract)
     for place in range(max(1, len(sentences) - LATE), len(sentences)):
         if _CUES.match(sentences[place]):
             return _both(" ".join(sentences[:place]), " ".join(sentences[place:]))

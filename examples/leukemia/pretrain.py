@@ -22,7 +22,7 @@ import torch
 
 from examples.leukemia.lab import Range, lab_line, load_ranges
 from examples.leukemia.plain import load_glossary
-from examples.leukemia.reading import sentences_of
+from examples.leukemia.reading import split_sentences
 from examples.leukemia.synthetic import DISEASES, FORMS, Forms, SyntheticAbstract, fill, slots, write_abstract
 from llama_min import Llama, LlamaConfig, RopeScaling, Tokenizer, load_tokenizer, save_llama
 from llama_min.tokenizer import LLAMA3_SPLIT
@@ -90,19 +90,19 @@ def _write(rng: random.Random, record: SyntheticAbstract) -> Turns:
 
 
 def _finish(rng: random.Random, record: SyntheticAbstract) -> Turns:
-    sentences = sentences_of(record.abstract)
+    sentences = split_sentences(record.abstract)
     cut = rng.randrange(1, len(sentences))
     return [(f"Finish this abstract: {' '.join(sentences[:cut])}", " ".join(sentences[cut:]))]
 
 
 def _repeat(rng: random.Random, record: SyntheticAbstract) -> Turns:
-    sentence = rng.choice(sentences_of(record.abstract))
+    sentence = rng.choice(split_sentences(record.abstract))
     return [(f"Repeat this sentence: {sentence}", sentence)]
 
 
 def _find(rng: random.Random, record: SyntheticAbstract) -> Turns:
     """Sentences of a text, each by something that it alone says."""
-    sentences = sentences_of(record.abstract)
+    sentences = split_sentences(record.abstract)
     facts = [fact for fact in record.facts.values() if sum(fact in sentence for sentence in sentences) == 1]
     turns = [
         (f'Copy the sentence that has "{fact}" in it.', next(sentence for sentence in sentences if fact in sentence))
@@ -123,7 +123,7 @@ def _gaps(rng: random.Random, record: SyntheticAbstract) -> Turns:
 
 def _replace(rng: random.Random, record: SyntheticAbstract) -> Turns:
     """A sentence with some of its words exchanged for others that are given."""
-    sentence = rng.choice(sentences_of(record.abstract))
+    sentence = rng.choice(split_sentences(record.abstract))
     names = {"gene": "genes", "drug": "drugs", "signs": "signs", "outcome": "outcomes", "patients": "patients"}
     held = [slot for slot in names if record.facts.get(slot, sentence + "?") in sentence]
     if not held:

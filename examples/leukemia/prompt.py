@@ -6,9 +6,10 @@ import re
 from collections.abc import Callable, Mapping
 
 from examples.leukemia.index import Hit
+from examples.leukemia.reading import split_sentences
 from examples.leukemia.safety import as_data, reads_like_instruction
 
-__all__ = ["TAGS", "answer_room", "article_blocks", "article_id", "fit_articles", "sentences_of", "split_sentences"]
+__all__ = ["TAGS", "answer_room", "article_blocks", "article_id", "fit_articles", "sentences_of"]
 
 TAGS = ("article", "question")
 NEW_TOKENS = 160
@@ -23,35 +24,6 @@ def sentences_of(hit: Hit) -> tuple[list[str], list[str]]:
     """Title and abstract as sentences: all, and those that speak to readers and not to a model."""
     every = split_sentences(hit.title) + split_sentences(hit.abstract)
     return every, [sentence for sentence in every if not reads_like_instruction(sentence)]
-
-
-_BETWEEN = re.compile(
-    r"(?<=[.!?])(?<!\be\.g\.)(?<!\bi\.e\.)(?<!\b(?:vs|cf|St|Dr|Mr|Ms)\.)(?<!\b(?:Mrs|Fig)\.)(?<!\bProf\.) (?=[A-Z(]|(?P<number>\d))"
-)
-# what begins with a number: "12 patients", "5-year survival", "24 of 30 (80%)"; not "2010;28:1-5"
-_COUNTED = re.compile(r"\d[\d.,/]*(?:-\d[\d.,]*)?(?:%|-(?=[A-Za-z]))?(?:\s?\([^()]{1,30}\))?\s?\(?[A-Za-z]")
-# what may end before a number: a word, an abbreviation in capitals, a unit (5 mg, g/dL), a bracket, %, a year or a decimal; not
-# "P < 0. 05"
-_ENDED = re.compile(r"(?:[A-Za-z]{3}|[A-Z]{2}|[\d/]\s?[A-Za-zμ]{1,2}2?|[)\]%!?\"']|\b(?:19|20)\d\d|\d\.\d{1,9})\.?$")
-_NUMBERED = re.compile(  # of what the number may be: no. 12, Figs. 2 and 3, et al. 2004, approx. 5
-    r"\b(?:al|approx|arts?|avg|ca|cf|chap|conc|eds?|eqs?|est|etc|exp|ex|figs?|incl|max|med|min|nos?|nrs?|pp|paras?|pts?"
-    r"|refs?|resp|sect?|ser|suppl|tabs?|temp|ver|viz|vols?|vs|wt|jan|feb|mar|apr|jun|jul|aug|sept?|oct|nov|dec|ltd|inc"
-    r"|e\.g|i\.e)\.$",
-    re.IGNORECASE,
-)
-
-
-def split_sentences(text: str) -> list[str]:
-    """The sentences of a text; "e.g.", "vs.", "St.", "Dr." and the like end none, nor do "no." and "Fig." before a number."""
-    parts, place = [], 0
-    for match in _BETWEEN.finditer(text):
-        if match["number"]:
-            before = text[max(0, match.start() - 12) : match.start()]
-            if not _COUNTED.match(text, match.end()) or not _ENDED.search(before) or _NUMBERED.search(before):
-                continue
-        parts.append(text[place : match.start()])
-        place = match.end()
-    return [part for part in [*parts, text[place:]] if part]
 
 
 def article_blocks(articles: Mapping[str, list[str]]) -> str:

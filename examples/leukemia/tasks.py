@@ -14,7 +14,6 @@ end of the source, never from the completion; passages of text are parted, so th
 
 from __future__ import annotations
 
-import re
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
@@ -28,7 +27,7 @@ from examples.leukemia.gazetteer import Gazetteer
 from examples.leukemia.lab import LAB_INSTRUCTION
 from examples.leukemia.plain import Glossary, plain_pair, same_words
 from examples.leukemia.questions import Question, by_article, questions_from_names
-from examples.leukemia.reading import sentences_of
+from examples.leukemia.reading import split_sentences
 from examples.leukemia.terms import TERMS_INSTRUCTION, key_terms
 from llama_min import Tokenizer
 from lora_lite import Example
@@ -103,7 +102,7 @@ def build_items(
     held_out = frozenset(taken["text"])
     items = []
     for record in tqdm(records, desc="building items", unit="article", delay=1):
-        sentences = sentences_of(record.abstract)
+        sentences = split_sentences(record.abstract)
         kept = [sentence for sentence in sentences if same_words(sentence) not in held_out]
         left_out["text"] += len(sentences) - len(kept)
         passages = _passages(" ".join(kept), tokenizer, context) if kept else []
@@ -137,7 +136,7 @@ def _unfitted(
     instruction, source, summary = (CONCLUDE, *parts) if parts else (ENTITLE, record.abstract, record.title)
     if summary and same_words(summary) not in taken["summary"]:
         taken["summary"].add(same_words(summary))
-        taken["text"].update(map(same_words, sentences_of(summary)))
+        taken["text"].update(map(same_words, split_sentences(summary)))
         yield Item(names, "summary", instruction, source, summary)
     for question in asked or questions_from_names(record, gazetteer):
         yield Item(names, "question", question.question, record.abstract, question.answer)
@@ -242,7 +241,7 @@ def _passages(text: str, tokenizer: Tokenizer, context: int) -> list[str]:
     if fits(text):
         return [text]
     pieces = []
-    for sentence in re.split(r"(?<=[.!?]) ", text):
+    for sentence in split_sentences(text):
         pieces += [sentence] if fits(sentence) else sentence.split(" ")
     passages: list[str] = []
     for piece in pieces:

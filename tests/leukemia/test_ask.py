@@ -20,7 +20,8 @@ from examples.leukemia.gazetteer import LEUKEMIA, load_gazetteer
 from examples.leukemia.index import Index
 from examples.leukemia.notice import NOTICE
 from examples.leukemia.pretrain import TINY_LLAMA
-from examples.leukemia.prompt import article_blocks, split_sentences
+from examples.leukemia.prompt import article_blocks
+from examples.leukemia.reading import split_sentences
 from examples.leukemia.safety import (
     as_data,
     asks_about_a_person,
@@ -864,6 +865,7 @@ def test_a_sentence_does_not_end_at_a_title_or_an_abbreviation() -> None:
         "It is given at no. 12 or Nos. 3 and 4, vs. 3 patients, see Fig. 2 and Figs. 3 to 5, p. 5 or pp. 5 to 7, vol. 3 of it.",
         "As Zapata et al. 2004 showed, approx. 5 patients and ca. 12 mice on Jan. 5 had no. 12.",
         "P was <0. 05 and 12. 5 months, 1. 2 and vitamin D. 3 mg, St. 3 wards, Leukemia. 2010;28:1-5.",
+        "They were seen at long-term follow-up.| 76 patients left, 22% vs. 11%.",
         "Seen in ref. 12 patients, resp. 5 mg, max. 3 doses and min. 2 weeks.",
     ],
 )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import math
+import re
 from collections import Counter, defaultdict
 from dataclasses import replace
 from pathlib import Path
@@ -279,6 +280,65 @@ def test_plain_words_by_the_glossary() -> None:
     named = Glossary({"follicular lymphoma": "a cancer (FL)"})
     assert named.simplify("In follicular lymphoma (FL), not in (FL).")[0] == "In a cancer (FL), not in (FL)."
     assert glossary.simplify("Cells died.") == ("Cells died.", 0)
+
+
+@pytest.mark.parametrize(
+    ("sentence", "plain"),
+    [
+        ("Cells died by the induction of apoptosis.", "Cells died by the start of the death of cells."),
+        ("Patients died during induction.", "Patients died during the first round of treatment."),
+        ("We saw enzyme induction and the induction of differentiation.", None),
+        ("Obesity has long been associated with cancer.", "Obesity has long been linked to cancer."),
+        ("Bone marrow and marrow cells grew.", "Bone marrow and bone marrow cells grew."),
+        ("It drives proliferation of HCD57 cells.", "It drives growth of HCD57 cells."),
+        ("Its proliferation and T-cell proliferation stopped.", None),
+        ("Remarkable efficacy was seen in an efficacy trial.", None),
+        ("She got an autologous transplant by intravenous infusions.", None),
+        ("In vitro and in vivo assays were done; cells died in vitro.", "In vitro and in vivo assays were done; cells died in the laboratory."),
+        ("An allogeneic or autologous graft; relapsed acute myeloid leukemia.", None),
+        ("They had aplastic anemia or an anemia.", None),
+        ("Anemia and neutropenia rates rose with anemia.", "Anemia and neutropenia rates rose with too few red cells."),
+        ("This chemotherapy is new; chemotherapy agents are old; after chemotherapy it fell.", "This chemotherapy is new; chemotherapy agents are old; after cancer drugs it fell."),
+        ("Treatment of acute lymphoblastic leukemia (ALL) cells", None),
+        ("Proteins show nuclear translocation and cell cycle progression.", None),
+        ("Agents with demonstrated activity, as was demonstrated, showed apoptosis of cells.", "Agents with demonstrated activity, as was shown, showed death of cells."),
+        ("Most patients relapse; patients in relapse die.", None),
+        ("An incidence of 5% and a median follow-up of 2 years", None),
+        ("Overall survival of men", None),
+    ],
+)  # fmt: skip
+def test_a_term_is_put_plainly_where_its_place_allows(sentence: str, plain: str | None) -> None:
+    """Written by hand: no noun phrase as an adjective, no phrase behind "an" or a noun that it cannot follow, no other sense."""
+    assert load_glossary().simplify(sentence)[0] == (plain or sentence)
+
+
+def test_a_sentence_that_would_read_badly_is_none_to_learn_from() -> None:
+    glossary = Glossary({"thrombocytopenia": "few platelets few", "evaluated": "checked"})
+    assert plain_pair("Men had thrombocytopenia few times.", glossary) is None  # few few
+    assert plain_pair("An evaluated case died.", glossary) is None  # an checked
+
+
+@pytest.mark.parametrize("context", [{"needs": "leukemia"}, {"part": "verb"}, {"around": ["x"]}])
+def test_bad_contexts_of_a_glossary(context: dict, tmp_path: Path) -> None:
+    path = tmp_path / "glossary.json"
+    path.write_text(json.dumps({"terms": [{"term": "marrow", "plain": "bone marrow", **context}]}))
+    with pytest.raises(UserError, match="glossary.json is no glossary"):
+        load_glossary(path)
+
+
+def test_few_real_pairs_are_lost_and_none_has_a_word_twice(real: Path) -> None:
+    files = ("pubmed_leukemia_abstracts.csv", "leukemia_typed_abstracts.csv")
+    records = [
+        record
+        for file in files
+        for record in read_abstracts(real / file, id_column=("paper_id" if "typed" in file else "pubmed_id"))[0]
+    ]
+    pairs = [found for record in records if (found := plain_pair(record.abstract, load_glossary()))]
+    assert len(pairs) > 0.8 * len(records)
+    wrong = re.compile(
+        r"\b(?:(\w+) \1|(?:an?|the) (?:an?|the)|(?:has|was|been) that goes|drugs agents|of cells of)\b", re.IGNORECASE
+    )
+    assert [plain for source, plain in pairs if wrong.search(plain) and not wrong.search(source)] == []
 
 
 def test_the_plain_sentence_is_the_one_that_gets_easiest() -> None:
