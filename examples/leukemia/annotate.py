@@ -118,7 +118,11 @@ def _matches(text: str, gazetteer: Gazetteer, denied: bool = False) -> Iterator[
             names = [*node.get(key, {}).get("", ()), *node.get(singular, {}).get("", ())]
             for entity, name in names:
                 no = not denied and entity.type in ("subtype", "disease") and _is_other(text, start, end, entity)
-                if entity.id not in excluded and not no and _as_written(text[start:end], entity, name):
+                if (
+                    not no
+                    and _is_meant(text, start, end, entity, excluded)
+                    and _as_written(text[start:end], entity, name)
+                ):
                     found = (start, end, entity), position + 1
             node = node.get(key)
             if node is None:
@@ -126,6 +130,22 @@ def _matches(text: str, gazetteer: Gazetteer, denied: bool = False) -> Iterator[
         if found:
             yield found[0]
         place = found[1] if found else place + 1
+
+
+def _is_meant(text: str, start: int, end: int, entity: Entity, excluded: set[str]) -> bool:
+    """Whether the words of the text, and before them those right beside the name, let it name the entity."""
+    if not (entity.beside or entity.not_beside):
+        return entity.id not in excluded
+    before = _LAST_WORD.search(text[max(0, start - 40) : start])
+    behind = _NEXT_WORD.match(text, end)
+    beside = [found[1].lower() for found in (before, behind) if found]
+    if any(word.startswith(entity.not_beside) for word in beside):
+        return False
+    return entity.id not in excluded or any(word.startswith(entity.beside) for word in beside)
+
+
+_LAST_WORD = re.compile(r"([A-Za-z]+)[\s-](?:(?:of|in|the)\s){0,2}\(?$")
+_NEXT_WORD = re.compile(r"\)?[\s-]([A-Za-z]+)")
 
 
 def _is_other(text: str, start: int, end: int, entity: Entity) -> bool:
@@ -150,7 +170,7 @@ def _as_written(found: str, entity: Entity, name: str) -> bool:
 
 
 def _excluded(lowered: str, gazetteer: Gazetteer) -> set[str]:
-    """Ids of what the words of a text rule out: BCR is no gene where the text speaks of B-cell receptors."""
+    """Ids of what the words of a text rule out: NF1 is no gene where the text speaks of neurofibromatosis."""
     return {
         entity.id
         for entity in gazetteer.conditional

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import cache, cached_property
 from pathlib import Path
@@ -27,6 +28,8 @@ class Entity:
         unit: of an analyte: the unit to which its values are brought.
         molar_mass: of an analyte: grams per mole, by which moles are brought to that unit; 0 where there are none.
         needs, unless: lower-case words of which one must, or none may, stand in the text.
+        beside, not_beside: how words right beside the name begin that overrule these (BCR transcripts), or that tell that
+            something else is meant (BCR signaling); of the two the latter counts.
     """
 
     id: str
@@ -38,6 +41,8 @@ class Entity:
     molar_mass: float = 0.0
     needs: tuple[str, ...] = ()
     unless: tuple[str, ...] = ()
+    beside: tuple[str, ...] = ()
+    not_beside: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -112,11 +117,41 @@ class Gazetteer:
         trie: dict[str, Any] = {}
         for entity in self.entities:
             for name in dict.fromkeys((entity.name, *entity.names)):
-                node = trie
-                for word, _ in words_of(americanize(name.lower())):
-                    node = node.setdefault(word, {})
-                node.setdefault("", []).append((entity, name))
+                _end_of(trie, name).append((entity, name))
+        for entity in self.entities:
+            for name in self._composed(entity):
+                if not (names := _end_of(trie, name)):  # what another entity is called stays its
+                    names.append((entity, name))
         return trie
+
+    def _composed(self, entity: Entity) -> Iterator[str]:
+        """Names with other names of the diseases, phases and chromosomes in them: Ph chromosome-positive ALL."""
+        if entity.type not in ("subtype", "disease"):
+            return
+        names = list(dict.fromkeys((entity.name, *entity.names)))
+        for part in self._parts:
+            holds = re.compile(rf"(?<![\w-]){re.escape(part.name)}(?!\w)")
+            made = [
+                holds.sub(lambda _, other=other: other, name)
+                for name in names
+                if holds.search(name)
+                for other in part.names
+            ]
+            names += [name for name in made if name not in names]
+        yield from names
+
+    @cached_property
+    def _parts(self) -> list[Entity]:
+        return [
+            each for each in self.entities if each.names and each.type in ("subtype", "disease", "karyotype", "phase")
+        ]
+
+
+def _end_of(trie: dict[str, Any], name: str) -> list[tuple[Entity, str]]:
+    """The entities and names at the end of a name's path, which is made where there is none."""
+    for word, _ in words_of(americanize(name.lower())):
+        trie = trie.setdefault(word, {})
+    return trie.setdefault("", [])
 
 
 def _unconditional(entity: Entity) -> Entity:

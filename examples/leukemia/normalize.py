@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import re
+from bisect import bisect_right
 from collections import Counter
 from collections.abc import Sequence
+from itertools import accumulate
 
 from examples.leukemia.annotate import Span
+from examples.leukemia.fitting import GRAMMAR
+from examples.leukemia.reading import split_sentences
 from examples.leukemia.spelling import americanize
 
 __all__ = ["normalize"]
@@ -55,9 +59,11 @@ def normalize(text: str, spans: Sequence[Span], counts: Counter[str] | None = No
         counts: gets how many spans of each type, units and spellings were changed.
     """
     counts = Counter() if counts is None else counts
+    told_apart = _told_apart(text, spans)
     parts, place = [], 0
     for span in spans:
-        new = _lab(span) if span.type == "lab" else _fitting(span, text)
+        kept = span.id in told_apart or _is_taken_apart(span, text)
+        new = _lab(span) if span.type == "lab" else span.text if kept else _fitting(span, text)
         if span.text[0].isupper() and _starts_sentence(text, span.start):
             new = new[0].upper() + new[1:]
         counts[f"{span.type}: to the preferred term"] += new != span.text
@@ -67,7 +73,8 @@ def normalize(text: str, spans: Sequence[Span], counts: Counter[str] | None = No
     lowered = text.lower()
     for term in sorted(name for name in {span.name for span in spans} if f"({name.lower()}" in lowered):
         # "acute myeloid leukemia (AML)" has become "acute myeloid leukemia (acute myeloid leukemia)"
-        text = re.sub(rf"({re.escape(term)}s?) \({re.escape(term)}s?\)", r"\1", text, flags=re.IGNORECASE)
+        one = f"{re.escape(term)}s?"
+        text = re.sub(rf"({one}) \({one}(?:(?:[,;]| or| and) {one})*\)", r"\1", text, flags=re.IGNORECASE)
     for needed, pattern, form in _UNITS:
         if needed in text:
             text, changed = pattern.subn(form, text)
@@ -77,14 +84,57 @@ def normalize(text: str, spans: Sequence[Span], counts: Counter[str] | None = No
     return american
 
 
-_GRAMMAR = (  # what follows a noun and is none: any other word may make an adjective of what stands before it
-    "a|about|after|against|also|among|an|and|are|as|at|be|been|before|being|between|but|by|can|could|did|do|does|during|for|from"
-    "|had|has|have|if|in|into|is|may|might|must|nor|not|of|on|or|over|per|should|since|than|that|the|then|through|to|under"
-    "|until|versus|via|vs|was|were|when|where|which|while|who|whose|will|with|within|without|would"
-)
-_BEFORE_NOUN = re.compile(rf"[\s-](?!(?:{_GRAMMAR})\b)[A-Za-z]")
+_BEFORE_NOUN = re.compile(rf"[\s-](?!(?:{GRAMMAR})\b)[A-Za-z]")
 _ADJECTIVE = re.compile(r"(?:ed|ory|ive|ic|al)$")
 _PLURAL = re.compile(r"(?<![siu])s$|(?<=us)es$")  # of virus, not of remission induction's sis
+
+
+def _told_apart(text: str, spans: Sequence[Span]) -> set[str]:
+    """Ids of drugs of which a sentence has two names that it does not put as one: homoharringtonine and its derivative.
+
+    "Imatinib (STI571)" are one; in such a text, each of their names stays as it is.
+    """
+    drugs = [span for span in spans if span.type == "drug"]
+    one = {
+        _form(span)
+        for span in drugs
+        if _IN_BRACKETS.search(text[: span.start]) or _BEFORE_BRACKET.match(text, span.end)
+    }
+    ends = list(accumulate(len(sentence) + 1 for sentence in split_sentences(text)))
+    forms: dict[tuple[str, int], set[str]] = {}
+    for span in drugs:
+        forms.setdefault((span.id, bisect_right(ends, span.start)), set()).add(_form(span))
+    return {name_id for (name_id, _), written in forms.items() if len(_unshortened(written)) > 1 and written - one}
+
+
+def _unshortened(forms: set[str]) -> set[str]:
+    """Without those that shorten another one: ATO beside arsenic trioxide."""
+
+    def shortens(short: str, form: str) -> bool:
+        return len(short) < 6 and bool(re.match(".*".join(map(re.escape, short)), form))
+
+    return {form for form in forms if not any(form != other and shortens(form, other) for other in forms)}
+
+
+_IN_BRACKETS = re.compile(r"[(\[][^()\[\]]{0,60}$")
+_BEFORE_BRACKET = re.compile(r"\s[(\[]")
+
+
+def _form(span: Span) -> str:
+    return re.sub(r"[\W_]|s$", "", americanize(span.text).lower())
+
+
+def _is_taken_apart(span: Span, text: str) -> bool:
+    """Whether "sulfamethoxazole and trimethoprim" would join with other words, or repeat one, of which a list is made."""
+    parts = span.name.split(" and ")
+    if len(parts) < 2 or " and " in span.text or span.type != "drug":
+        return False
+    before, behind = text[max(0, span.start - 200) : span.start], text[span.end : span.end + 200]
+    if re.search(r"(?:\band|,)\s$", before) or re.match(r",?\s(?:and|,)", behind):
+        return True
+    around = f"{before} {behind}".lower()
+    told = [part.split()[-1].lower() in around for part in parts]
+    return any(told) and (not all(told) or all(part.lower() in span.text.lower() for part in parts))
 
 
 def _fitting(span: Span, text: str) -> str:

@@ -632,7 +632,7 @@ def test_normalizing() -> None:
         ("Refractory/relapsed patients were refractory or relapsed.", "Relapsed or refractory patients were relapsed or refractory."),
         ("after re-induction therapy or re-induction,", "after reinduction therapy or reinduction therapy,"),
         ("remission induction chemotherapy and remission induction", "induction chemotherapy and induction therapy"),
-        ("induction chemotherapy regimens; blast crisis cells", "induction therapy regimens; blast phase cells"),
+        ("induction chemotherapy regimens; blast crisis cells", "induction chemotherapy regimens; blast phase cells"),
         ("t-AML cases, t-AML and CBF AML", "t-AML cases, acute myeloid leukemia post cytotoxic therapy and core-binding factor acute myeloid leukemia"),
         ("Ph+ ALL cells, Ph+ ALL-derived, Ph+ ALLs or Ph+ ALL",
          "Ph+ ALL cells, Ph+ ALL-derived, Ph+ ALLs or B-lymphoblastic leukemia with BCR::ABL1 fusion"),
@@ -641,6 +641,17 @@ def test_normalizing() -> None:
         ("acute myeloid leukaemias (AMLs) and AML (acute myeloid leukemia)", "acute myeloid leukemias and acute myeloid leukemia"),
         ("MDS was seen, as were HTLV-I and human T-cell leukemia viruses", "Myelodysplastic neoplasm was seen, as were human T-lymphotropic virus 1 and human T-lymphotropic viruses"),
         ("CPX-351 or cytarabine and daunorubicin", "Liposomal cytarabine and daunorubicin or cytarabine and daunorubicin"),
+        ("positive with trimethoprim and trimethoprim-sulfamethoxazole but negative with sulfamethoxazole",
+         "positive with trimethoprim and trimethoprim-sulfamethoxazole but negative with sulfamethoxazole"),
+        ("allergic to sulfamethoxazole, not to cotrimoxazole", "allergic to sulfamethoxazole, not to cotrimoxazole"),
+        ("trimethoprim-sulfamethoxazole was given", "sulfamethoxazole and trimethoprim was given"),
+        ("Omacetaxine mepesuccinate is a derivative of HHT. HHT is older.", "Omacetaxine mepesuccinate is a derivative of HHT. HHT is older."),
+        ("Gleevec was replaced by generic imatinib.", "Gleevec was replaced by generic imatinib."),
+        ("Imatinib (Gleevec, STI571) was given; STI571 works.", "Imatinib was given; imatinib works."),
+        ("arsenic trioxide in APL, where ATO works", "arsenic trioxide in acute promyelocytic leukemia, where arsenic trioxide works"),
+        ("maintenance chemotherapy and consolidation chemotherapy", "maintenance chemotherapy and consolidation chemotherapy"),
+        ("therapy-related acute myeloblastic leukemia (t-AML)", "acute myeloid leukemia post cytotoxic therapy"),
+        ("Ph chromosome positive ALL", "B-lymphoblastic leukemia with BCR::ABL1 fusion"),
         ("p190 BCR-ABL1, not p210 BCR-ABL1", "p190 BCR::ABL1, not p210 BCR::ABL1"),
         ("High hyperdiploidy is favorable, hyperdiploidy is not.", "High hyperdiploidy is favorable, hyperdiploidy is not."),
     ],
@@ -655,7 +666,8 @@ pure erythroid leukemia|acute erythroleukemia; AML-MRC|AML-MR; small lymphocytic
 prolymphocytic leukemia|B-PLL; LGL leukemia|T-LGL leukemia; acute biphenotypic leukemia|MPAL; acute bilineal leukemia|biphenotypic acute leukemia;
 secondary myelofibrosis|primary myelofibrosis; p14ARF|p16INK4a; del(13q14)|del(13q); del(17p13)|del(17p); high hyperdiploidy|hyperdiploidy;
 ara-G|nelarabine; depsipeptide|romidepsin; G-CSF|filgrastim; mycophenolate mofetil|mycophenolic acid; reinduction|delayed intensification;
-post-remission therapy|consolidation therapy; CNS-directed therapy|CNS prophylaxis; bone marrow blasts 5%|peripheral blasts 5%;
+post-remission therapy|consolidation therapy; maintenance chemotherapy|maintenance therapy; erythroleukemia|acute erythroleukemia;
+promyelocytic leukemia|acute promyelocytic leukemia; induction chemotherapy|induction therapy; STAT5|STAT5A; CNS-directed therapy|CNS prophylaxis; bone marrow blasts 5%|peripheral blasts 5%;
 bone marrow blasts 5%|blasts 5%; Erwinia asparaginase|L-asparaginase; Moloney murine leukemia virus|MuLV; Ph-positive CML|CML"""
 APART_LYMPHOMA = """ABC-DLBCL|GCB-DLBCL; ABC-DLBCL|DLBCL; GCB-DLBCL|DLBCL; diffuse large cell lymphoma|DLBCL; cHL of Hodgkin|HL of Hodgkin;
 MALT lymphoma|MZL; PTCL-NOS|PTCL; Waldenström macroglobulinemia|lymphoplasmacytic lymphoma"""
@@ -676,6 +688,53 @@ def test_what_is_narrower_or_different_keeps_a_name_of_its_own(names: str, path:
 )  # fmt: skip
 def test_what_is_narrower_has_the_label_of_its_class(name: str, label: str) -> None:
     assert subtype_of(name, "") == label
+
+
+NOT_THE_GENE = """BCR-mediated activation of kinases in CML; the pre-BCR signaling pathway and BCR-ABL1; kinases of the BCR pathway, the Bruton tyrosine kinase
+BCR crosslinking activates SYK; surface BCR levels with CD79; chronic active BCR signaling; stereotyped BCRs in CLL; BCR inhibitors such as ibrutinib
+neurofibromatosis type 1 (NF1) raises the risk; children with neurofibromatosis type 1 (NF1) and NF1-like signs"""
+THE_GENE = """BCR and ABL1 are joined in CML; fusion of BCR to ABL on the Philadelphia chromosome; the BCR breakpoint, unlike BTK; BCR exon 13 and ABL exon 2
+NF1 was lost in JMML; loss of NF1 in neurofibromatosis; NF1 mutations in neurofibromatosis type 1"""
+
+
+@pytest.mark.parametrize("text", parts(NOT_THE_GENE))
+def test_a_receptor_or_a_disease_is_no_gene(text: str) -> None:
+    assert not {"BCR", "NF1"} & {span.name for span in annotate(text)}
+
+
+@pytest.mark.parametrize("text", parts(THE_GENE))
+def test_a_gene_is_one_near_such_words(text: str) -> None:
+    assert {"BCR", "NF1"} & {span.name for span in annotate(text)}
+
+
+@pytest.mark.parametrize(
+    ("text", "name"),
+    [("docetaxel", "docetaxel"), ("RAD001", "everolimus"), ("isatuximab", "isatuximab"), ("INNO-406", "bafetinib"),
+     ("denosumab", "denosumab"), ("del11q", "del(11q)"), ("del 17P", "del(17p)"), ("deletion of 7q", "del(7q)"),
+     ("deletion of the short arm of chromosome 17", "del(17p)"), ("17p-deleted", "del(17p)"), ("erythroleukemias", "erythroleukemia"),
+     ("chronic lymphocyte leukemia", "chronic lymphocytic leukemia"), ("Promyelocytic leukaemia", "promyelocytic leukemia"),
+     ("T-cell leukemia/lymphoma", "T-cell leukemia/lymphoma"), ("Stat5", "STAT5"), ("Bcl-X(L)", "BCL2L1"), ("caspase 9", "CASP9")]
+)  # fmt: skip
+def test_what_real_abstracts_call_it_is_found(text: str, name: str) -> None:
+    (span,) = annotate(text)
+    assert (span.text, span.name) == (text, name)
+
+
+def test_what_is_normalized_stays_so(real: Path) -> None:
+    """Of every real text, and of every name of the gazetteer alone, before a noun, in the plural and in brackets."""
+    texts = [
+        clean(row[field])
+        for file in ("pubmed_leukemia_abstracts.csv", "leukemia_typed_abstracts.csv")
+        for row in csv.DictReader((real / file).open(encoding="utf-8"))
+        for field in ("title", "abstract")
+    ]
+    for entity in load_gazetteer().entities:
+        for name in (entity.name, *entity.names):
+            texts += [f"We saw {name}.", f"The {name} cells", f"{entity.name} ({name}) rose"]
+            texts += [f"many {name}s"] if name[-1].isalpha() else []
+    for text in texts:
+        once = normalize(text, annotate(text))
+        assert normalize(once, annotate(once)) == once, text
 
 
 @pytest.mark.parametrize(
