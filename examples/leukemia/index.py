@@ -29,6 +29,7 @@ from examples.leukemia.dense import Embedder, SentenceTransformerEmbedder, neare
 from examples.leukemia.gazetteer import LEUKEMIA, Gazetteer, load_gazetteer, words_of
 from examples.leukemia.notice import NOTICE
 from examples.leukemia.safety import mask_record
+from examples.leukemia.spelling import search_form
 
 __all__ = ["Hit", "Index", "query_units", "readable"]
 
@@ -281,11 +282,12 @@ class Index:
         return pubmed_id in vectors
 
     def _upsert(self, row: dict[str, Any]) -> str:
-        """Put a row where its article is; a subtype that people gave, and a retraction, outlast a file without them."""
-        query = "SELECT subtype, labelled, retracted, digest FROM articles WHERE pubmed_id = ?"
+        """Put a row where its article is; a subtype that people gave, year, journal and a retraction outlast a file without them."""
+        query = "SELECT subtype, labelled, year, journal, retracted, digest FROM articles WHERE pubmed_id = ?"
         found = self._database.execute(query, (row["pubmed_id"],)).fetchone()
         if found:
             kept = {"subtype": found["subtype"], "labelled": 1} if found["labelled"] and not row["labelled"] else {}
+            kept |= {name: found[name] for name in ("year", "journal") if not row[name]}
             row = row | kept | {"retracted": max(row["retracted"], found["retracted"])}
         row = row | {"digest": hashlib.sha256(repr(sorted(row.items())).encode()).hexdigest()}
         if found and found["digest"] == row["digest"]:
@@ -294,12 +296,11 @@ class Index:
         return "changed" if found else "added"
 
     def _row(self, record: Record) -> dict[str, Any]:
-        spans = annotate(f"{record.title}\n{record.abstract}", self.gazetteer)
         return {
             "pubmed_id": record.pubmed_id,
             "title": record.title,
             "abstract": record.abstract,
-            "names": "; ".join(sorted({span.name for span in spans})),
+            "names": "; ".join(_names(f"{record.title}\n{record.abstract}", self.gazetteer)),
             "year": record.year,
             "journal": record.journal,
             "subtype": subtype_of(record.title, record.abstract, self.gazetteer, record.subtype),
@@ -397,7 +398,7 @@ class Index:
         """How much of a question each sentence holds, by the index's own stems, names and weights."""
         units = query_units(question, self.gazetteer)
         weights, held = self._weights(units), dict.fromkeys(sentences, 0.0)
-        rows = [(one, "; ".join(span.name for span in annotate(one, self.gazetteer))) for one in held]
+        rows = [(one, "; ".join(_names(one, self.gazetteer))) for one in held]
         with closing(sqlite3.connect(":memory:")) as database:
             database.execute(f"CREATE VIRTUAL TABLE search USING fts5 (text, names, tokenize='{_TOKENIZE}')")
             database.executemany("INSERT INTO search VALUES (?, ?)", rows)
@@ -440,15 +441,39 @@ def query_units(question: str, gazetteer: Gazetteer) -> Units:
     units: Units = {}
     place = 0
     for span in annotate(question, gazetteer):
-        units |= {(word,): PLAIN for word in _content_words(question[place : span.start])}
+        units |= dict.fromkeys(_words(question[place : span.start]), PLAIN)
         units[tuple(dict.fromkeys((span.text, span.name)))] = 1.0
         place = span.end
-    return units | {(word,): PLAIN for word in _content_words(question[place:])}
+    return units | dict.fromkeys(_words(question[place:]), PLAIN)
 
 
-def _content_words(text: str) -> list[str]:
-    words = (word.lower() for word, _ in words_of(text))
-    return [word for word in words if word not in _FUNCTION_WORDS and re.fullmatch(r"\w{2,}", word)]
+def _words(text: str) -> list[tuple[str, ...]]:
+    """The words of a text that ask for something, each with its other forms; a letter or digit with the word beside it."""
+    words, units = [word for word, _ in words_of(text)], []
+    for place, word in enumerate(words):
+        if (word.lower() in _FUNCTION_WORDS and (word != "A" or place == 0)) or not re.fullmatch(r"\w+", word):
+            continue
+        if len(word) > 1 or not word.isascii():
+            units.append(tuple(dict.fromkeys((word.lower(), search_form(word)))))
+            continue
+        # hepatitis B, T cells; of a number rather what follows: 5 years
+        pairs = [f"{before} {word}" for before in words[:place][-1:]] + [
+            f"{word} {after}" for after in words[place + 1 :][:1]
+        ]
+        pairs = [
+            pair
+            for pair in pairs
+            if re.fullmatch(r"\w+ \w+", pair) and not set(pair.lower().split()) & _FUNCTION_WORDS - {"a"}
+        ]
+        units += [tuple(reversed(pairs) if word.isdigit() else pairs)] if pairs else []
+    return units
+
+
+def _names(text: str, gazetteer: Gazetteer) -> tuple[str, ...]:
+    """The preferred names of what a text mentions, and the other forms of its words, by which they are found, too."""
+    names = {span.name for span in annotate(text, gazetteer)}
+    forms = {form for word in set(re.findall(r"\w+", text)) if (form := search_form(word)) != word.lower()}
+    return (*sorted(names), *sorted(forms))
 
 
 def _any_of(unit: tuple[str, ...]) -> str:
