@@ -35,9 +35,7 @@ __all__ = ["Hit", "Index", "query_units", "readable"]
 
 WEIGHTS = (2.0, 1.0, 0.5)  # of title, abstract and names in BM25
 PLAIN = 0.5  # weight in coverage of a word that names no entity: "Gleevec" says what is asked more than "help" does
-PRIOR = (
-    10  # articles of other matters that weigh words, too: else a word of all articles of a small index weighs nothing
-)
+PRIOR = 10  # articles of other matters, reckoned in: else what all articles of a small index speak of weighs nothing
 DEPTH = 100  # places of each ranking that are fused
 BATCH = 200  # articles of one transaction: what a kill can lose of a call, and the next call adds
 Units = dict[tuple[str, ...], float]
@@ -451,22 +449,19 @@ def _words(text: str) -> list[tuple[str, ...]]:
     """The words of a text that ask for something, each with its other forms; a letter or digit with the word beside it."""
     words, units = [word for word, _ in words_of(text)], []
     for place, word in enumerate(words):
-        if (word.lower() in _FUNCTION_WORDS and (word != "A" or place == 0)) or not re.fullmatch(r"\w+", word):
-            continue
-        if len(word) > 1 or not word.isascii():
-            units.append(tuple(dict.fromkeys((word.lower(), search_form(word)))))
-            continue
-        # hepatitis B, T cells; of a number rather what follows: 5 years
-        pairs = [f"{before} {word}" for before in words[:place][-1:]] + [
-            f"{word} {after}" for after in words[place + 1 :][:1]
-        ]
-        pairs = [
-            pair
-            for pair in pairs
-            if re.fullmatch(r"\w+ \w+", pair) and not set(pair.lower().split()) & _FUNCTION_WORDS - {"a"}
-        ]
-        units += [tuple(reversed(pairs) if word.isdigit() else pairs)] if pairs else []
-    return units
+        asked = word.lower() not in _FUNCTION_WORDS or (word == "A" and place > 0)  # hepatitis A
+        if asked and re.fullmatch(r"\w+", word):
+            alone = len(word) > 1 or not word.isascii()
+            units.append((word.lower(), search_form(word)) if alone else _with_neighbours(words, place))
+    return [tuple(dict.fromkeys(unit)) for unit in units if unit]
+
+
+def _with_neighbours(words: Sequence[str], place: int) -> tuple[str, ...]:
+    """A word of one character with the one before and the one behind: hepatitis B, T cells; of a number first 5 years."""
+    pairs = [words[start : start + 2] for start in (place - 1, place) if 0 <= start < len(words) - 1]
+    small = _FUNCTION_WORDS - {"a"}
+    kept = [" ".join(pair) for pair in pairs if all(re.fullmatch(r"\w+", w) and w.lower() not in small for w in pair)]
+    return tuple(reversed(kept) if words[place].isdigit() else kept)
 
 
 def _names(text: str, gazetteer: Gazetteer) -> tuple[str, ...]:
