@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import re
 import sys
+import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -85,28 +86,40 @@ class Answer:
 
     def __str__(self) -> str:
         cited = {pubmed_id for _, pubmed_id in self.sentences}
-        quoted = [f'"{_inner(sentence)}" [PMID {article_id(one)}]' for sentence, one in self.sentences]
+        quoted = [f'"{_inner(sentence)}" [{_citation(one)}]' for sentence, one in self.sentences]
         lines = [*self.notes, *([_OF_ARTICLES] if quoted else []), *quoted, ""]
         for hit in self.found:
             if hit.pubmed_id in cited:
-                title = _unless_it_speaks(hit.title, "title", self.gazetteer)
-                journal = _unless_it_speaks(hit.journal, "journal", self.gazetteer)
-                where = ", ".join(str(part) for part in (journal, hit.year) if part)
-                retracted = " RETRACTED" if hit.retracted else ""
-                lines.append(f"PMID {article_id(hit.pubmed_id)}{retracted}: {title or '(no title)'} {where}".rstrip())
+                title = _quoted(hit.title, "title", self.gazetteer) or "(no title)"
+                journal = _quoted(hit.journal, "journal", self.gazetteer)
+                named = f"{title} in {journal}" if journal else title
+                of = f"{named}, {hit.year}" if hit.year else named
+                lines.append(f"{_citation(hit.pubmed_id)}{' RETRACTED' if hit.retracted else ''}: {of}")
         return "\n".join([*map(_printable, lines), NOTICE]).strip()
+
+
+def _citation(pubmed_id: str) -> str:
+    """PMID and the id; a DOI as one."""
+    return f"DOI {pubmed_id}" if _DOI.fullmatch(pubmed_id) else f"PMID {article_id(pubmed_id)}"
 
 
 def _inner(sentence: str) -> str:
     """A sentence as it stands between quotation marks, which no mark of its own can close."""
-    return re.sub('["\u201c-\u201f\u00ab\u00bb\uff02]', "'", sentence)
+    return "".join("'" if _is_quotation_mark(each) else each for each in sentence)
 
 
-def _unless_it_speaks(text: str, what: str, gazetteer: Gazetteer | None = None) -> str:
+def _is_quotation_mark(character: str) -> bool:
+    name = unicodedata.name(character, "")
+    return character in '"\u00ab\u00bb' or ("QUOTATION MARK" in name and "SINGLE" not in name)
+
+
+def _quoted(text: str, what: str, gazetteer: Gazetteer | None = None) -> str:
     """A title or a journal as it is printed: not where it tells the reader what they have, a model what to do, or cites."""
+    if not text:
+        return ""
     parts = (text, *split_sentences(text))
     speaks = any(states_diagnosis(one, gazetteer) or reads_like_instruction(one) or _cites(one) for one in parts)
-    return f"[{what} withheld: it speaks to the reader]" if speaks else text
+    return f"[{what} withheld: it speaks to the reader]" if speaks else f'"{_inner(text)}"'
 
 
 def _printable(line: str) -> str:
@@ -151,7 +164,7 @@ def answer(
     lacked = [hit.missing for hit in close if hit.pubmed_id in cited]
     missing = [word for word in (lacked[0] if lacked else ()) if all(word in words for words in lacked)]
     if missing:
-        notes.append(f"What was asked and none of these articles mentions: {', '.join(missing)}.")
+        notes.append(f"Words of the question that none of these articles has: {', '.join(missing)}.")
     return Answer(written, list(hits), False, notes, index.gazetteer)
 
 
@@ -215,7 +228,11 @@ def _supported(text: str, sources: dict[str, list[str]], gazetteer: Gazetteer) -
 
 _CITED = re.compile(r" ?(?:\[PMID\b[^\]]*|(?<!\w)\[[\d, ]+)\]")
 _LOOK_ALIKE = str.maketrans("ρμιрмі", "pmipmi")  # of the Greek and Cyrillic alphabets
-_CITES = re.compile(r"p\W*m\W*(?:i\W*d|c)\W*\d{3}|pub\W*med\D{0,40}\d{5}")
+_NUMBER = r"s?\W*(?:(?:id|no|nr|number|identifier|is|of)\W*){0,3}\d{3}"
+_CITES = re.compile(
+    rf"p\W*m\W*(?:[i1l|]\W*d|c){_NUMBER}|\bpub\W*med(?:\W*(?:id|ncbi\W*nlm\W*nih\W*gov))?{_NUMBER}|\[\W*\d{{7,8}}\W*\]"
+)
+_DOI = re.compile(r"10\.\d{4,9}/[\w.:;/()-]{1,200}", re.ASCII)
 # "HYPOTHESIS:" and "RETRACTED:" say more of a sentence than where it stands
 _LABEL = re.compile(r"^(?:(?:BACKGROUND|(?:PATIENTS AND )?METHODS|RESULTS?|FINDINGS|CONCLUSIONS?)(?: AND |: ))+")
 # numbers, words and signs; a hyphen but before a letter, where it may be a minus, a range or "CD34-"
@@ -224,7 +241,8 @@ _TOKEN = re.compile(r"""\.?\d+(?:[.,:]\d+)*|[^\W\d_]+|[^\w\s.,;:()[\]"'’-]|-(?
 
 def _cites(sentence: str) -> bool:
     """Whether a sentence of an article names a source by its number: an answer's citations are those of `ask` alone."""
-    return _CITES.search(undisguised(sentence).lower().translate(_LOOK_ALIKE)) is not None
+    plain = unicodedata.normalize("NFD", undisguised(sentence).lower().translate(_LOOK_ALIKE))
+    return _CITES.search("".join(each for each in plain if not unicodedata.combining(each))) is not None
 
 
 def _said(text: str, gazetteer: Gazetteer) -> tuple[str, ...]:

@@ -29,14 +29,13 @@ from examples.leukemia.dense import Embedder, SentenceTransformerEmbedder, neare
 from examples.leukemia.gazetteer import LEUKEMIA, Gazetteer, load_gazetteer, words_of
 from examples.leukemia.notice import NOTICE
 from examples.leukemia.safety import mask_record
+from examples.leukemia.spelling import search_form
 
 __all__ = ["Hit", "Index", "query_units", "readable"]
 
 WEIGHTS = (2.0, 1.0, 0.5)  # of title, abstract and names in BM25
 PLAIN = 0.5  # weight in coverage of a word that names no entity: "Gleevec" says what is asked more than "help" does
-PRIOR = (
-    10  # articles of other matters that weigh words, too: else a word of all articles of a small index weighs nothing
-)
+PRIOR = 10  # articles of other matters, reckoned in: else what all articles of a small index speak of weighs nothing
 DEPTH = 100  # places of each ranking that are fused
 BATCH = 200  # articles of one transaction: what a kill can lose of a call, and the next call adds
 Units = dict[tuple[str, ...], float]
@@ -281,11 +280,12 @@ class Index:
         return pubmed_id in vectors
 
     def _upsert(self, row: dict[str, Any]) -> str:
-        """Put a row where its article is; a subtype that people gave, and a retraction, outlast a file without them."""
-        query = "SELECT subtype, labelled, retracted, digest FROM articles WHERE pubmed_id = ?"
+        """Put a row where its article is; a subtype that people gave, year, journal and a retraction outlast a file without them."""
+        query = "SELECT subtype, labelled, year, journal, retracted, digest FROM articles WHERE pubmed_id = ?"
         found = self._database.execute(query, (row["pubmed_id"],)).fetchone()
         if found:
             kept = {"subtype": found["subtype"], "labelled": 1} if found["labelled"] and not row["labelled"] else {}
+            kept |= {name: found[name] for name in ("year", "journal") if not row[name]}
             row = row | kept | {"retracted": max(row["retracted"], found["retracted"])}
         row = row | {"digest": hashlib.sha256(repr(sorted(row.items())).encode()).hexdigest()}
         if found and found["digest"] == row["digest"]:
@@ -294,12 +294,11 @@ class Index:
         return "changed" if found else "added"
 
     def _row(self, record: Record) -> dict[str, Any]:
-        spans = annotate(f"{record.title}\n{record.abstract}", self.gazetteer)
         return {
             "pubmed_id": record.pubmed_id,
             "title": record.title,
             "abstract": record.abstract,
-            "names": "; ".join(sorted({span.name for span in spans})),
+            "names": "; ".join(_names(f"{record.title}\n{record.abstract}", self.gazetteer)),
             "year": record.year,
             "journal": record.journal,
             "subtype": subtype_of(record.title, record.abstract, self.gazetteer, record.subtype),
@@ -397,7 +396,7 @@ class Index:
         """How much of a question each sentence holds, by the index's own stems, names and weights."""
         units = query_units(question, self.gazetteer)
         weights, held = self._weights(units), dict.fromkeys(sentences, 0.0)
-        rows = [(one, "; ".join(span.name for span in annotate(one, self.gazetteer))) for one in held]
+        rows = [(one, "; ".join(_names(one, self.gazetteer))) for one in held]
         with closing(sqlite3.connect(":memory:")) as database:
             database.execute(f"CREATE VIRTUAL TABLE search USING fts5 (text, names, tokenize='{_TOKENIZE}')")
             database.executemany("INSERT INTO search VALUES (?, ?)", rows)
@@ -440,15 +439,36 @@ def query_units(question: str, gazetteer: Gazetteer) -> Units:
     units: Units = {}
     place = 0
     for span in annotate(question, gazetteer):
-        units |= {(word,): PLAIN for word in _content_words(question[place : span.start])}
+        units |= dict.fromkeys(_words(question[place : span.start]), PLAIN)
         units[tuple(dict.fromkeys((span.text, span.name)))] = 1.0
         place = span.end
-    return units | {(word,): PLAIN for word in _content_words(question[place:])}
+    return units | dict.fromkeys(_words(question[place:]), PLAIN)
 
 
-def _content_words(text: str) -> list[str]:
-    words = (word.lower() for word, _ in words_of(text))
-    return [word for word in words if word not in _FUNCTION_WORDS and re.fullmatch(r"\w{2,}", word)]
+def _words(text: str) -> list[tuple[str, ...]]:
+    """The words of a text that ask for something, each with its other forms; a letter or digit with the word beside it."""
+    words, units = [word for word, _ in words_of(text)], []
+    for place, word in enumerate(words):
+        asked = word.lower() not in _FUNCTION_WORDS or (word == "A" and place > 0)  # hepatitis A
+        if asked and re.fullmatch(r"\w+", word):
+            alone = len(word) > 1 or not word.isascii()
+            units.append((word.lower(), search_form(word)) if alone else _with_neighbours(words, place))
+    return [tuple(dict.fromkeys(unit)) for unit in units if unit]
+
+
+def _with_neighbours(words: Sequence[str], place: int) -> tuple[str, ...]:
+    """A word of one character with the one before and the one behind: hepatitis B, T cells; of a number first 5 years."""
+    pairs = [words[start : start + 2] for start in (place - 1, place) if 0 <= start < len(words) - 1]
+    small = _FUNCTION_WORDS - {"a"}
+    kept = [" ".join(pair) for pair in pairs if all(re.fullmatch(r"\w+", w) and w.lower() not in small for w in pair)]
+    return tuple(reversed(kept) if words[place].isdigit() else kept)
+
+
+def _names(text: str, gazetteer: Gazetteer) -> tuple[str, ...]:
+    """The preferred names of what a text mentions, and the other forms of its words, by which they are found, too."""
+    names = {span.name for span in annotate(text, gazetteer)}
+    forms = {form for word in set(re.findall(r"\w+", text)) if (form := search_form(word)) != word.lower()}
+    return (*sorted(names), *sorted(forms))
 
 
 def _any_of(unit: tuple[str, ...]) -> str:

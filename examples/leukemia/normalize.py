@@ -61,13 +61,14 @@ def normalize(text: str, spans: Sequence[Span], counts: Counter[str] | None = No
     counts = Counter() if counts is None else counts
     told_apart = _told_apart(text, spans)
     parts, place = [], 0
-    for span in spans:
+    for position, span in enumerate(spans):
+        around = spans[max(0, position - 50) : position + 50]
         kept = span.id in told_apart or _is_taken_apart(span, text)
-        new = _lab(span) if span.type == "lab" else span.text if kept else _fitting(span, text)
+        new = _lab(span, text, around) if span.type == "lab" else span.text if kept else _fitting(span, text)
         if span.text[0].isupper() and _starts_sentence(text, span.start):
             new = new[0].upper() + new[1:]
         counts[f"{span.type}: to the preferred term"] += new != span.text
-        parts += [text[place : span.start], new]
+        parts += [_with_article(text[place : span.start], span.text, new), new]
         place = span.end
     text = "".join([*parts, text[place:]])
     lowered = text.lower()
@@ -157,11 +158,62 @@ def _fitting(span: Span, text: str) -> str:
     return name
 
 
-def _lab(span: Span) -> str:
+_NUMBER = r"\d+(?:[., ]\d{3})*(?:\.\d+)?(?![.,]?\d)"
+# a range, a norm, a later value; but not P < 0.05, n = 12, day 8, 12 of 45, 33 (53%), CD34, t(8;21), 10(9)
+_BARE = re.compile(
+    rf"""\b(?:(?P<other>[PNR]\s?[=<>≤≥]|days?|weeks?|months?|years?|aged?|grades?|phases?|stages?|types?|groups?|cycles?
+      |courses?|arms?|cohorts?|ratio|[HOR]R|cases?|patients?|chromosomes?|fig(?:ure)?s?\.?|tables?|\d\sof)|in|since|from|until)?\s?
+    (?<![\w.^/;+*])(?<!\w[(-]){_NUMBER}(?:\s?(?:-|to|±|\+/-)\s?{_NUMBER})?(?!\s?(?:-|to|and|or|±|\+/-)\s?\d)
+    (?=\s?(?:[.,;:)\]?!]|$)|\s\((?!\d[\d.]*%)|\s(?:and|or|in|on|at|with|without|to|from|for|before|after|but|as|than|when
+      |while|during|by|if|until|within|over|among|between|compared|versus|vs|respectively)\b)""",
+    re.VERBOSE | re.IGNORECASE,
+)
+_SENTENCE_END = re.compile(r"[.?!]\s+(?=[A-Z\[])(?!(?:It|They|(?:The\s)?(?:[Nn]ormal|[Rr]eference|[Rr]ange))\b)")
+
+
+def _lab(span: Span, text: str, around: Sequence[Span]) -> str:
+    """The analyte's name with the value in its unit, or with that of the text where a number near it would keep another."""
     unit = f" x {span.unit}" if span.unit.startswith("10^") else f" {span.unit}".replace(" %", "%")
+    quantity = span.written if span.written and _unit_stays_near(text, span, around) else f"{span.value}{unit}"
     if span.value_first:
-        return f"{span.value}{unit}{span.between}{span.name}"
-    return f"{span.name}{span.between or ' '}{span.value}{unit}"
+        return f"{quantity}{span.between}{span.name}"
+    return f"{span.name}{span.between or ' '}{quantity}"
+
+
+def _unit_stays_near(text: str, span: Span, around: Sequence[Span]) -> bool:
+    """Whether the sentence has another number with the value's unit, or with none: 12,500/µL (range 800-450,000)."""
+    place, end = max(0, span.start - 500), span.end + 500
+    near = text[place:end]
+    for other in around:
+        if other.type == "lab" and other != span and place <= other.start and other.end <= end:
+            near = near[: other.start - place] + "x" * len(other.text) + near[other.end - place :]
+    before = _SENTENCE_END.split(near[: span.start - place])[-1]
+    behind = _SENTENCE_END.split(near[span.end - place :], maxsplit=1)[0]
+    unit = re.search(r"\d\s?([^\d\s.,±+t-].*)", span.written)
+    same = re.compile(rf"\d\s?{re.escape(unit[1])}(?!\w)" if unit else "(?!)")
+    return any(same.search(part) or any(map(_is_bare, _BARE.finditer(part))) for part in (before, behind))
+
+
+def _is_bare(match: re.Match[str]) -> bool:
+    year = re.fullmatch(r"(?:in|since|from|until)\s(?:19|20)\d\d", match[0], re.IGNORECASE)
+    return not match["other"] and not year
+
+
+_ARTICLE = re.compile(r"(?:\ba|(?:^|[.:?!]\s)A)(?P<n>n?)\s$")
+# an 8, an 11, an 18; an LDH, but a WBC; an AML, an acute leukemia, but a unit
+_AN = re.compile(
+    r"~?(?:8|1[18](?:,?\d{3})*(?![\d,]))|Hg?b\b|[FHLMNRSX](?=[^AEIOUYa-z\W]{2})"
+    r"|(?![Ee]u|[Uu](?:ni|ri|s[eu])|[Oo]ne)[AEIOUaeiou]"
+)
+
+
+def _with_article(before: str, old: str, new: str) -> str:
+    """What stands before a name, "a" and "an" made to fit its new form: an Hb, a hemoglobin."""
+    match = _ARTICLE.search(before)
+    fits_old, fits_new = bool(_AN.match(old)), bool(_AN.match(new))
+    if match is None or fits_old == fits_new or bool(match["n"]) != fits_old or old.lower() == new.lower():
+        return before
+    return f"{before[: match.start('n')]}{'n' * fits_new} "
 
 
 def _starts_sentence(text: str, place: int) -> bool:

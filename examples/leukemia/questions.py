@@ -7,22 +7,25 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from examples.leukemia.annotate import annotate
+from examples.leukemia.annotate import Span, annotate
 from examples.leukemia.clean import clean
 from examples.leukemia.data import Record, UserError, as_id, read_csv
 from examples.leukemia.gazetteer import Gazetteer
+from examples.leukemia.reading import split_sentences
 from examples.leukemia.safety import mask_identifiers
 
 __all__ = ["Question", "questions_from_names", "read_questions"]
 
 MOST = 2  # questions from the names of one abstract
+FEWEST, LONGEST = 6, 60  # words of a sentence that is asked with a name left out
+BLANK = "____"
 _ASKED = {
-    "drug": "Which drug does the abstract name?",
-    "gene": "Which gene does the abstract name?",
-    "fusion": "Which gene fusion does the abstract name?",
-    "karyotype": "Which chromosome change does the abstract name?",
-    "virus": "Which virus does the abstract name?",
-    "phase": "Which phase does the abstract name?",
+    "drug": "Which drug is left out",
+    "gene": "Which gene is left out",
+    "fusion": "Which gene fusion is left out",
+    "karyotype": "Which chromosome change is left out",
+    "virus": "Which virus is left out",
+    "phase": "Which phase is left out",
 }
 
 
@@ -69,20 +72,44 @@ def _masked(row: dict[str, str]) -> Question:
 
 
 def questions_from_names(record: Record, gazetteer: Gazetteer) -> list[Question]:
-    """What the annotator can ask of an abstract: things of which it names just one, and lab values that it gives once.
+    """What the annotator can ask of an abstract: which name a sentence of it has left out, and lab values given once.
 
-    The answer is the preferred name, or the value in the gazetteer's unit.
+    A sentence with a gap (Hermann et al. 2015, section 2.2) has one answer, as it is written there, whatever else the
+    abstract names and the gazetteer does not know. Of each kind of thing the first is asked for, a sentence once. The
+    answer to a lab value is in the gazetteer's unit.
     """
-    named: defaultdict[str, list[str]] = defaultdict(list)
     values: defaultdict[str, list[str]] = defaultdict(list)
-    for span in annotate(record.abstract, gazetteer):
+    spans, gaps, used = annotate(record.abstract, gazetteer), dict[str, Question](), set[int]()
+    place = 0
+    for sentence in split_sentences(record.abstract):
+        end = place + len(sentence)
+        for span in spans:
+            if place <= span.start < end and span.type in _ASKED.keys() - gaps.keys() and place not in used:
+                gap = _with_a_gap(record.abstract, place, end, [other for other in spans if other.id == span.id])
+                if BLANK in gap and FEWEST <= len(gap.split()) <= LONGEST:
+                    used.add(place)
+                    gaps[span.type] = Question(f'{_ASKED[span.type]} in "{gap}"?', span.text, record.pubmed_id)
+        place = end + 1
+    for span in spans:
         if span.type == "lab":
             values[span.name].append(f"{span.value} {span.unit}")
-        else:
-            named[span.type].append(span.name)
-    asked = [(text, named[kind]) for kind, text in _ASKED.items()]
-    asked += [(f"What {_was(name)} {name}?", answers) for name, answers in values.items()]
-    return [Question(text, answers[0], record.pubmed_id) for text, answers in asked if len(set(answers)) == 1][:MOST]
+    asked = [gaps[kind] for kind in _ASKED if kind in gaps]
+    asked += [
+        Question(f"What {_was(name)} {name}?", given[0], record.pubmed_id)
+        for name, given in values.items()
+        if len(set(given)) == 1
+    ]
+    return asked[:MOST]
+
+
+def _with_a_gap(text: str, start: int, end: int, spans: Sequence[Span]) -> str:
+    """text[start:end] with a blank in the place of each of the spans."""
+    parts, place = [], start
+    for span in spans:
+        if start <= span.start and span.end <= end:
+            parts += [text[place : span.start], BLANK]
+            place = span.end
+    return "".join([*parts, text[place:end]])
 
 
 def _was(name: str) -> str:

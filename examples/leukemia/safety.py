@@ -273,9 +273,10 @@ def as_data(text: str, tags: Sequence[str]) -> str:
     return re.sub(rf"<(?=\s*/?\s*(?:{'|'.join(tags)})\b)", "&lt;", text, flags=re.IGNORECASE)
 
 
+_ONE = r"(?:I|my|we|he|she|our|(?:this|the|our)\s(?:patient|man|woman|child|boy|girl)|(?:my\s)?(?:dad|mum|mom|father|mother|son|daughter))"
 _PERSON = re.compile(
-    r"\b(?:do|does|did|am|have|has|is|are|should|can|could|will|would)\s(?:I|my|we|he|she|our)\b"
-    r"|\bmy\b|\bwhat\s(?:do|does)\s(?:I|my|he|she)\b|\bI\s(?:have|am|feel|take)\b",
+    rf"\b(?:do|does|did|am|have|has|is|are|was|were|should|can|could|will|would)\s{_ONE}\b(?![\s-](?:staining|stain|sections?|FISH))"
+    r"|\bmy\b|\bwhat\s(?:do|does)\s(?:I|my|he|she)\b|\bI\s(?:have|am|feel|take|was|had)\b|\bI['\u2019](?:m|ve|d)\b|\bme\b",
     re.IGNORECASE,
 )
 _LOOK_ALIKE = str.maketrans("аеорсухкмнтвіјѕһοαρυιετκνγμʏᴏᴜ", "aeopcyxkmhtbijshoapuietkvyuyou")

@@ -7,10 +7,11 @@ has a capital within a sentence or stands before "et al." (Centre Hospitalier, H
 from __future__ import annotations
 
 import re
+import unicodedata
 from collections.abc import Callable
 from functools import cache
 
-__all__ = ["american_word", "americanize"]
+__all__ = ["american_word", "americanize", "search_form"]
 
 _ISE = (
     "categor|central|character|colon|crystall|dichotom|emphas|external|fertil|final|formal|general|harmon|hospital|"
@@ -68,3 +69,25 @@ def american_word(word: str) -> str:
     if new == word:
         return word
     return new.upper() if word.isupper() else new[0].upper() + new[1:] if word[0].isupper() else new
+
+
+_GREEK = re.compile(r"GREEK SMALL LETTER (?:FINAL )?(\w+)")
+_PLURALS = {"children": "child", "women": "woman", "men": "man", "mice": "mouse", "feet": "foot", "teeth": "tooth"}
+_PLURAL_ENDS = (
+    (re.compile(r"(?<=\w{4})ses$"), "sis"),
+    (re.compile(r"(?<=\w{3})i$"), "us"),
+    (re.compile(r"(?<=\w{3})ae$"), "a"),
+)
+
+
+@cache
+def search_form(word: str) -> str:
+    """A word as it is looked for besides the way it is written: American, singular, Greek letters by name.
+
+    What is no plural may get a form that no one writes ("diseases" becomes "diseasis"): it then finds nothing more.
+    """
+    word = american_word(word.lower())
+    for pattern, singular in _PLURAL_ENDS:
+        word = pattern.sub(singular, word)
+    greek = _GREEK.fullmatch(unicodedata.name(word, "")) if len(word) == 1 else None
+    return greek[1].lower() if greek else _PLURALS.get(word, word)

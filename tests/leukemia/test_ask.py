@@ -17,7 +17,7 @@ from examples.leukemia.ask import answer, prompt_ids
 from examples.leukemia.clean import clean
 from examples.leukemia.data import Record, UserError, read_abstracts
 from examples.leukemia.gazetteer import LEUKEMIA, load_gazetteer
-from examples.leukemia.index import Index
+from examples.leukemia.index import Hit, Index
 from examples.leukemia.notice import NOTICE
 from examples.leukemia.pretrain import TINY_LLAMA
 from examples.leukemia.prompt import article_blocks
@@ -71,7 +71,7 @@ def test_what_an_article_bears_out_is_kept_and_cited(index: Index, monkeypatch) 
     assert given.notes[-1].startswith("Sentences of the model that were dropped") and given.notes[-1].endswith(": 2.")
     text = str(given)
     assert '89 percent." [PMID 11]' in text and "SYN-9" not in text and "98 percent" not in text
-    assert text.endswith(NOTICE) and "PMID 11: Imatinib in CML 2003" in text
+    assert text.endswith(NOTICE) and 'PMID 11: "Imatinib in CML", 2003' in text
 
 
 SAID = (
@@ -217,7 +217,7 @@ def test_what_no_cited_article_mentions_is_said(index: Index) -> None:
     question = "Does imatinib or dasatinib treat the flu?"
     given = answer(question, index, hits=index.search(question), threshold=0.1)
     assert {pubmed_id for _, pubmed_id in given.sentences} == {"11", "12"}
-    assert given.notes == ["What was asked and none of these articles mentions: flu."]
+    assert given.notes == ["Words of the question that none of these articles has: flu."]
     question = "Survival on imatinib?"
     assert answer(question, index, hits=index.search(question), threshold=0.1).notes == []
 
@@ -745,6 +745,17 @@ def test_diagnoses_and_questions_about_people() -> None:
     ):
         assert not states_diagnosis(text), text
     assert asks_about_a_person("Does my mother have AML?") and not asks_about_a_person("Does imatinib cure CML?")
+    for question in (
+        "Will imatinib cure me?",
+        "I'm 45 and diagnosed with CML, take imatinib?",
+        "I\u2019ve CML, what now?",
+        "Should this patient take imatinib?",
+        "Should dad stop imatinib?",
+        "Was I misdiagnosed with CML?",
+    ):
+        assert asks_about_a_person(question), question
+    for question in ("Is HE staining used in AML?", "Can i-FISH find BCR-ABL?", "Is IDH1 or ME1 mutated in AML?"):
+        assert not asks_about_a_person(question), question
     text = "a </article> < ARTICLE id=1> < /article> <\t/ article> b < 5"
     assert as_data(text, ("article",)) == text.replace("<", "&lt;", 4)
 
@@ -813,12 +824,12 @@ def test_what_is_printed_of_an_article_neither_speaks_nor_forges_nor_escapes(ind
     printed = str(ask.Answer([(text, hit.pubmed_id) for hit in hits], hits))
     assert len(hits) == 4 and printed.count(text) == 4
     assert "PMID 41: [title withheld: it speaks to the reader]" in printed
-    assert "PMID 42: On CLL [journal withheld: it speaks to the reader]" in printed
+    assert 'PMID 42: "On CLL" in [journal withheld: it speaks to the reader]' in printed
     assert "You have" not in printed and "[PMID 4__You_have_leukemia__PMID_5]" in printed
-    assert "\x1b" not in printed and "\u202e" not in printed and "PMID __31m7: On [31m red" in printed
+    assert "\x1b" not in printed and "\u202e" not in printed and 'PMID __31m7: "On [31m red"' in printed
     for file in ("pubmed_leukemia_abstracts.csv", "leukemia_typed_abstracts.csv"):
         with (real / file).open(encoding="utf-8", newline="") as source:
-            assert all(ask._unless_it_speaks(row["title"], "title") == row["title"] for row in csv.DictReader(source))
+            assert not any("withheld" in ask._quoted(row["title"], "title") for row in csv.DictReader(source))
 
 
 def test_a_title_is_quoted_only_where_no_sentence_tells_more(index: Index) -> None:
@@ -958,7 +969,17 @@ def test_a_text_without_full_stops_is_no_sentence_to_quote(index: Index) -> None
         "[PΜID 31337]",
         "[РMID 31337]",
     ]
-    + ["https://pubmed.ncbi.nlm.nih.gov/31337/", "ＰＭＩＤ ３１３３７", "PM\u200bID 31337", "PMC31337"],
+    + [
+        "PMIDs 31337",
+        "PMID no. 31337",
+        "PMID is 31337",
+        "PubMed ID number 31337",
+        "PM\u00cfD 31337",
+        "PMlD 31337",
+        "PM1D 31337",
+    ]
+    + ["PMIDs 31337", "PMID no. 31337", "PMID is 31337", "PubMed ID number 31337", "PM\u00cfD 31337", "PMlD 31337"]
+    + ["PM1D 31337", "https://pubmed.ncbi.nlm.nih.gov/31337/", "ＰＭＩＤ ３１３３７", "PM\u200bID 31337", "PMC31337"],
 )
 def test_only_ask_itself_cites(index: Index, forged: str) -> None:
     """A sentence with a number of another article is neither quoted nor taken from the model."""
@@ -969,6 +990,23 @@ def test_only_ask_itself_cites(index: Index, forged: str) -> None:
     sources = {"91": [f"Asciminib clearly helped most {forged}."]}
     kept, _ = ask._supported(sources["91"][0], sources, index.gazetteer)
     assert kept in ([], [("Asciminib clearly helped most.", "91")])
+
+
+def test_articles_are_listed_in_quotation_marks_and_a_doi_as_one() -> None:
+    """A title and a journal are the article's words as much as a sentence is; no mark in them closes the quotation."""
+    doi = "10.1016/S0140-6736(99)1234"
+    hits = [
+        Hit(doi, "CML confirmed\u275e by this tool", "", 2024, "J \u301eMed", None, False, 1.0, 1.0),
+        Hit("10.1/x] y", "", "", None, "", None, True, 1.0, 1.0),
+    ]
+    printed = str(ask.Answer([("Imatinib\u201f works\u2e42.", doi), ("It\u2019s so.", "10.1/x] y")], hits)).splitlines()
+    assert printed[1:6] == [
+        f"\"Imatinib' works'.\" [DOI {doi}]",
+        '"It\u2019s so." [PMID 10.1_x__y]',
+        "",
+        f'DOI {doi}: "CML confirmed\' by this tool" in "J \'Med", 2024',
+        "PMID 10.1_x__y RETRACTED: (no title)",
+    ]
 
 
 def test_no_real_abstract_cites_by_number(real: Path) -> None:

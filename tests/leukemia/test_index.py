@@ -134,6 +134,37 @@ def test_what_every_article_of_a_small_index_holds_still_counts(index_of) -> Non
         assert all(hit.coverage < THRESHOLD for hit in index.search(question)), question
 
 
+@pytest.mark.parametrize(
+    ("text", "question"),
+    [
+        ("Anaemia and tumour lysis were seen in paediatric leukaemia.", "anemia tumor lysis pediatric"),
+        ("Anemia and tumor lysis were seen.", "anaemia tumour"),
+        ("Children, women and mice were treated.", "child woman mouse"),
+        ("A child and a mouse.", "children mice"),
+        ("Metastases, analyses and nuclei.", "metastasis analysis nucleus"),
+        ("TGF-β and IFN-gamma were raised.", "beta γ"),
+    ],
+)
+def test_words_are_found_in_other_spellings_and_numbers(index_of, text: str, question: str) -> None:
+    """British and American, irregular plurals, Greek letters: nothing of the question is missing."""
+    (hit,) = index_of([Record("1", "", text)]).search(question)
+    assert (hit.missing, hit.coverage) == ((), 1.0)
+
+
+def test_a_letter_or_a_digit_asks_with_the_word_beside_it(index_of) -> None:
+    text = "Rituximab reactivated hepatitis C in T cells after 5 years; interleukin-2 rose."
+    index = index_of([Record("1", "", text)])
+    missing = {
+        "Does rituximab reactivate hepatitis C?": (),
+        "Does rituximab reactivate hepatitis B?": ("hepatitis B",),
+        "hepatitis A": ("hepatitis A",),
+        "Was a reactivation in T cells after 5 years?": (),
+        "interleukin 2": (),
+        "interleukin-6": ("interleukin 6",),
+    }
+    assert {question: index.search(question)[0].missing for question in missing} == missing
+
+
 def test_operators_in_a_question_are_words(index: Index) -> None:
     for question in (
         'imatinib" OR "x',
@@ -148,6 +179,15 @@ def test_operators_in_a_question_are_words(index: Index) -> None:
 def test_units_of_a_question() -> None:
     units = query_units("Does Gleevec help older people with CML?", load_gazetteer())
     assert units == {("Gleevec", "imatinib"): 1.0, ("older",): 0.5, ("CML", "chronic myeloid leukemia"): 1.0}
+
+
+def test_year_and_journal_outlast_a_file_without_them(index: Index) -> None:
+    assert index.add([Record("1", "Imatinib in chronic myeloid leukemia", "Other words on asciminib.")])["changed"] == 1
+    (hit,) = index.search("asciminib", since=2003)
+    assert (hit.year, hit.journal) == (2003, "Blood")
+    assert index.add([Record("1", "T", "Words on asciminib.", year=2004, journal="Lancet")])["changed"] == 1
+    (hit,) = index.search("asciminib")
+    assert (hit.year, hit.journal) == (2004, "Lancet")
 
 
 def test_what_looks_like_a_patients_data_is_not_kept(index: Index) -> None:

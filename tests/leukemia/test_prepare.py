@@ -597,6 +597,91 @@ def test_what_stands_before_an_analyte_and_is_not_its_value(text: str) -> None:
     assert [span for span in annotate(text) if span.type == "lab"] == []
 
 
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [  # the power of ten is that of the text: 189 x 1000 is 189,000
+        ("WBC count was 189 x 1000/µL", "189"), ("WBC 45 X 1000/cu mm", "45"), ("WBC 56 x 100/µL", "5.6"), ("platelets 4.5 × 10,000/µL", "45"),
+        ("WBC 189 x 1,000 cells/µL", "189"), ("SERUM CALCIUM WAS 15.4 MG/DL", "15.4"), ("HEMOGLOBIN WAS LESS THAN 80 G/L", "<8"),
+        ("HEMOGLOBIN 7.2 G/100 ML", "7.2"), ("BLASTS OF 80 PER CENT", "80"), ("PLATELETS WERE 20,000/CU MM", "20"), ("URIC ACID 14 MG%", "14"),
+    ],
+)  # fmt: skip
+def test_lab_values_times_a_thousand_and_in_capitals(text: str, value: str) -> None:
+    (span,) = annotate(text)
+    assert (span.type, span.value) == ("lab", value)
+
+
+NOT_STATED = """ionised calcium was 1.6 mmol/L; albumin-corrected calcium was 3 mmol/L; urine calcium was 12 mg/dL; glycated hemoglobin of 9 g/dL
+mean corpuscular hemoglobin concentration was 33 g/dL; plasma hemoglobin was 50 mg/dL; cord blood hemoglobin 14 g/dL; the CSF leukocyte count was 45/mm3
+conjugated bilirubin was 4.5 mg/dl; pleural fluid LDH was 1,200 U/L; WBC was 900/µL in the ascitic fluid; CSF: WBC 250/mm3, 90% blasts
+undetectable MRD was 75.7%; uMRD was 76%; the cumulative incidence of MRD was 25%; DFS for patients with MRD was 30%; CR with MRD 45%; survival by MRD was 80%
+CD20 expression on blasts was 45%; viability of blasts was 90%; lysis of lymphocytes and blasts was 45%; CD7+ blasts were 45%; expression on >20% blasts
+apoptosis of blasts: 45%; MPO-positive blasts > 3%; the cells were mostly blasts, 10% were lymphocytes; 65% were blasts, 10% lymphocytes
+blasts (95% positive for TdT) were seen; blasts were 45% positive for CD13; many blasts (20% were positive); killed 60% blasts; stained 45% blasts
+neutrophils (5 x 10(6)/ml) were stimulated; coated with fibrinogen (100 µg/ml); coated with fibrinogen (1 g/L); calcium (2 mmol/L) was added
+bilirubin (100 µmol/L) inhibited growth; uric acid, 6 mg/dL, induced IL-1; with 0.5 mmol/L calcium; washed platelets (300,000/µL); calcium was 2 mmol/L in buffer
+platelets (200 x 10^9/L) were transfused; in the presence of calcium, 1 mmol/L; hemoglobin (5 g/dL) solution; blasts were 60% in vitro
+each 1 g/dL hemoglobin; for every 1 g/dL of hemoglobin, odds fell; increment of 7,500/µL platelets; per 10 x 10^9/L platelets; a mean hemoglobin change of 2 g/dL
+the difference in mean hemoglobin was 1.1 g/dL; erythropoietin increased hemoglobin 2 g/dL; the SD of hemoglobin was 1.1 g/dL; with hemoglobin 2 g/dL lower
+hazard ratio for hemoglobin of 1 g/dL; normal hemoglobin is 12-16 g/dL; MRD was 60% (30 of 50); grown with calcium 2 mmol/L; linear for ferritin of 5 ng/mL; negative predictive value of MRD was 95%"""
+
+
+@pytest.mark.parametrize("text", [text.strip() for line in NOT_STATED.splitlines() for text in line.split(";")])
+@pytest.mark.parametrize("path", [LEUKEMIA, LYMPHOMA / "gazetteer.json"])
+def test_a_value_of_another_quantity_a_share_a_reagent_or_a_change_is_no_lab_value(text: str, path: Path) -> None:
+    assert [
+        span for span in annotate(f"{text[0].upper()}{text[1:]}.", load_gazetteer(path)) if span.type == "lab"
+    ] == []
+
+
+STATED = """LDH, hemoglobin |72| g/L; total bilirubin |6.7| mg/dl; the median initial hemoglobin was |9| g/dL; serum calcium was |9| mg/dL, CSF was clear
+the median of hemoglobin is not known: hemoglobin was |9| g/dL; the mean concentration of creatinine was |2| mg/dL; G-CSF at ANC <|300|/µL
+bone marrow showed |60|% blasts (20% MPO positive); blasts were |60|% of nucleated cells; there were blasts (|60|%); day 29 MRD was |0.5|%
+the percentage of blasts was |60|%; patients with WBC of |50-100| x 10^9/L had relapses; high LDH (>|500| U/L) predicted it; a WBC of |300|/µL rose
+defined by hemoglobin < |10| g/dL; stage C is anemia (hemoglobin < |10| g/dL); hemoglobin of |7| g/dL was found; fever and a hemoglobin of |7| g/dL
+defined as <|5|% blasts; her marrow had |45|% blasts; laboratory tests disclosed hemoglobin |7| g/dL; Hb |7| g/dl WBC 5 x 10^9/L
+the patient's hemoglobin was |7| g/dL; remarkable for |60|% blasts; HGB |7.5| g/dL [12-16], albumin; the median marrow blasts were |60|%"""
+
+
+@pytest.mark.parametrize("text", [text.strip() for line in STATED.splitlines() for text in line.split(";")])
+def test_what_states_a_value_of_patients_is_one(text: str) -> None:
+    _, number, _ = text.split("|")
+    first = next(span for span in annotate(text.replace("|", "")) if span.type == "lab")
+    assert number in first.text
+
+
+@pytest.mark.parametrize("rest", ["(range 60-120)", "(95% CI, 88 to 102)", "compared with 95 in controls", "and rose to 110", "(normal >120)",
+                                  "on day 1 and 110 on day 8", "(reference, 120-160 g/L)", "at first. It rose to 110", "(n = 14) vs. 95 in men",
+                                  "after it had been 110", "(SD 12)", "(normal: 120)"])  # fmt: skip
+def test_a_value_keeps_its_unit_where_a_number_near_it_would_keep_it(rest: str) -> None:
+    text = f"The Hb was 72 g/L {rest}."
+    spans = annotate(text)
+    assert spans[0].value == "7.2" and normalize(text, spans) == f"The hemoglobin was 72 g/L {rest}."
+    same_unit = text.replace("72 g/L", "7.2 g/dl")
+    assert normalize(same_unit, annotate(same_unit)).startswith("The hemoglobin was 7.2 g/dL")
+
+
+@pytest.mark.parametrize("rest", ["in 12 of 45 patients (27%; P = 0.03, n = 12)", "on day 8 in 2003", "(95% blasts, LDH 500 U/L, age 45 years)",
+                                  "after 3 cycles of CPX-351 (Table 2)", "with t(8;21), del(13q) or CD34", "and platelets 10 x 10^9/L", "(8.5 mg/dL)",
+                                  "at 1.5-fold doses. Patients were 60-120"])  # fmt: skip
+def test_numbers_of_other_things_let_a_value_have_its_unit(rest: str) -> None:
+    text = f"The Hb was 72 g/L {rest}."
+    assert normalize(text, annotate(text)).startswith("The hemoglobin was 7.2 g/dL")
+
+
+@pytest.mark.parametrize(
+    ("text", "written"),
+    [
+        ("He had an 8.1 mmol/L hemoglobin.", "He had a 13.1 g/dL hemoglobin."),
+        ("A 110 g/L hemoglobin and a 180 g/L hemoglobin", "An 11 g/dL hemoglobin and an 18 g/dL hemoglobin"),
+        ("An Hb of 8 g/dL, an AML and a WBC of 5 x 10^9/L", "A hemoglobin of 8 g/dL, an acute myeloid leukemia and a white blood cell count of 5 x 10^9/L"),
+        ("an HTLV-1 carrier, an MLL fusion, a c-Myc fusion", "a human T-lymphotropic virus 1 carrier, a KMT2A fusion, a MYC fusion"),
+        ("hepatitis A AML", "hepatitis A acute myeloid leukemia"),
+    ],
+)  # fmt: skip
+def test_the_article_fits_what_is_normalized(text: str, written: str) -> None:
+    assert normalize(text, annotate(text)) == written
+
+
 def test_a_value_between_two_analytes_is_that_of_the_first() -> None:
     (span,) = annotate("hemoglobin 9 g/dL hemoglobin")
     assert (span.start, span.value) == (0, "9")

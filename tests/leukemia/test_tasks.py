@@ -129,7 +129,7 @@ def test_as_many_words_as_fit() -> None:
             "All received Gleevec.",
             [Question("Who came?", "some patients", "1"), Question("What was given?", "Gleevec", "1")],
         ),
-        ("All received Gleevec.", []),  # the annotator's, by the preferred name
+        ("All of the patients received Gleevec.", []),  # the annotator's
         ("Hemoglobin was 9.5 g/dL.", []),
     ],
 )
@@ -214,14 +214,41 @@ def test_shipped_questions_are_answered_by_their_abstracts() -> None:
 
 
 def test_questions_that_the_annotator_can_ask() -> None:
-    text = "STI571 was given in CML with BCR-ABL1. FLT3 and NPM1 were tested. Platelets were 45 x 10^9/L."
+    """A sentence with a name left out, as it is written there: whatever else is named, it has one answer."""
+    text = (
+        "STI571 (Gleevec) was given to 12 patients with CML. The drug imatinib was stopped in those with BCR-ABL1 below 1%. "
+        "Neither FLT3 nor NPM1 was tested in them. FLT3 was rare. Platelets were 45 x 10^9/L."
+    )
     asked = questions_from_names(Record("7", "", text), GAZETTEER)
     assert [(question.question, question.answer) for question in asked] == [
-        ("Which drug does the abstract name?", "imatinib"),
-        ("Which gene fusion does the abstract name?", "BCR::ABL1"),
+        ('Which drug is left out in "____ (____) was given to 12 patients with CML."?', "STI571"),
+        ('Which gene is left out in "Neither ____ nor NPM1 was tested in them."?', "FLT3"),
     ]
-    asked = questions_from_names(Record("7", "", "FLT3 and NPM1. Platelets were 45 x 10^9/L."), GAZETTEER)
-    assert asked == [Question("What was the platelet count?", "45 10^9/L", "7")]  # two genes are no answer
+    text = "BCR-ABL1 was measured in all patients with imatinib every month. FLT3 was rare. Platelets were 45 x 10^9/L."
+    asked = questions_from_names(Record("7", "", text), GAZETTEER)
+    assert [(question.question, question.answer) for question in asked] == [
+        (
+            'Which gene fusion is left out in "____ was measured in all patients with imatinib every month."?',
+            "BCR-ABL1",
+        ),
+        ("What was the platelet count?", "45 10^9/L"),
+    ]  # a sentence is asked once, and one of three words tells too little
+    asked = questions_from_names(
+        Record("7", "", "Platelets were 45 x 10^9/L. Later, platelets were 60 x 10^9/L."), GAZETTEER
+    )
+    assert asked == []  # two values are no answer
+
+
+def test_a_gap_filled_with_its_answer_is_a_sentence_of_the_real_abstract(real: Path) -> None:
+    questions = 0
+    for record in read_abstracts(real / "pubmed_leukemia_abstracts.csv")[0]:
+        for question in questions_from_names(record, GAZETTEER):
+            if "____" in question.question:
+                sentence = question.question.split('"', 1)[1][:-2].split("____")
+                assert question.answer in record.abstract and sentence[0] + question.answer in record.abstract
+                assert all(part in record.abstract for part in sentence)
+                questions += 1
+    assert questions > 150
 
 
 def test_question_files(tmp_path: Path, real: Path) -> None:
