@@ -31,14 +31,25 @@ _NUMBERED = re.compile(  # of what the number may be: no. 12, Figs. 2 and 3, et 
 )
 
 
+# an initial (by P. Nowell, D. A. Hungerford), unless a word follows that begins sentences; Proc. Natl. Acad. Sci.
+_OF_A_NAME = re.compile(
+    r"(?:\b(?:by|and|of|from|with|Drs?\.|[A-Z]\.)\s|^|[,(]\s?)[A-Z]\.$|\b(?:Proc|Natl?|Acad|Univ|Inst|Dept)\.$"
+)
+_BEGINS = re.compile(
+    r"(?:The|This|These|Those|That|There|They|It|Its|We|Our|In|On|At|Of|A|An|All|However|Patients?|Both)\b(?!\.)"
+)
+
+
 def split_sentences(text: str) -> list[str]:
-    """The sentences of a text; "e.g.", "vs.", "St.", "Dr." and the like end none, nor do "no." and "Fig." before a number."""
+    """The sentences of a text; "e.g.", "vs.", "Dr.", initials and the like end none, nor do "no." and "Fig." before a number."""
     parts, place = [], 0
     for match in _BETWEEN.finditer(text):
+        before = text[max(0, match.start() - 12) : match.start()]
         if match["number"]:
-            before = text[max(0, match.start() - 12) : match.start()]
             if not _COUNTED.match(text, match.end()) or not _ENDED.search(before) or _NUMBERED.search(before):
                 continue
+        elif _OF_A_NAME.search(before) and not _BEGINS.match(text, match.end()):
+            continue
         parts.append(text[place : match.start()])
         place = match.end()
     return [part for part in [*parts, text[place:]] if part]

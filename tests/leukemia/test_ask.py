@@ -877,6 +877,8 @@ def test_a_sentence_does_not_end_at_a_title_or_an_abbreviation() -> None:
         "As Zapata et al. 2004 showed, approx. 5 patients and ca. 12 mice on Jan. 5 had no. 12.",
         "P was <0. 05 and 12. 5 months, 1. 2 and vitamin D. 3 mg, St. 3 wards, Leukemia. 2010;28:1-5.",
         "They were seen at long-term follow-up.| 76 patients left, 22% vs. 11%.",
+        "It was seen by P. Nowell and D. A. Hungerford (J. Rowley told why).| Others doubted it.",
+        "It was in Proc. Natl. Acad. Sci.| All had type A or B.| The others had vitamin K.| Patients of group A.| We left.",
         "Seen in ref. 12 patients, resp. 5 mg, max. 3 doses and min. 2 weeks.",
     ],
 )
