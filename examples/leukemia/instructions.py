@@ -22,7 +22,7 @@ def without_instructions(text: str) -> tuple[str, int]:
 
 
 def without_instructions_in(records: Sequence[Record]) -> tuple[list[Record], dict[str, int]]:
-    """The articles without such sentences in title and abstract, less those of which no abstract is left; the counts."""
+    """The articles without such sentences, less those of which no abstract is left; and how many there were."""
     kept, silenced, emptied = [], 0, 0
     for record in tqdm(records, desc="looking for instructions", unit=" article", delay=1):
         (title, of_title), (abstract, of_abstract) = map(without_instructions, (record.title, record.abstract))

@@ -1,4 +1,4 @@
-"""Long numbers in a question that are not plainly something else: no list of countries holds all that number a person."""
+"""Long numbers in a question that are not plainly something else, whatever country or hospital may have given them."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _REGISTER = (  # what numbers trials, articles, substances, genes, variants, dat
     r"|[SED]R[ARPXSZ](?=\d)|PRJ[A-Z]{1,3}(?=\d)|EGA[A-Z]?"
     r"|GenBank|EMBL|NCBI|accessions?|RefSeq|[NX][CGMPRT]_|UniProt(?:KB)?|Entrez|gene\sID|PDB|MeSH|ICD|SNOMED|UMLS"
     r"|MONDO|DOID"
-    r"|HP:|GO:|EFO|ORPHA(?:NET)?|ATCC|CVCL|RRID|KEGG|TCGA|patent|trial)"
+    r"|HP:|GO:|EFO|ORPHA(?:NET)?|ATCC|CVCL|RRID|KEGG|TCGA|patent|trial|CALGB|SWOG|EORTC|ECOG|POG|CCG|HOVON|MRC|SAKK)"
 )
 _MAKER = (  # of drugs: the letters before a code of six digits or more, such as BMS-354825
     r"(?:A(?=-1\d{6})|(?:BAY|ICI)\s|BAY|BMS|CCT|CP|EPZ|FR|GSK|ICI|INCB|JNJ|KU|LDC|LY|PD|PF|PHA|PRT|RO|SB|SCH|SKF|SP"
@@ -33,7 +33,9 @@ _COUNTED = (
     r"|persons?-years"
     r"|years?|months?|weeks?|days?|hours?|units?)\b"
 )
-_VALUED = r"(?:WBC|RBC|TLC|ANC|LDH|BNP|leu[ck]ocyt\w{1,6}|platelets?|counts?|ferritin|titers?|viral\sload|N)"
+_VALUED = (
+    r"(?:WBC|RBC|TLC|ANC|LDH|BNP|leu[ck]ocyt\w{1,6}|platelets?|counts?|ferritin|titers?|viral\sload|N|USD|EUR|GBP)"
+)
 _MEASURED = (  # a unit, or what is counted
     r"\s?(?:%|/\s?[a-zµμ]|per\b|(?-i:(?:[kmuµμnpc](?:g|L|l|M|mol|U|Gy|m|b|Da)|g|mol|I?U|Gy|bp|Da|Mb)\b)|mcg\b"
     r"|rads?\b|USD\b|EUR\b"
@@ -57,11 +59,15 @@ _PLAIN = re.compile(
     r"|(?<![\w.])(?:0|[1-9]\d{0,3}),\d{1,8}(?!\d)|(?<![\w.])\d{1,3}(?:,\d{3})+(?:\.\d+)?(?!\d)"
     r"|(?<![\w.-])[1-9]\d{0,2}(?:[\s.']\d{3}){0,3}[\s.']000"
     r"(?:\s?-\s?[1-9]\d{0,2}(?:[\s.']\d{3}){0,3}[\s.']000)?(?![\w-]|[\s.']\d)"
-    r"|(?<![\w.-])[1-9]\d{0,8}000(?![\w-]|[\s.]\d)|(?<![\w.])\d[\d.]{0,8}\s?[x×*·]\s?10\s?[\^(]{0,2}[+-]?\d{1,2}\)?"
+    r"|(?<![\w.-])[1-9]\d{0,8}000(?:\s?-\s?[1-9]\d{0,8}000)?(?![\w-]|[\s.]\d)"
+    r"|(?<![\w.])\d[\d.]{0,8}\s?[x×*·]\s?10\s?[\^(]{0,2}[+-]?\d{1,2}\)?"
     rf"|(?<![\w.-])\d+(?:[\s,./-]{{1,3}}\d+){{0,6}}(?={_MEASURED})"
     rf"|(?<![\w.-])(?<!\d\s){_YEAR}s?(?:[-/\s]{_YEAR}s?)*(?:[-/]\d\d)?(?![\w-]|[\s./]\d)"
     rf"|\b(?:on|since|until|till|before|after|from|to|and|between|dated)\s{DATE}\b"
-    r"|(?<![\w.-])-?(?:0|[1-9]\d{0,5})\.\d{1,12}(?:\s?[-/]\s?\d{1,6}(?:\.\d{1,12})?)?(?![\w-]|\.\d)",
+    r"|(?<![\w.-])-?(?:0|[1-9]\d{0,5})\.\d{1,12}(?:\s?[-/]\s?\d{1,6}(?:\.\d{1,12})?)?(?:-\d{1,4}\.\d{1,4}){0,4}"
+    r"(?![\w-]|\.\d)"
+    r"|(?<![\w.-])10-\d{1,2}(?:-10-\d{1,2})?(?![\w-])"
+    r"|(?<![\w.-])(?<!\d\s)\d{1,3}-\d{1,3}(?:/\d{1,3}-\d{1,3})*(?:/\d{1,3}\+)?(?![\w-]|[\s./]\d)",
     re.IGNORECASE,
 )
 _PIECE = r"\d+(?:\s?[./-]\s?\d+)*"
@@ -72,11 +78,11 @@ _CODE = re.compile(r"[^\W\d_]{1,10}-?\d{1,4}[^\W\d_]{0,3}\d?|\d{1,4}[^\W\d_]{1,4
 
 
 def find_long_numbers(text: str) -> list[tuple[int, int]]:
-    """(start, end) of each group of letters and digits with six digits or more in all that is not plainly something else.
+    """(start, end) of each group of letters and digits with six digits or more that is not plainly something else.
 
-    A group holds spaces, dots, hyphens and slashes. Plainly something else is what stands behind the name of a register
-    (NCT, PMID, ENSG), a drug's code, a place on a chromosome, a count (round, with commas, or of something), a measure, a
-    power, a decimal, a range, years, and a date behind "on" or "since".
+    A group may hold spaces, dots, hyphens and slashes. Plainly something else is what stands behind the name of a
+    register (NCT, PMID, ENSG), a drug's code, a place on a chromosome, a count (round, with commas, or of something),
+    a measure, a power, a decimal, a range, years, and a date behind "on" or "since".
     """
     left = _PLAIN.sub(lambda match: ";" * len(match[0]), text)
     return [match.span() for match in _GROUP.finditer(left) if _is_long(match[0])]
@@ -91,7 +97,7 @@ def _is_long(group: str) -> bool:
 
 
 def _is_range(parts: list[str]) -> bool:
-    """Whether 332-452 is a range or 100-200-400 are doses: they grow, and are of one length or round; 25/590 is a share."""
+    """Whether these are a range or doses, which grow and are of one length or round (100-200), or a share (25/590)."""
     if not all(re.fullmatch(r"[1-9]\d{0,4}", part) for part in parts) or len(parts) < 2:
         return False
     numbers = [int(part) for part in parts]

@@ -37,10 +37,20 @@ _RELATIVE = "man|woman|boy|girl|baby|mother|father|son|daughter|wife|husband|bro
 _SOMEONE = rf"{_RELATIVE}|child|person|client|patient|pt"
 _ILL_SOON = re.compile(r" (?:s|ha[sd]|have|got) (?:an? )?(?:acute|chronic|leuk|lymphom|[acm][a-z]{2,3} )")
 _NAMED = (" named ", " called ")
-_TITLE = tuple(
-    f" {each} " for each in ["mr", "mrs", "ms", "mme", "mlle", "madame", "monsieur", "mister", "herr", "herrn", "frau"]
+_TITLE = (
+    " mr ",
+    " mrs ",
+    " ms ",
+    " mme ",
+    " mlle ",
+    " madame ",
+    " monsieur ",
+    " mister ",
+    " herr ",
+    " herrn ",
+    " frau ",
 )
-_TITLE += tuple(f" {each} " for each in ["señor", "señora", "señorita", "signor", "signora", "signore", "signorina"])
+_TITLE += (" señor ", " señora ", " señorita ", " signor ", " signora ", " signore ", " signorina ")
 # each with the words that a text must have for it; _HAS_IT as words is _ILL_SOON
 _SAYS = (  # a title or the word name: what follows is one, whatever it is
     (
@@ -66,8 +76,10 @@ _SAYS = (  # a title or the word name: what follows is one, whatever it is
     ),
     (
         (" name",),
-        rf"\b[Mm]y\sname(?:\sis|'s)\s{_ANY_CASE}|\b(?i:(?:patient|pt)(?:'s)?\sname)(?:\sis)?(?:\s?[:=]"
-        rf"|\s-(?=\s))?\s?{_ANY_CASE}",
+        (
+            rf"\b[Mm]y\sname(?:\sis|'s)\s{_ANY_CASE}"
+            rf"|\b(?i:(?:patient|pt)(?:'s)?\sname)(?:\sis)?(?:\s?[:=]|\s-(?=\s))?\s?{_ANY_CASE}"
+        ),
     ),
     (
         ("name ",),
@@ -99,10 +111,9 @@ _HAS_IT = (
 )
 _SUGGESTS = (  # capitals where a person is spoken of, unless they name something else
     ((" miss ",), rf"\bMiss\s{_CAPITAL}(?:\s{_CAPITAL})?"),
-    (  # but John Smith Sr.
+    (
         (" sr ", " sra ", " srta ", " sig "),
-        rf"(?<![a-zà-ÿ]\s)(?<![\w,.]\s)(?<![\w.-])(?:Sra?|Srta"
-        rf"|Sig)\.(?:ra)?\s{_OPENING}{_CAPITAL}(?:\s{_CAPITAL}){{0,2}}",
+        rf"(?<![\w.-])(?:Sra?|Srta|Sig)\.(?:ra)?\s{_OPENING}{_CAPITAL}(?:\s{_CAPITAL}){{0,2}}",
     ),
     ((" patient ", " pt "), rf"\b(?:[Pp]atient|[Pp]t)\b\.?\s?[:=]\s?{_NAME}"),
     ((" pt ", " i am ", " i m "), rf"\b(?:[Pp]t\b\.?|[Ii]\sam|[Ii]'m)\s{_NAME}"),
@@ -186,6 +197,7 @@ _CALLED = Sieve(
     re.IGNORECASE,
 )
 _BEFORE = re.compile(r"(?<!,\s)\b(?P<surname>[A-Z]{3,20}|[A-ZÀ-ÞĀ-ž][a-zà-ÿĀ-ž'-]{1,20}),\s$")
+_SENIOR = re.compile(r"\b[A-Z][\w-]*\.?,?\s$")  # John Smith Sr.
 _MIDDLE = re.compile(r"\s[A-Z]\b\.?(?=,)")
 _ALONE = re.compile(_HAS_IT)
 _THING = re.compile(rf"[\s-](?:{_CAPITAL}\s)?(?i:{_NAMED_AFTER})")
@@ -328,7 +340,12 @@ def find_names(text: str, held: str) -> list[tuple[int, int]]:
     a statement says nothing of illness or treatment stays.
     """
     names = [match.span() for match in _SAYS_NAME.pattern(held).finditer(text)]
-    names += [match.span() for match in _SUGGESTS_NAME.pattern(held).finditer(text) if not _NO_PERSON.search(match[0])]
+    names += [
+        match.span()
+        for match in _SUGGESTS_NAME.pattern(held).finditer(text)
+        if not _NO_PERSON.search(match[0])
+        and not (match[0].startswith("Sr.") and _SENIOR.search(text[max(0, match.start() - 30) : match.start()]))
+    ]
     names = [
         (start, end)
         for start, end in names

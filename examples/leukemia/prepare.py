@@ -1,4 +1,4 @@
-"""Abstracts to training data: read, clean, mask, drop duplicates, annotate, normalize, split, augment; each step counts.
+"""Abstracts to training data: read, clean, mask, drop duplicates, annotate, normalize, split, augment; all is counted.
 
     OUT/articles.jsonl                    every article kept, with spans, normalized text, subtype and side
     OUT/train.jsonl, validation.jsonl, test.jsonl    the same by side, retracted ones left out; variants in train

@@ -407,7 +407,7 @@ IDENTIFIERS = [
     ("nacida el 3 de abril de 1980, nato a Roma il 3 aprile 1980", "[date of birth], [date of birth]"),
     ("Geburtsdatum: 03.04.1980, fecha de nacimiento 3/4/1980", "[date of birth], [date of birth]"),
     ("Monsieur Dupont, Madame Claire Petit, Mlle Petit", "[name], [name], [name]"),
-    ("seen: Sra. L\u00f3pez", "seen: [name]"),
+    ("We saw Sr. Garc\u00eda and Sra. L\u00f3pez", "We saw [name] and [name]"),
     ("Sig. Rossi had AML", "[name] had AML"),
     ("Hauptstrasse 12, 10115 Berlin", "[address], 10115 Berlin"),
     ("Lindenstr. 5, M\u00fchlweg 7, Am Alten Platz 3", "[address], [address], [address]"),
