@@ -197,7 +197,7 @@ _CALLED = Sieve(
     re.IGNORECASE,
 )
 _BEFORE = re.compile(r"(?<!,\s)\b(?P<surname>[A-Z]{3,20}|[A-ZÀ-ÞĀ-ž][a-zà-ÿĀ-ž'-]{1,20}),\s$")
-_SENIOR = re.compile(r"\b[A-Z][\w-]*\.?,?\s$")  # John Smith Sr.
+_SENIOR = re.compile(r"\b[A-Z][\w-]{0,25}\.?,?\s$")  # John Smith Sr.
 _MIDDLE = re.compile(r"\s[A-Z]\b\.?(?=,)")
 _ALONE = re.compile(_HAS_IT)
 _THING = re.compile(rf"[\s-](?:{_CAPITAL}\s)?(?i:{_NAMED_AFTER})")

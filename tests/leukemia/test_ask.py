@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from examples.leukemia import ask, names, safety
+from examples.leukemia import ask, long_numbers, names, safety
 from examples.leukemia.__main__ import main
 from examples.leukemia.ask import answer, prompt_ids
 from examples.leukemia.clean import clean
@@ -724,7 +724,8 @@ def test_a_diagnosis_or_advice_put_another_way(text: str) -> None:
 
 def test_no_pattern_repeats_without_a_limit() -> None:
     """A repeat without one, tried from each place of a long text, takes the square of its length."""
-    values = [value for room in (safety, names) for value in vars(room).values()] + [*safety._PATTERN.values()]
+    values = [value for room in (safety, names, long_numbers) for value in vars(room).values()]
+    values += safety._PATTERN.values()
     patterns = [value.pattern for value in values if isinstance(value, re.Pattern)]
     patterns += [part for value in values if isinstance(value, Sieve) for _, part in value.parts]
     assert len(patterns) > 40
