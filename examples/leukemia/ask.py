@@ -308,11 +308,11 @@ def main(options: argparse.Namespace) -> None:
         )
     if options.since and options.until and options.since > options.until:
         raise UserError(f"--since {options.since} is after --until {options.until}: no article is of such a year")
-    identifiers = find_identifiers(question)
+    identifiers = find_identifiers(question, of_question=True)
     if identifiers and not options.mask:
         kinds = ", ".join(sorted({each.kind for each in identifiers}))
         raise UserError(f"the question seems to hold a patient's data ({kinds}): leave it out, or give --mask")
-    question = mask_identifiers(question)
+    question = mask_identifiers(question, of_question=True)
     gazetteer = load_gazetteer(options.gazetteer)
     subtype = None if options.subtype is None else gazetteer.label_of(options.subtype)
     if subtype is not None and subtype not in gazetteer.labels:

@@ -37,12 +37,28 @@ _RELATIVE = "man|woman|boy|girl|baby|mother|father|son|daughter|wife|husband|bro
 _SOMEONE = rf"{_RELATIVE}|child|person|client|patient|pt"
 _ILL_SOON = re.compile(r" (?:s|ha[sd]|have|got) (?:an? )?(?:acute|chronic|leuk|lymphom|[acm][a-z]{2,3} )")
 _NAMED = (" named ", " called ")
+_TITLE = (
+    " mr ",
+    " mrs ",
+    " ms ",
+    " mme ",
+    " mlle ",
+    " madame ",
+    " monsieur ",
+    " mister ",
+    " herr ",
+    " herrn ",
+    " frau ",
+)
+_TITLE += (" señor ", " señora ", " señorita ", " signor ", " signora ", " signore ", " signorina ")
 # each with the words that a text must have for it; _HAS_IT as words is _ILL_SOON
 _SAYS = (  # a title or the word name: what follows is one, whatever it is
     (
-        (" mr ", " mrs ", " ms ", " mme ", " mister ", " herr ", " frau ", " señor ", " señora ", " signora "),
+        _TITLE,
         (
-            rf"\b(?<![-/])(?:[Mm]rs?|[Mm]me|[Mm]ister|[Hh]err|[Ff]rau|[Ss]eñora?|[Ss]ignora"
+            rf"\b(?<![-/])(?:[Mm]rs?|[Mm]me|[Mm]lle|[Mm]adame|[Mm]onsieur|[Mm]ister|[Hh]errn?|[Ff]rau|[Ss]eñor(?:a"
+            rf"|ita)?"
+            rf"|[Ss]ignor(?:a|e|ina)?"
             rf"|(?<!\d)(?<!\d\s)[Mm]s)\b(?:\.?\s{_SCAN}(?:(?:[A-Z]\.\s?){{0,2}}{_CAPITAL}(?:\s{_CAPITAL}){{0,3}}"
             rf"|{_WORD}(?:\s{_WORD})?)|\.{_SCAN}(?:[A-Z]\.\s?){{0,2}}{_CAPITAL}(?:\s{_CAPITAL}){{0,3}})"
         ),
@@ -52,15 +68,18 @@ _SAYS = (  # a title or the word name: what follows is one, whatever it is
         rf"\bMRS?\b(?:\.?\s|\.){_SCAN}(?=[A-Z]{{4}}){_WORD}(?:\s(?=[A-Z]{{2}}){_WORD})?",
     ),
     (
-        (" miss ", " master "),
+        (" master ",),
         (
-            r"\b(?:Miss|Master(?!\s(?:Protocol|Regulator|Clinical|Trial|Switch|Mix|File|Plan|Equation|Curve)))\s"
+            r"\b(?:Master(?!\s(?:Protocol|Regulator|Clinical|Trial|Switch|Mix|File|Plan|Equation|Curve)))\s"
             rf"{_CAPITAL}(?:\s{_CAPITAL})?"
         ),
     ),
     (
         (" name",),
-        rf"\b[Mm]y\sname(?:\sis|'s)\s{_ANY_CASE}|\b(?i:(?:patient|pt)(?:'s)?\sname)(?:\sis)?\s?[:=]?\s?{_ANY_CASE}",
+        (
+            rf"\b[Mm]y\sname(?:\sis|'s)\s{_ANY_CASE}"
+            rf"|\b(?i:(?:patient|pt)(?:'s)?\sname)(?:\sis)?(?:\s?[:=]|\s-(?=\s))?\s?{_ANY_CASE}"
+        ),
     ),
     (
         ("name ",),
@@ -91,6 +110,11 @@ _HAS_IT = (
     r"(?:acute|chronic|leuk|lymphom|(?:A[MP]L|(?-i:ALL)|C[ML]L|CMML|MDS|MPN)\b)"
 )
 _SUGGESTS = (  # capitals where a person is spoken of, unless they name something else
+    ((" miss ",), rf"\bMiss\s{_CAPITAL}(?:\s{_CAPITAL})?"),
+    (
+        (" sr ", " sra ", " srta ", " sig "),
+        rf"(?<![\w.-])(?:Sra?|Srta|Sig)\.(?:ra)?\s{_OPENING}{_CAPITAL}(?:\s{_CAPITAL}){{0,2}}",
+    ),
     ((" patient ", " pt "), rf"\b(?:[Pp]atient|[Pp]t)\b\.?\s?[:=]\s?{_NAME}"),
     ((" pt ", " i am ", " i m "), rf"\b(?:[Pp]t\b\.?|[Ii]\sam|[Ii]'m)\s{_NAME}"),
     (
@@ -121,7 +145,8 @@ _NAMED_AFTER = (
     r"|park\s(?:cancer|comprehensive|memorial)|lecture|fund\b|kettering|farber\b|research\b|lilly\b|roussel|einstein\b"
     r"|eurotext|tech\b|barbara\b|springs\b|heights\b|israel\b|islands?\b|kong\b|tooth\b|arbor\b|zeiss|besta|valley"
     r"|county|city\b|australia|italy|texas|wisconsin"
-    r"|ontario|germany|stud(?:y|ies)\b|trials?\b|scores?\b|scale\b|ind(?:ex|ices)\b|criteri|classification|system"
+    r"|ontario|germany|stud(?:y|ies)\b|trials?\b|scores?\b|rates?\b|scale\b|ind(?:ex|ices)\b|criteri|classification"
+    r"|system"
     r"|stag(?:e|ing)\b|grad(?:e|ing)\b|levels?\b|risk\b|class\b|tests?\b|testing|assay|kits?\b|array|panel\b|blot"
     r"|stain(?:s|ing)?\b|methods?\b|model|procedure|operation|technique|algorithm|equation|formula|rule\b|sign\b|curve"
     r"|plots?\b|ratio\b|regression|correlation|titration|phenomenon|effect\b|reaction|hypothesis|theor(?:y|em)\b"
@@ -172,6 +197,8 @@ _CALLED = Sieve(
     re.IGNORECASE,
 )
 _BEFORE = re.compile(r"(?<!,\s)\b(?P<surname>[A-Z]{3,20}|[A-ZÀ-ÞĀ-ž][a-zà-ÿĀ-ž'-]{1,20}),\s$")
+_SENIOR = re.compile(r"\b[A-Z][\w-]{0,25}\.?,?\s$")  # John Smith Sr.
+_MIDDLE = re.compile(r"\s[A-Z]\b\.?(?=,)")
 _ALONE = re.compile(_HAS_IT)
 _THING = re.compile(rf"[\s-](?:{_CAPITAL}\s)?(?i:{_NAMED_AFTER})")
 _INITIALS = re.compile(  # but E. Coli, U.S. Army, vitamin D. Children
@@ -258,6 +285,7 @@ _PATIENT_BEHIND = re.compile(  # Jane Doe has AML, Jane Doe (45), Jane Doe's mar
     rf"|,\s(?:an?|my|our)\s(?:\w{{1,20}}\s){{0,2}}(?:{_SOMEONE})\b"
     rf"|[,:]\s{_AGE}(?:,\s(?:is|has|was|had|with|who|male|female|{_ILLNESS})\b|\s?{_YEARS}|-year|$)|,\s(?:(?:fe)?male"
     rf"|he|she|(?:newly\s)?diagnosed)\b"
+    rf"|,\s(?:[mf]|(?:fe)?male)\b[,/]?\s?{_AGE}(?:\s?{_YEARS}|(?![\w.%]))"  # Smith, John A, M, 65y
     rf"|\s?\((?:[mf],?\s)?(?:aged?\s)?{_AGE}(?:,?\s?{_YEARS}[^)]{{0,12}})?\)(?=\s(?:has|had|is|was|with|took|takes)\b"
     rf"|$)|\s{_AGE}\s?[mf]\b|,?\s(?:\(|an?\s)?(?:aged?\s)?{_AGE}[-\s]year|,?\s\(?(?:born\b|dob\b|aged?\s\d)"
     r"|[,:]?\s\(?(?:MRN|NHS|SSN|social\ssecurity|passport|(?:medical\s)?record"
@@ -272,7 +300,9 @@ _TREATS = (
     rf"|what|option|choice|{_TREATMENT}|{_ILLNESS}\w{{0,12}})"
 )
 _PATIENT_BEFORE = re.compile(  # the case of Jane Doe, we saw Jane Doe, safe for Jane Doe
-    rf"(?i:\b(?:(?:{_SOMEONE}|patients|cases?|widow(?:er)?|aunt|uncle|cousin|niece|nephew|neighbou?r|grand\w{{2,10}}"
+    rf"(?i:\b(?:(?:blood|lab(?:oratory)?|test|pathology|discharge)\s(?:reports?|results?|counts?|summary"
+    rf"|letter)\s(?:of|for)"
+    rf"|(?:{_SOMEONE}|patients|cases?|widow(?:er)?|aunt|uncle|cousin|niece|nephew|neighbou?r|grand\w{{2,10}}"
     r"|\w{2,8}-in-law)(?:\sreport)?(?:\s(?:of|is|was|named|called|like))?[,:]?"
     r"|saw|treat(?:ed|ing)?|admit(?:ted)?|examined|diagnosed|transplanted|discharged|car(?:ed|ing)\sfor|look(?:ed"
     r"|ing)?\safter"
@@ -310,7 +340,12 @@ def find_names(text: str, held: str) -> list[tuple[int, int]]:
     a statement says nothing of illness or treatment stays.
     """
     names = [match.span() for match in _SAYS_NAME.pattern(held).finditer(text)]
-    names += [match.span() for match in _SUGGESTS_NAME.pattern(held).finditer(text) if not _NO_PERSON.search(match[0])]
+    names += [
+        match.span()
+        for match in _SUGGESTS_NAME.pattern(held).finditer(text)
+        if not _NO_PERSON.search(match[0])
+        and not (match[0].startswith("Sr.") and _SENIOR.search(text[max(0, match.start() - 30) : match.start()]))
+    ]
     names = [
         (start, end)
         for start, end in names
@@ -377,6 +412,8 @@ def _of_the_list(text: str) -> list[tuple[int, int]]:
             end = _whole(text, surname.end()) if first[0][1].islower() else surname.end()
         elif surname := _BEFORE.search(text[max(0, start - 80) : start]):
             start = start - len(surname[0])
+            middle = _MIDDLE.match(text, end)
+            end = middle.end() if middle else end
         elif first[0].isupper() or not _ALONE.match(text, end):  # Jane has AML
             continue
         if (surname is None or not _NO_SURNAME_WORD.search(surname["surname"])) and not _THING.match(text, end):

@@ -1,4 +1,4 @@
-"""Abstracts to training data: read, clean, drop duplicates, annotate, normalize, split, augment; each step counts.
+"""Abstracts to training data: read, clean, mask, drop duplicates, annotate, normalize, split, augment; all is counted.
 
     OUT/articles.jsonl                    every article kept, with spans, normalized text, subtype and side
     OUT/train.jsonl, validation.jsonl, test.jsonl    the same by side, retracted ones left out; variants in train
@@ -29,6 +29,7 @@ from examples.leukemia.duplicates import near_duplicates
 from examples.leukemia.fetch import fetch_command
 from examples.leukemia.files import new_folder, write_json, write_lines
 from examples.leukemia.gazetteer import LEUKEMIA, Gazetteer, load_gazetteer
+from examples.leukemia.instructions import without_instructions_in
 from examples.leukemia.normalize import normalize
 from examples.leukemia.notice import NOTICE
 from examples.leukemia.safety import mask_record
@@ -58,6 +59,11 @@ def prepare(paths: Sequence[Path], out: Path, options: argparse.Namespace) -> di
     with new_folder(out, MADE, "counts.json") as folder:
         records, counts["read"], counts["clean"] = _read(paths, options.id_column, options.subtype_column)
         records, counts["identifiers"] = without_identifiers(records)
+        records, counts["instructions"] = without_instructions_in(records)
+        if not records:
+            raise UserError(
+                f"{paths[0]}: every sentence of every abstract speaks to a model: give articles' own abstracts"
+            )
         records, repeats, counts["duplicates"] = without_repeats(records)
         rows = prepare_records(records, gazetteer, options.seed, counts)
         usable = [row for row in rows if not row["retracted"]]

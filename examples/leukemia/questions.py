@@ -11,6 +11,7 @@ from examples.leukemia.annotate import Span, annotate
 from examples.leukemia.clean import clean
 from examples.leukemia.data import Record, UserError, as_id, read_csv
 from examples.leukemia.gazetteer import Gazetteer
+from examples.leukemia.instructions import without_instructions
 from examples.leukemia.reading import split_sentences
 from examples.leukemia.safety import mask_identifiers
 
@@ -37,6 +38,7 @@ class Question:
         pubmed_id: of the article that answers it; empty where the file names none.
         context: the text that answers it, where the file holds one.
         masked: whether a patient's data in it was masked.
+        silenced: how many sentences of the context spoke to a model and were left out.
     """
 
     question: str
@@ -44,12 +46,13 @@ class Question:
     pubmed_id: str = ""
     context: str = ""
     masked: bool = False
+    silenced: int = 0
 
 
 def read_questions(paths: Iterable[Path]) -> list[Question]:
     """The questions of CSV files with the columns question and answer and, if they have them, pubmed_id and context.
 
-    What looks like a patient's data in their texts is masked.
+    What looks like a patient's data in their texts is masked, and what speaks to a model is left out of the context.
 
     Raises:
         UserError: a file cannot be read, lacks a column or holds no question with an answer.
@@ -68,7 +71,9 @@ def _masked(row: dict[str, str]) -> Question:
     """A row's question, its texts clean and without a patient's data."""
     texts = [clean(row.get(name) or "") for name in ("question", "answer", "context")]
     question, answer, context = map(mask_identifiers, texts)
-    return Question(question, answer, as_id(row.get("pubmed_id") or ""), context, [question, answer, context] != texts)
+    masked = [question, answer, context] != texts
+    context, silenced = without_instructions(context)
+    return Question(question, answer, as_id(row.get("pubmed_id") or ""), context, masked, silenced)
 
 
 def questions_from_names(record: Record, gazetteer: Gazetteer) -> list[Question]:

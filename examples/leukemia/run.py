@@ -30,6 +30,7 @@ from examples.leukemia.files import new_folder
 from examples.leukemia.folders import copy_tokenizer, load_int8, save_int8, training_folder
 from examples.leukemia.gazetteer import LEUKEMIA, Gazetteer, load_gazetteer
 from examples.leukemia.index import BATCH, Index
+from examples.leukemia.instructions import without_instructions_in
 from examples.leukemia.lab import lab_reports, load_ranges
 from examples.leukemia.measure import measure
 from examples.leukemia.notice import NOTICE
@@ -188,6 +189,7 @@ def _read(settings: Settings) -> _Articles:
         prepared = read_prepared(settings.abstracts, cleaning)
         records, counts = prepared.records, prepared.counts | {"variants, for train": len(prepared.variants)}
         sides, (variants, _) = prepared.sides, without_identifiers(prepared.variants)
+        variants, _ = without_instructions_in(variants)
         steps = [{"step": f"prepare: {step}", **row} for step, row in prepared.steps.items()]
         commands = prepared.commands
     else:
@@ -201,8 +203,13 @@ def _read(settings: Settings) -> _Articles:
         {"step": "retracted", "left out": len(records) - len(kept)},
     ]
     kept, masked = without_identifiers(kept)
+    kept, silenced = without_instructions_in(kept)
     kept, _, repeated = without_repeats(kept)
-    steps += [{"step": "identifiers", **masked}, {"step": "duplicates", **repeated}]
+    steps += [
+        {"step": "identifiers", **masked},
+        {"step": "instructions", **silenced},
+        {"step": "duplicates", **repeated},
+    ]
     on_sides = {name: [r for r in kept if sides[r.pubmed_id] == name] for name in SPLITS}
     return _Articles(kept, on_sides, variants, steps, commands)
 
@@ -419,6 +426,7 @@ def _question_counts(questions: Sequence[Question], items: dict[str, list[Item]]
         "of no article, for the test": unnamed,
         "left out: their article is not there": lost,
         "a patient's data masked": sum(question.masked for question in questions),
+        "sentences of contexts that speak to a model, left out": sum(question.silenced for question in questions),
     }
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from examples.leukemia import ask, names, safety
+from examples.leukemia import ask, long_numbers, names, safety
 from examples.leukemia.__main__ import main
 from examples.leukemia.ask import answer, prompt_ids
 from examples.leukemia.clean import clean
@@ -21,6 +21,7 @@ from examples.leukemia.index import Hit, Index
 from examples.leukemia.notice import NOTICE
 from examples.leukemia.pretrain import TINY_LLAMA
 from examples.leukemia.prompt import article_blocks
+from examples.leukemia.questions import read_questions
 from examples.leukemia.reading import split_sentences
 from examples.leukemia.safety import (
     as_data,
@@ -387,6 +388,36 @@ IDENTIFIERS = [
     ("Robert Miller came to the clinic with fever", "[name] came to the clinic with fever"),
     ("Mary Park arrived yesterday with severe bleeding", "[name] arrived yesterday with severe bleeding"),
     ("Jane Doe, MRN 12345678", "[name], [record number]"),
+    ("The patient (chart #445566) relapsed", "The patient ([record number]) relapsed"),
+    ("Pt ID 987654, Pt no. A12345", "[record number], [record number]"),
+    ("Patient #123456, case #12345", "[record number], [record number]"),
+    ("account no 00123456, Account #: 12345678", "[record number], [record number]"),
+    ("UR No. 1234567, URN: 1234567", "[record number], [record number]"),
+    ("Member # 998877665, member ID W123456789", "[record number], [record number]"),
+    ("Medicare 2123 45670 1, MBI 1EG4-TE5-MK73", "[record number], [record number]"),
+    ("CHI number 0101801234", "[record number]"),
+    ("health card 1234 567 890", "[record number]"),
+    ("specimen no. 2020-12345, Specimen S-20-12345", "[record number], [record number]"),
+    ("Accession number S21-12345, accession no. 20211234567", "[record number], [record number]"),
+    ("Versichertennummer A123456789", "[record number]"),
+    ("num\u00e9ro de s\u00e9curit\u00e9 sociale 184127645108946", "[record number]"),
+    ("Mrs Jones born 1 May 1980, james born 1/5/1980", "[name] [date of birth], james [date of birth]"),
+    ("My children born on 1 May 2010", "My children [date of birth]"),
+    ("geb. 03.04.1980, geboren am 3. April 1980", "[date of birth], [date of birth]"),
+    ("n\u00e9 le 3 avril 1980, n\u00e9e \u00e0 Lyon le 03/04/1980", "[date of birth], [date of birth]"),
+    ("nacida el 3 de abril de 1980, nato a Roma il 3 aprile 1980", "[date of birth], [date of birth]"),
+    ("Geburtsdatum: 03.04.1980, fecha de nacimiento 3/4/1980", "[date of birth], [date of birth]"),
+    ("Monsieur Dupont, Madame Claire Petit, Mlle Petit", "[name], [name], [name]"),
+    ("We saw Sr. Garc\u00eda and Sra. L\u00f3pez", "We saw [name] and [name]"),
+    ("Sig. Rossi had AML", "[name] had AML"),
+    ("Hauptstrasse 12, 10115 Berlin", "[address], 10115 Berlin"),
+    ("Lindenstr. 5, M\u00fchlweg 7, Am Alten Platz 3", "[address], [address], [address]"),
+    ("12 rue de la Paix, 3 bis avenue de la R\u00e9publique", "[address], [address]"),
+    ("Calle de Alcal\u00e1, 45", "[address]"),
+    ("Via Roma 12, 20121 Milano", "[address], 20121 Milano"),
+    ("Smith, John A, M, 65y", "[name], M, 65y"),
+    ("patient name - Peter M\u00fcller", "[name]"),
+    ("Lab report of Peter M\u00fcller: WBC 120", "Lab report of [name]: WBC 120"),
 ]
 
 
@@ -498,6 +529,18 @@ def test_what_is_no_identifier() -> None:
         "Sepsis with E. Coli, vitamin D. Children had leukemia, given to U.S. Army volunteers with fever",
         "the 72000-Mr protein, 0.5-ms pulses, the variant B.1.1.22, (2021) 174-184, PubChem ID: 9883002, -55 dB@8.2 GHz",
         "accession number GSE12345, born in 2003, an insurance of 1234567, a driving licence in 2012",
+        "Children born on 1 January 2000 or later were eligible. Persons born 1 January 1950 were not.",
+        "Patients who were born 01/01/1980; born on 1 January 2000 or after",
+        "Is Miss Rate high? Miss Rates, Near Miss Ratio and Do Not Miss Doses",
+        "Is ID 12345678 in GEO a leukemia data set? Entrez ID 1234567, gene ID 1234567, GENE ID: 1234567",
+        "accession number AF113911.1, GEO accession 12345678, dbGaP accession number phs000178.v11, PDB ID 2HYY",
+        "accession number E-MTAB-12345, accession no. PRJNA123456 and EGAS00001000123",
+        "Patient ID 1023 had it. Hospital number 1234 beds. Chart review of 12345 records. Patients #12 and #13",
+        "Medicare data 2008-2012, Medicare 12345 beneficiaries, account for 12345, CHI-2 = 12345, UR 12345",
+        "Signals via Caspase 3 and Via Notch 1, cells grew; Via Wnt 3, Stat 5",
+        "Sr. 90, 89Sr. Patients, Sig. Levels were low, John Smith Sr. Director, Constr. 12, Instr. 5",
+        "12 place in therapy, 5 route of administration, 12 avenue for therapy, Norway 12, Plaza et al. 12",
+        "ISS, M, 65 patients; IL 12, nato summit 2010, Geb J 2010, Nat. 2012",
     ):
         assert not find_identifiers(text), text
 
@@ -560,6 +603,32 @@ def test_sentences_that_speak_to_a_model() -> None:
         assert not reads_like_instruction(line), line
 
 
+LONG_NUMBERS = """DNI 12345678Z / RSSMRA85T10A562S / BSN 123456782 / CPR 010180-1234 / 19800101-1234 / CPF 123.456.789-09 / A123456(7)
+123 4567 8901 2345 / 12.345.678-5 / 1234 5678 9012 / 110101199003074578 / 800101-1234567 / NRIC S1234567D / 8003 6012 3456 7890
+123 456 782 / 046 454 286 / 1234-567-890-AB / 1234567T / XYZ123456789 / 123-45-678 / DE89 3704 0044 0532 0130 00 / 192.168.1.17
+1 84 12 76 451 089 46 / #123456 / S-20-12345 / 2021-AML-0045 / 03.04.1980 / 987654 / 2012 3456 7890 / 123 - 456 - 789 / 12/34/56
+CASE123456 / BSN 123456782 M, 65 / 123_456_789 / AB123456 / P-12345-6 / his cell is 5551234 / 1985 12 345"""
+PLAIN_NUMBERS = """trial NCT00123456 / nct 00123456 / EudraCT number 2005-001234-23 / ISRCTN 12345678 / PMIDs 12345678, 23456789 and 34567890
+PMID 12345678 / DOI 10.1182/blood-2012-03-1234567 / platelets of 100,000/\u00b5L / 1 000 000 cells / WBC 150 000/\u03bcl / WBC 187500
+250000 copies / 1.2 x 10^6 cells / 100x10(9)/L / 2001-2010 and 1999/2000 / p = 0.0000123 / HR 0.70-1.14 / 12.345-23.456 / HGNC:1014
+ENSG00000097007 / rs1800734/rs3740199 / GSE12345678 / chr9:133589333-133763062 / t(9;22)(q34.1;q11.23) / del(13)(q14.11q31.3)
+17p13.1-q25.3 / BMS-354825 and PD0325901 / PF-04449913, A-1331852, BAY 43-9006 / STI571, ABT-199, K562 / GRAALL-2003/2005
+CD34/CD38/CD123 / V617F/T315I / C1236T/C3435T / miR-3143/miR-3182 / U937-HL60-K562 / 400-600-800 mg / 100-200-400 / amino acids 332-452
+123456 bp / 542/900 patients / CAS number of imatinib 220127-57-1 / gene ID 1234567 / 45 678 patients / approved on 10/05/2001
+in 2019 400 mg / NM_005157.6 / c.1234567A>G / NSC 123127 / 10-100-1000 nM / days 1 8 15 22 29 36 / C28H22F3N7O / grant R01CA123456
+ID 12345678 in GEO / HLA-A*02:01/B*07:02 / 0,123456 / 250 000-500 000 / AALL0232/AALL0331 / 12.5-25.0-50.0 mg / 1000-2000 mg / 1990s-2000s"""
+
+
+def test_a_long_number_in_a_question_is_refused_unless_it_is_plainly_something_else(index: Index, refused) -> None:
+    of_someone, plain = (re.split(r" / |\n", text) for text in (LONG_NUMBERS, PLAIN_NUMBERS))
+    found = {text: find_identifiers(f"Does {text} mean AML?", of_question=True) for text in of_someone + plain}
+    assert [text for text in of_someone if not found[text]] == []
+    assert [text for text in plain if found[text]] == []
+    assert mask_identifiers("Is 12345678Z on imatinib?", of_question=True) == "Is [long number] on imatinib?"
+    assert not find_identifiers("Is 12345678Z on imatinib?")  # in an article it may be anything
+    assert "patient's data (long number)" in refused("ask", "DNI 12345678Z: imatinib for CML?", "--index", index.path)
+
+
 def test_no_real_question_or_title_is_taken_for_a_patient_or_an_instruction(real: Path) -> None:
     def column(file: str, name: str) -> list[str]:
         with (real / file).open(encoding="utf-8", newline="") as source:
@@ -570,6 +639,8 @@ def test_no_real_question_or_title_is_taken_for_a_patient_or_an_instruction(real
         texts += column(file, "title") + column(file, "abstract")
     assert len(texts) == 2 * (112 + 189 + 132)
     assert not [text for text in texts if find_identifiers(text) or reads_like_instruction(text)]
+    asked = [text for text in texts if len(text) < 300] + [q.question for q in read_questions([DATA / "questions.csv"])]
+    assert len(asked) > 1000 and not [text for text in asked if find_identifiers(text, of_question=True)]
     sentences = [part for text in texts for part in re.split(r"(?<=[.!?]) (?=[A-Z(])", clean(text))]
     assert len(sentences) > 4000 and not [sentence for sentence in sentences if reads_like_instruction(sentence)]
     of_abstracts = [part for text in texts[2 * 112 :] for part in re.split(r"(?<=[.!?]) (?=[A-Z(])", clean(text))]
@@ -654,7 +725,8 @@ def test_a_diagnosis_or_advice_put_another_way(text: str) -> None:
 
 def test_no_pattern_repeats_without_a_limit() -> None:
     """A repeat without one, tried from each place of a long text, takes the square of its length."""
-    values = [value for room in (safety, names) for value in vars(room).values()] + [*safety._PATTERN.values()]
+    values = [value for room in (safety, names, long_numbers) for value in vars(room).values()]
+    values += safety._PATTERN.values()
     patterns = [value.pattern for value in values if isinstance(value, re.Pattern)]
     patterns += [part for value in values if isinstance(value, Sieve) for _, part in value.parts]
     assert len(patterns) > 40
