@@ -8,7 +8,7 @@ from dataclasses import replace
 from tqdm import tqdm
 
 from examples.leukemia.data import Record
-from examples.leukemia.prompt import split_sentences
+from examples.leukemia.reading import split_sentences
 from examples.leukemia.safety import reads_like_instruction
 
 __all__ = ["without_instructions", "without_instructions_in"]
