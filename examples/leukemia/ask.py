@@ -24,8 +24,11 @@ from examples.leukemia.annotate import annotate
 from examples.leukemia.arguments import positive, share, year
 from examples.leukemia.data import UserError, as_text
 from examples.leukemia.dense import SentenceTransformerEmbedder
+from examples.leukemia.diagnosis import asks_about_a_person, states_diagnosis
 from examples.leukemia.gazetteer import LEUKEMIA, Gazetteer, load_gazetteer, words_of
+from examples.leukemia.identifiers import find_identifiers, mask_identifiers, undisguised
 from examples.leukemia.index import Hit, Index, query_units, readable
+from examples.leukemia.instructions import as_data, reads_like_instruction
 from examples.leukemia.notice import NOTICE
 from examples.leukemia.prompt import (
     TAGS,
@@ -36,15 +39,6 @@ from examples.leukemia.prompt import (
     sentences_of,
 )
 from examples.leukemia.reading import split_sentences
-from examples.leukemia.safety import (
-    as_data,
-    asks_about_a_person,
-    find_identifiers,
-    mask_identifiers,
-    reads_like_instruction,
-    states_diagnosis,
-    undisguised,
-)
 from examples.leukemia.spelling import american_word
 
 if TYPE_CHECKING:

@@ -27,8 +27,8 @@ from examples.leukemia.annotate import annotate, subtype_of
 from examples.leukemia.data import Record, UserError, read_abstracts
 from examples.leukemia.dense import Embedder, SentenceTransformerEmbedder, nearest, reciprocal_rank_fusion
 from examples.leukemia.gazetteer import LEUKEMIA, Gazetteer, load_gazetteer, words_of
+from examples.leukemia.identifiers import mask_record
 from examples.leukemia.notice import NOTICE
-from examples.leukemia.safety import mask_record
 from examples.leukemia.spelling import search_form
 
 __all__ = ["Hit", "Index", "query_units", "readable"]

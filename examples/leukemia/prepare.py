@@ -29,10 +29,10 @@ from examples.leukemia.duplicates import near_duplicates
 from examples.leukemia.fetch import fetch_command
 from examples.leukemia.files import new_folder, write_json, write_lines
 from examples.leukemia.gazetteer import LEUKEMIA, Gazetteer, load_gazetteer
+from examples.leukemia.identifiers import mask_record
 from examples.leukemia.instructions import without_instructions_in
 from examples.leukemia.normalize import normalize
 from examples.leukemia.notice import NOTICE
-from examples.leukemia.safety import mask_record
 
 __all__ = [
     "Prepared",

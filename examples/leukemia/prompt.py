@@ -6,8 +6,8 @@ import re
 from collections.abc import Callable, Mapping
 
 from examples.leukemia.index import Hit
+from examples.leukemia.instructions import as_data, reads_like_instruction
 from examples.leukemia.reading import split_sentences
-from examples.leukemia.safety import as_data, reads_like_instruction
 
 __all__ = ["TAGS", "answer_room", "article_blocks", "article_id", "fit_articles", "sentences_of"]
 

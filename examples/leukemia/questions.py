@@ -11,9 +11,9 @@ from examples.leukemia.annotate import Span, annotate
 from examples.leukemia.clean import clean
 from examples.leukemia.data import Record, UserError, as_id, read_csv
 from examples.leukemia.gazetteer import Gazetteer
+from examples.leukemia.identifiers import mask_identifiers
 from examples.leukemia.instructions import without_instructions
 from examples.leukemia.reading import split_sentences
-from examples.leukemia.safety import mask_identifiers
 
 __all__ = ["Question", "questions_from_names", "read_questions"]
 

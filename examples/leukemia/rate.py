@@ -24,8 +24,8 @@ from urllib.parse import parse_qs, quote, urlsplit
 
 from examples.leukemia.arguments import count
 from examples.leukemia.data import UserError, as_text
+from examples.leukemia.identifiers import mask_identifiers
 from examples.leukemia.notice import NOTICE
-from examples.leukemia.safety import mask_identifiers
 
 __all__ = ["DIMENSIONS", "Pair", "Ratings", "krippendorff_alpha", "make_server", "read_pairs"]
 

@@ -11,26 +11,21 @@ from pathlib import Path
 
 import pytest
 
-from examples.leukemia import ask, long_numbers, names, safety
+from examples.leukemia import ask, diagnosis, identifiers, instructions, long_numbers, names
 from examples.leukemia.__main__ import main
 from examples.leukemia.ask import answer, prompt_ids
 from examples.leukemia.clean import clean
 from examples.leukemia.data import Record, UserError, read_abstracts
+from examples.leukemia.diagnosis import asks_about_a_person, states_diagnosis
 from examples.leukemia.gazetteer import LEUKEMIA, load_gazetteer
+from examples.leukemia.identifiers import find_identifiers, mask_identifiers
 from examples.leukemia.index import Hit, Index
+from examples.leukemia.instructions import as_data, reads_like_instruction
 from examples.leukemia.notice import NOTICE
 from examples.leukemia.pretrain import TINY_LLAMA
 from examples.leukemia.prompt import article_blocks
 from examples.leukemia.questions import read_questions
 from examples.leukemia.reading import split_sentences
-from examples.leukemia.safety import (
-    as_data,
-    asks_about_a_person,
-    find_identifiers,
-    mask_identifiers,
-    reads_like_instruction,
-    states_diagnosis,
-)
 from examples.leukemia.sieve import Sieve
 from llama_min import load_tokenizer
 
@@ -725,8 +720,10 @@ def test_a_diagnosis_or_advice_put_another_way(text: str) -> None:
 
 def test_no_pattern_repeats_without_a_limit() -> None:
     """A repeat without one, tried from each place of a long text, takes the square of its length."""
-    values = [value for room in (safety, names, long_numbers) for value in vars(room).values()]
-    values += safety._PATTERN.values()
+    values = [
+        value for room in (identifiers, instructions, diagnosis, names, long_numbers) for value in vars(room).values()
+    ]
+    values += identifiers._PATTERN.values()
     patterns = [value.pattern for value in values if isinstance(value, re.Pattern)]
     patterns += [part for value in values if isinstance(value, Sieve) for _, part in value.parts]
     assert len(patterns) > 40

@@ -16,7 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import examples.leukemia.clean as clean_module
-from examples.leukemia import duplicates, names, safety
+from examples.leukemia import duplicates, identifiers, names
 from examples.leukemia.__main__ import main
 from examples.leukemia.annotate import annotate, subtype_of
 from examples.leukemia.augment import augment
@@ -160,8 +160,8 @@ Their Commentary is available.|(PsycINFO Database Record 2003)|This article has 
 )
 @settings(max_examples=300, deadline=None)
 def test_what_a_sieve_leaves_out_matches_nothing(text: str) -> None:
-    values = [value for room in (clean_module, safety, names) for value in vars(room).values()]
-    sieves = [value for value in (*values, *safety._PATTERN.values()) if isinstance(value, Sieve)]
+    values = [value for room in (clean_module, identifiers, names) for value in vars(room).values()]
+    sieves = [value for value in (*values, *identifiers._PATTERN.values()) if isinstance(value, Sieve)]
     assert len(sieves) >= 10
     for sieve in sieves:
         whole = re.compile("|".join(part for _, part in sieve.parts), sieve.flags)
