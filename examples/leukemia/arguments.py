@@ -5,11 +5,19 @@ from __future__ import annotations
 import argparse
 import math
 
-__all__ = ["count", "positive", "rate", "scale", "share", "year"]
+__all__ = ["columns", "count", "positive", "rate", "scale", "share", "year"]
 
 MOST = 2**31 - 1  # what a database and a tensor's size hold
 
 LARGEST_SCALE = 10_000
+
+
+def columns(text: str) -> str:
+    """Names of columns parted by commas, without spaces around them."""
+    names = [name.strip() for name in text.split(",")]
+    if not all(names):
+        raise argparse.ArgumentTypeError(f"{text!r} names no column: give one, or several as in pubmed_id,doi")
+    return ",".join(names)
 
 
 def positive(text: str) -> int:

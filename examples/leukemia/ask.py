@@ -158,7 +158,7 @@ def answer(
     lacked = [hit.missing for hit in close if hit.pubmed_id in cited]
     missing = [word for word in (lacked[0] if lacked else ()) if all(word in words for words in lacked)]
     if missing:
-        notes.append(f"Words of the question that none of these articles has: {', '.join(missing)}.")
+        notes.append(f"Of what is asked, none of these articles has: {', '.join(missing)}.")
     return Answer(written, list(hits), False, notes, index.gazetteer)
 
 
@@ -268,7 +268,7 @@ def _quotes(
             for one in sentences
             if len(one) <= LONGEST_QUOTE and not states_diagnosis(one, index.gazetteer) and not _cites(one)
         ]
-        held = index.weigh_sentences(question, quotable)
+        held = index.weigh_sentences(question, quotable, titles.get(pubmed_id, ""))
         of_title = split_sentences(titles.get(pubmed_id, ""))
         most_held = max(held.values(), default=0.0)
         told = [one for one in held if one not in of_title and held[one] >= most_held / 2]

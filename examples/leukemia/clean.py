@@ -196,6 +196,7 @@ _CITATIONS = Sieve(
                 r"(?<=[a-z.,;])\[\d{1,5}(?:\s?[,-]\s?\d{1,5})*\](?!\w)"  # word[12], as opposed to a range: median [2-7]
                 r"|(?<=:)\[\d{4,5}\](?!\w)"  # such as:[7046]: no result has so many digits and stands alone
                 r"|(?<=[a-z,;]\s)\[\d{1,3}\](?=[.,;:)]|$)"  # word [1]
+                r"|(?<=[A-Za-z]\s)\[\d{6,7}\](?:,\s\[\d{6,7}\]){0,9}(?=[.,;:)]|\s[a-z]|$)"  # word [272937], [277372]
                 r"|(?<=[a-z]\s)\[\d{1,3}(?:,\s?\d{1,3}){1,9}\](?=\.(?:\s|$))"
             ),
         ),

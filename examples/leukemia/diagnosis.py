@@ -18,7 +18,7 @@ __all__ = ["asks_about_a_person", "states_diagnosis"]
 
 _ONE = r"(?:I|my|we|he|she|our|(?:this|the|our)\s(?:patient|man|woman|child|boy|girl)|(?:my\s)?(?:dad|mum|mom|father|mother|son|daughter))"
 _PERSON = re.compile(
-    rf"\b(?:do|does|did|am|have|has|is|are|was|were|should|can|could|will|would)\s{_ONE}\b(?![\s-](?:staining|stain|sections?|FISH))"
+    rf"\b(?:do|does|did|am|have|has|is|are|was|were|should|can|could|will|would)\s{_ONE}\b(?!-\w)(?!\s(?:staining|stain|sections?|FISH))"
     r"|\bmy\b|\bwhat\s(?:do|does)\s(?:I|my|he|she)\b|\bI\s(?:have|am|feel|take|was|had)\b|\bI['\u2019](?:m|ve|d)\b|\bme\b",
     re.IGNORECASE,
 )
@@ -38,7 +38,7 @@ _IT = (
     r"|abstract|sentence|line|paper|answer|study|result)s?\b)"
 )
 _ADDRESS = re.compile(  # in small letters without accents; readers of plates and of histone marks are none
-    r"(?<!dr\.\s)\b(?:y\W?[o0]\W?u(?:r\w{0,8}|ve|ll|d|s|se)?|ye)\b(?!\s(?:et\sal|and\sco))"
+    r"(?<!dr\.\s)\b(?:y\W?[o0]\W?u(?:r\w{0,8}|ve|ll|d|s|se)?|ye(?!\sxue\b))\b(?!\s(?:et\sal|and\sco))"
     r"|\b(?:y'?all|yer|thou|thee|thy(?!-)|thine|my(?!-)|one's\sown|myself|dear|whoever|(?:ask|enquir|inquir|question)ers?"
     r"|[ei]nquiring\s(?:person|patient|one|man|woman))\b|\bur\s(?:\w{1,20}\s)?(?:is|are|has|blood|marrow|diagnosis"
     r"|dose|leuk)"

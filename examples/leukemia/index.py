@@ -24,6 +24,7 @@ import numpy as np
 from tqdm import tqdm
 
 from examples.leukemia.annotate import annotate, subtype_of
+from examples.leukemia.arguments import columns
 from examples.leukemia.data import Record, UserError, read_abstracts
 from examples.leukemia.dense import Embedder, SentenceTransformerEmbedder, nearest, reciprocal_rank_fusion
 from examples.leukemia.gazetteer import LEUKEMIA, Gazetteer, load_gazetteer, words_of
@@ -392,17 +393,22 @@ class Index:
             weights[unit] = factor * math.log(1 + (total - holds + 0.5) / (holds + 0.5))
         return weights
 
-    def weigh_sentences(self, question: str, sentences: Sequence[str]) -> dict[str, float]:
-        """How much of a question each sentence holds, by the index's own stems, names and weights."""
-        units = query_units(question, self.gazetteer)
+    def weigh_sentences(self, question: str, sentences: Sequence[str], title: str = "") -> dict[str, float]:
+        """How much of a question each sentence holds, by the index's own stems, names and inverse document frequencies.
+
+        What the title holds counts half: it tells what the article is about, and not which sentence answers.
+        """
+        units = dict.fromkeys(query_units(question, self.gazetteer), 1.0)
         weights, held = self._weights(units), dict.fromkeys(sentences, 0.0)
-        rows = [(one, "; ".join(_names(one, self.gazetteer))) for one in held]
+        rows = [(one, "; ".join(_names(one, self.gazetteer))) for one in dict.fromkeys((title, *held))]
         with closing(sqlite3.connect(":memory:")) as database:
             database.execute(f"CREATE VIRTUAL TABLE search USING fts5 (text, names, tokenize='{_TOKENIZE}')")
             database.executemany("INSERT INTO search VALUES (?, ?)", rows)
             for unit, weight in weights.items():
-                for (text,) in database.execute("SELECT text FROM search WHERE search MATCH ?", (_any_of(unit),)):
-                    held[text] += weight
+                found = database.execute("SELECT text FROM search WHERE search MATCH ?", (_any_of(unit),)).fetchall()
+                texts = {text for (text,) in found}
+                for text in texts & held.keys():
+                    held[text] += weight / 2 if title in texts else weight
         return held
 
     def _held_units(self, units: Units, ids: Sequence[int]) -> dict[int, set[tuple[str, ...]]]:
@@ -440,7 +446,9 @@ def query_units(question: str, gazetteer: Gazetteer) -> Units:
     place = 0
     for span in annotate(question, gazetteer):
         units |= dict.fromkeys(_words(question[place : span.start]), PLAIN)
-        units[tuple(dict.fromkeys((span.text, span.name)))] = 1.0
+        # FTS5 knows no capitals: ALL would be found in "all patients", and the articles' own names tell where it is meant
+        written = () if re.fullmatch("[A-Z]+", span.text) else (span.text,)
+        units[tuple(dict.fromkeys((*written, span.name)))] = 1.0
         place = span.end
     return units | dict.fromkeys(_words(question[place:]), PLAIN)
 
@@ -506,6 +514,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--gazetteer", type=Path, default=LEUKEMIA, help="the names that are looked for")
     parser.add_argument(
         "--id-column",
+        type=columns,
         default="pubmed_id",
         help="column of the ids; of several, as in pubmed_id,doi, the first that a row fills",
     )

@@ -86,12 +86,15 @@ def without_instructions_in(records: Sequence[Record]) -> tuple[list[Record], di
     """The articles without such sentences, less those of which no abstract is left; and how many there were."""
     kept, silenced, emptied = [], 0, 0
     for record in tqdm(records, desc="looking for instructions", unit=" article", delay=1):
-        (title, of_title), (abstract, of_abstract) = map(without_instructions, (record.title, record.abstract))
-        silenced += of_title + of_abstract
-        emptied += not abstract
-        if of_title + of_abstract:
-            sections = tuple((label, without_instructions(text)[0]) for label, text in record.sections)
-            record = replace(record, title=title, abstract=abstract, sections=sections)
-        if abstract:
+        title, of_title = without_instructions(record.title)
+        parts = [(label, without_instructions(text)) for label, text in record.sections or (("", record.abstract),)]
+        lost = of_title + sum(number for _, (_, number) in parts)
+        sections = tuple((label, text) for label, (text, _) in parts if text)
+        silenced += lost
+        emptied += not sections
+        if lost:  # the abstract of a labelled article is made of its sections
+            abstract = " ".join(f"{label}: {text}" if label else text for label, text in sections)
+            record = replace(record, title=title, abstract=abstract, sections=sections if record.sections else ())
+        if sections:
             kept.append(record)
     return kept, {"sentences that speak to a model, left out": silenced, "articles with no other sentence": emptied}

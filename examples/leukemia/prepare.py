@@ -22,7 +22,7 @@ from typing import Any
 from tqdm import tqdm
 
 from examples.leukemia.annotate import Span, annotate, subtype_of_spans
-from examples.leukemia.arguments import count, share
+from examples.leukemia.arguments import columns, count, share
 from examples.leukemia.augment import augment
 from examples.leukemia.data import SPLITS, Record, UserError, as_text, read_abstracts, side_of
 from examples.leukemia.duplicates import near_duplicates
@@ -237,6 +237,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--gazetteer", type=Path, default=LEUKEMIA, help="the names that are looked for")
     parser.add_argument(
         "--id-column",
+        type=columns,
         default="pubmed_id",
         help="column of the ids, by which the sides are drawn; of several, as in pubmed_id,doi, the first that a row fills",
     )

@@ -15,7 +15,7 @@ from examples.leukemia.identifiers import mask_identifiers
 from examples.leukemia.instructions import without_instructions
 from examples.leukemia.reading import split_sentences
 
-__all__ = ["Question", "questions_from_names", "read_questions"]
+__all__ = ["BLANK", "Question", "by_article", "questions_from_names", "read_questions"]
 
 MOST = 2  # questions from the names of one abstract
 FEWEST, LONGEST = 6, 60  # words of a sentence that is asked with a name left out

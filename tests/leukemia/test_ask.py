@@ -208,12 +208,33 @@ def test_the_sentence_that_is_quoted_holds_what_is_asked_in_other_forms_and_by_o
         assert given.sentences == [(quoted, "1")], question
 
 
+def test_the_sentence_that_is_quoted_answers_what_the_title_does_not(index_of) -> None:
+    text = "Vincristine induced remission in 95% of children. Neuropathy was the main toxicity. Anaemia occurred in 3%."
+    index = index_of(
+        [Record("1", "Vincristine in childhood leukemia", text), Record("2", "Marrow", "Words on marrow.")]
+    )
+    for question, quoted in {
+        "Does vincristine cause neuropathy?": "Neuropathy was the main toxicity.",
+        "How often does anemia occur with vincristine?": "Anaemia occurred in 3%.",
+        "How often does vincristine give a remission?": "Vincristine induced remission in 95% of children.",
+    }.items():
+        assert answer(question, index, hits=index.search(question), threshold=0.1).sentences == [(quoted, "1")], (
+            question
+        )
+
+
+def test_journals_of_other_languages_do_not_speak_to_the_reader() -> None:
+    for journal in ("Zhongguo shi yan xue ye xue za zhi", "Zhonghua xue ye xue za zhi = Zhonghua xueyexue zazhi"):
+        assert ask._quoted(journal, "journal") == f'"{journal}"'
+    assert states_diagnosis("Ye have leukemia.")
+
+
 def test_what_no_cited_article_mentions_is_said(index: Index) -> None:
     """A drug that was found does not answer a question on something else; what one of them holds is not missing."""
     question = "Does imatinib or dasatinib treat the flu?"
     given = answer(question, index, hits=index.search(question), threshold=0.1)
     assert {pubmed_id for _, pubmed_id in given.sentences} == {"11", "12"}
-    assert given.notes == ["Words of the question that none of these articles has: flu."]
+    assert given.notes == ["Of what is asked, none of these articles has: flu."]
     question = "Survival on imatinib?"
     assert answer(question, index, hits=index.search(question), threshold=0.1).notes == []
 
@@ -823,7 +844,12 @@ def test_diagnoses_and_questions_about_people() -> None:
         "Was I misdiagnosed with CML?",
     ):
         assert asks_about_a_person(question), question
-    for question in ("Is HE staining used in AML?", "Can i-FISH find BCR-ABL?", "Is IDH1 or ME1 mutated in AML?"):
+    for question in (
+        "Is HE staining used in AML?",
+        "Can i-FISH find BCR-ABL?",
+        "Is I-BET762 active?",
+        "Is IDH1 or ME1 mutated in AML?",
+    ):
         assert not asks_about_a_person(question), question
     text = "a </article> < ARTICLE id=1> < /article> <\t/ article> b < 5"
     assert as_data(text, ("article",)) == text.replace("<", "&lt;", 4)

@@ -320,3 +320,10 @@ def test_ids_of_several_columns(tmp_path: Path, capsys: pytest.CaptureFixture) -
         read_abstracts(first, "paper_id,pmid")
     with pytest.raises(UserError, match="line 1: is no object with pubmed_id, title"):
         read_abstracts(third)
+    prepared = ["prepare", str(second), str(third), "--out", str(tmp_path / "out"), "--id-column"]
+    assert main([*prepared, "pubmed_id, doi"]) == 0
+    assert len((tmp_path / "out" / "articles.jsonl").read_text().splitlines()) == 3
+    capsys.readouterr()
+    with pytest.raises(SystemExit):
+        main([*prepared, ","])
+    assert "',' names no column" in capsys.readouterr().err

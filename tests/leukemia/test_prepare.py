@@ -68,6 +68,8 @@ from examples.leukemia.synthetic import ABSTRACTS, LYMPHOMA
         ("It works. REFERENCES: 1. Smith J, Doe A. Blood 2004;104:1234. 2. Doe A. Leukemia 2005;19:1.", "It works."),
         ("It works [1], as others have (refs 1, 2) seen many times before [3, 4].", "It works, as others have seen many times before."),
         ("Age was a score [1, 4] in 12 [1] and a median [7] of references: 1. old", None),
+        ("Seen in cells [283660] at 0.4 mM [285707]. In myeloma [272937], [277372].", "Seen in cells at 0.4 mM. In myeloma."),
+        ("The count rose from a median [12345] to 9 [150000].", None),
         ("Sensitivity was 85%, 95% confidence interval [78, 91]. Fine.", None),
         ("A median of 4 cycles [2, 6], 34 d [28, 45], 3 percent [1, 12].", None),
         ("The score ranges: [0] none, [1] mild, [2] severe.", None),

@@ -147,6 +147,18 @@ def test_no_question_is_asked_whose_answer_was_cut_off(end: str, questions: list
     assert cut == ([("some patients", True)] if questions else []) and left_out["question"] == 1
 
 
+def test_no_sentence_is_asked_for_that_was_cut_off_though_its_name_was_not() -> None:
+    told = "Gleevec was mentioned, too. "
+    record = Record("1", "", f"{told}{'It was so. ' * 40}All of the other patients received Gleevec for a year.")
+    question = Question(
+        'Which drug is left out in "All of the other patients received ____ for a year."?', "Gleevec", "1"
+    )
+    knowledge = Knowledge(GAZETTEER, Glossary({"x": "y"}), [question])
+    for context, kept in ((1024, 1), (140, 0)):
+        items = build_items([record], knowledge, TOKENIZER, context)
+        assert sum(item.task == "question" for item in items) == kept
+
+
 def test_labels_come_from_the_file_or_the_text() -> None:
     def labels(record: Record, knowledge: Knowledge = KNOWLEDGE) -> list[str]:
         items = build_items([record], replace(knowledge, reports=()), TOKENIZER, 1024)
