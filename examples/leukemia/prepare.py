@@ -78,7 +78,7 @@ def prepare(paths: Sequence[Path], out: Path, options: argparse.Namespace) -> di
             write_lines(folder / f"{side}.jsonl", sides[side])
         counts = {step: {name: number for name, number in sorted(row.items())} for step, row in counts.items()}
         commands = [*filter(None, map(fetch_command, paths)), _command(paths, options)]
-        write_json(folder / "counts.json", {"commands": commands, **counts})
+        write_json(folder / "counts.json", {"topic": gazetteer.topic, "commands": commands, **counts})
     return counts
 
 
@@ -186,11 +186,12 @@ def is_prepared(path: Path) -> bool:
     return (path / "articles.jsonl").is_file()
 
 
-def read_prepared(folder: Path, cleaning: Counter[str]) -> Prepared:
+def read_prepared(folder: Path, topic: str, cleaning: Counter[str]) -> Prepared:
     """Read the folder again; texts are cleaned again, which changes only what was edited since.
 
     Raises:
-        UserError: a file cannot be used, an article has no side, or a variant is not of an article in train.
+        UserError: a file cannot be used, it was prepared for another topic than this, an article has no side, or a variant
+            is not of an article in train.
     """
     records, counts = read_abstracts(folder / "articles.jsonl", cleaning=cleaning)
     of_train, _ = read_abstracts(folder / "train.jsonl")
@@ -202,18 +203,22 @@ def read_prepared(folder: Path, cleaning: Counter[str]) -> Prepared:
     lost += [name for name, original in varied.items() if sides.get(original) != "train"]
     if lost:
         raise UserError(f"{folder}: {lost[0]} is on no side, or a variant of no article in train: prepare it again")
-    commands, steps = _counted(folder / "counts.json")
+    commands, steps = _counted(folder / "counts.json", topic)
     variants = [record for record in of_train if record.pubmed_id in varied]
     return Prepared(records, counts, steps, commands, sides, variants)
 
 
-def _counted(path: Path) -> tuple[list[str], dict[str, dict[str, int]]]:
+def _counted(path: Path, topic: str) -> tuple[list[str], dict[str, dict[str, int]]]:
     """The commands that made the folder and the counts of each step, as `prepare` wrote them."""
     try:
         steps = json.loads(path.read_text(encoding="utf-8"))
-        return list(map(str, steps.pop("commands"))), {step: dict(row) for step, row in steps.items()}
+        of, commands = str(steps.pop("topic")), list(map(str, steps.pop("commands")))
+        counted = {step: dict(row) for step, row in steps.items()}
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(f"{path} does not hold what prepare counted ({error!r}): prepare it again") from None
+    if of != topic:
+        raise UserError(f"{path.parent} was prepared with a gazetteer of {of}, not {topic}: give that as --gazetteer")
+    return commands, counted
 
 
 def _rows(path: Path) -> list[dict[str, Any]]:

@@ -186,7 +186,7 @@ def _read(settings: Settings) -> _Articles:
     steps: list[dict[str, Any]] = []
     commands = [*filter(None, [fetch_command(settings.abstracts)])]
     if is_prepared(settings.abstracts):
-        prepared = read_prepared(settings.abstracts, cleaning)
+        prepared = read_prepared(settings.abstracts, load_gazetteer(settings.gazetteer).topic, cleaning)
         records, counts = prepared.records, prepared.counts | {"variants, for train": len(prepared.variants)}
         sides, (variants, _) = prepared.sides, without_identifiers(prepared.variants)
         variants, _ = without_instructions_in(variants)

@@ -378,6 +378,10 @@ def test_a_prepared_folder_with_an_article_on_no_side(prepared_run, tmp_path: Pa
     words = f"{rows[3]['pubmed_id']} is on no side"
     refused(capsys, tmp_path, ["--abstracts", edited, "--out", tmp_path / "out"], words)
     shutil.copy(prepared_run[0] / "articles.jsonl", edited)
+    other = json.loads((edited / "counts.json").read_text()) | {"topic": "lymphoma"}
+    (edited / "counts.json").write_text(json.dumps(other))
+    words = "edited was prepared with a gazetteer of lymphoma, not leukemia: give that as --gazetteer"
+    refused(capsys, tmp_path, ["--abstracts", edited, "--out", tmp_path / "out"], words)
     (edited / "counts.json").write_text("[]")
     refused(capsys, tmp_path, ["--abstracts", edited, "--out", tmp_path / "out"], "counts.json does not hold what")
     (edited / "train.jsonl").unlink()
