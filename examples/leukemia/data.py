@@ -174,7 +174,8 @@ def read_csv(path: Path, needed: Sequence[str]) -> Iterator[dict[str, str]]:
 def _check_columns(path: Path, columns: Sequence[str], needed: Sequence[str]) -> None:
     if missing := [name.replace(",", " or ") for name in needed if not set(name.split(",")) & set(columns)]:
         found = ", ".join(columns) or "nothing"
-        raise UserError(f"{path} lacks the column {', '.join(missing)} (its first line has: {found}): add it")
+        ids = ", or name that of the ids to prepare or index with --id-column" if missing == ["pubmed_id"] else ""
+        raise UserError(f"{path} lacks the column {', '.join(missing)} (its first line has: {found}): add it{ids}")
     if twice := [column for column, times in Counter(columns).items() if column and times > 1]:
         raise UserError(f"{path} has the column {', '.join(twice)} more than once: rename or remove one")
 

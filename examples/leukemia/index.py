@@ -445,15 +445,15 @@ def query_units(question: str, gazetteer: Gazetteer) -> Units:
     units: Units = {}
     place = 0
     for span in annotate(question, gazetteer):
-        units |= dict.fromkeys(_words(question[place : span.start]), PLAIN)
+        units |= dict.fromkeys(_word_units(question[place : span.start]), PLAIN)
         # FTS5 knows no capitals: ALL would be found in "all patients", and the articles' own names tell where it is meant
         written = () if re.fullmatch("[A-Z]+", span.text) else (span.text,)
         units[tuple(dict.fromkeys((*written, span.name)))] = 1.0
         place = span.end
-    return units | dict.fromkeys(_words(question[place:]), PLAIN)
+    return units | dict.fromkeys(_word_units(question[place:]), PLAIN)
 
 
-def _words(text: str) -> list[tuple[str, ...]]:
+def _word_units(text: str) -> list[tuple[str, ...]]:
     """The words of a text that ask for something, each with its other forms; a letter or digit with the word beside it."""
     words, units = [word for word, _ in words_of(text)], []
     for place, word in enumerate(words):

@@ -37,20 +37,14 @@ _RELATIVE = "man|woman|boy|girl|baby|mother|father|son|daughter|wife|husband|bro
 _SOMEONE = rf"{_RELATIVE}|child|person|client|patient|pt"
 _ILL_SOON = re.compile(r" (?:s|ha[sd]|have|got) (?:an? )?(?:acute|chronic|leuk|lymphom|[acm][a-z]{2,3} )")
 _NAMED = (" named ", " called ")
-_TITLE = (
-    " mr ",
-    " mrs ",
-    " ms ",
-    " mme ",
-    " mlle ",
-    " madame ",
-    " monsieur ",
-    " mister ",
-    " herr ",
-    " herrn ",
-    " frau ",
+_TITLE = tuple(
+    f" {title} "
+    for title in re.findall(
+        r"\w+",
+        """mr mrs ms mme mlle madame monsieur mister herr herrn frau señor señora señorita signor signora signore
+        signorina""",
+    )
 )
-_TITLE += (" señor ", " señora ", " señorita ", " signor ", " signora ", " signore ", " signorina ")
 # each with the words that a text must have for it; _HAS_IT as words is _ILL_SOON
 _SAYS = (  # a title or the word name: what follows is one, whatever it is
     (

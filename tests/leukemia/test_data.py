@@ -303,6 +303,11 @@ def test_a_file_whose_ids_stand_elsewhere_says_how_to_name_them(tmp_path: Path) 
     with pytest.raises(UserError, match=r"typed\.csv holds no row with a pubmed_id and an abstract: .*--id-column"):
         read_abstracts(path)
     assert [record.pubmed_id for record in read_abstracts(path, "paper_id")[0]] == ["7"]
+    path.write_text("id,title,abstract\n7,A title,An abstract of some words.\n", encoding="utf-8")
+    with pytest.raises(
+        UserError, match=r"lacks the column pubmed_id \(.*\): add it, or name that of the ids .*--id-column"
+    ):
+        read_abstracts(path)
 
 
 def test_ids_of_several_columns(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
